@@ -1,0 +1,1 @@
+"""Worlds: tensors only, knowing nothing of learning."""

@@ -1,0 +1,236 @@
+"""A world is physics as pure functions of batched tensors; `TensorEnv` turns any world into a `VectorEnv`."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+
+from envs.core import Decision, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map, tree_where
+
+State = TypeVar("State")
+
+
+class Transition(NamedTuple):
+    """What a world's physics gives back. `terminated` None says that this world never ends by itself."""
+
+    state: Any
+    reward: Float[Tensor, "E N K"]
+    terminated: Bool[Tensor, "E N"] | None = None
+
+
+class World(ABC, Generic[State]):
+    """Physics, pure in its noise: the same state, action and noise always give the same result.
+
+    That purity is what lets one world be compiled, differentiated, captured on a GPU, and compared exactly with another
+    implementation. `State` is any tree of tensors whose leading axis is E. Subclasses set `spec` and, if a horizon is
+    part of the task but agents may not see the clock, `shows_clock = False` (the critic always sees it, in `state`).
+    """
+
+    spec: EnvSpec
+    shows_clock: bool = True
+
+    @abstractmethod
+    def initial_noise(self, num: int, generator: torch.Generator) -> Tree:
+        """The random numbers that `initial` needs for `num` rows, on the generator's device."""
+
+    @abstractmethod
+    def initial(self, noise: Tree) -> State:
+        """The state at the start of an episode."""
+
+    def noise(self, num: int, generator: torch.Generator) -> Tree:
+        """The random numbers that one `transition` of `num` rows needs; None for deterministic physics."""
+        return None
+
+    @abstractmethod
+    def transition(self, state: State, action: Num[Tensor, "E N A"], noise: Tree) -> Transition:
+        """One step. Returns new tensors; never writes to its arguments."""
+
+    @abstractmethod
+    def observe(self, state: State) -> Observation:
+        """What agents and critic see of `state`."""
+
+    def frame(self, state: State) -> Any:
+        """A picture of the one row of `state`, [height, width, 3] uint8; worlds that cannot be drawn raise InputError."""
+        raise InputError(f"{type(self).__name__} has no picture; give it a method frame(state) to render it.")
+
+
+class TensorEnv:
+    """E rows of a `World`, stepped together on one device.
+
+    time_limit truncates an episode after that many steps, a convenience of training; `spec.horizon`, where a world has
+    one, terminates it, and then the clock (elapsed share of the horizon) comes first in `state` and, unless the world
+    hides it, in `agent`.
+
+    On the CPU only the rows that ended are restarted (indexing); on a GPU all rows are computed and selected, so that
+    the host never waits. Both give the same numbers wherever a world draws the same noise. Raises InputError for a time
+    limit or a number of rows below 1.
+    """
+
+    def __init__(
+        self,
+        world: World[Any],
+        num_envs: int,
+        *,
+        time_limit: int | None = None,
+        device: torch.device | str = "cpu",
+        select_rows: bool | None = None,
+    ):
+        if num_envs < 1:
+            raise InputError(f"num_envs must be at least 1; got {num_envs}.")
+        if time_limit is not None and time_limit < 1:
+            raise InputError(f"time_limit must be at least 1 step (or null for none); got {time_limit}.")
+        self.world = world
+        self.num_envs = num_envs
+        self.time_limit = time_limit
+        self.device = torch.device(device)
+        self.spec = _spec_with_clock(world)
+        self._select_rows = self.device.type != "cpu" if select_rows is None else select_rows
+        self._never = torch.zeros(num_envs, len(self.spec.agents), dtype=torch.bool, device=self.device)
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Start every row anew; P seeds seed P equal blocks of rows."""
+        seeds = [seed] if isinstance(seed, int) else list(seed)
+        if self.num_envs % len(seeds):
+            raise InputError(f"{self.num_envs} environments cannot be shared equally by {len(seeds)} seeds.")
+        self._streams = Streams(seeds, self.device)
+        self._state = self.world.initial(self._streams.draw(self.world.initial_noise, self.num_envs))
+        self._clock = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self._present = ~self._never
+        self._obs = self._observe(self._state, self._clock)
+        return self._obs
+
+    def step(self, action: Num[Tensor, "E N A"]) -> Step:
+        """Advance every row by one joint action, [E,N,A]."""
+        noise = self._streams.draw(self.world.noise, self.num_envs)
+        state, reward, terminated = self.world.transition(self._state, action, noise)
+        acted, clock = self._obs.alive, self._clock + 1
+        seen = self._observe(state, clock)
+        final_obs = Observation(seen.agent, seen.state, acted, seen.legal)
+        if terminated is None:
+            obs, (terminated, truncated, ended) = seen, self._leaving_together(clock, acted)
+        else:
+            reward = reward * acted.unsqueeze(-1)
+            obs, (terminated, truncated, ended) = self._leaving(terminated & acted, clock, acted, seen)
+        restart = self._restart_by_selection if self._select_rows else self._restart_by_index
+        self._state, self._clock, self._obs = restart(state, clock, obs, ended)
+        return Step(self._obs, reward, terminated, truncated, ended, final_obs)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Physics, clocks, who is present, and the random streams."""
+        leaves: list[Tensor] = []
+        tree_map(leaves.append, self._state)
+        physics = {str(i): leaf for i, leaf in enumerate(leaves)}
+        return {"physics": physics, "clock": self._clock, "present": self._present, "streams": self._streams.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> Observation:
+        """Continue exactly where `state` was taken."""
+        self.reset([0] * len(state["streams"]["generators"]))
+        self._streams.load_state_dict(state["streams"])
+        leaves = iter(state["physics"][str(i)] for i in range(len(state["physics"])))
+        self._state = tree_map(lambda _: next(leaves).to(self.device), self._state)
+        self._clock, self._present = state["clock"].to(self.device), state["present"].to(self.device)
+        seen = self._observe(self._state, self._clock)
+        self._obs = Observation(seen.agent, seen.state, seen.alive & self._present, seen.legal)
+        return self._obs
+
+    def frame(self) -> Any:
+        """A picture of the first row, [height, width, 3] uint8."""
+        return self.world.frame(tree_map(lambda leaf: leaf[:1], self._state))
+
+    def _leaving_together(
+        self, clock: Int[Tensor, " E"], acted: Bool[Tensor, "E N"]
+    ) -> tuple[Bool[Tensor, "E N"], Bool[Tensor, "E N"], Bool[Tensor, " E"]]:
+        """Terminated, truncated, ended, in a world that only the clock ends."""
+        if self.spec.horizon is None:
+            if self.time_limit is None:
+                return self._never, self._never, self._never[:, 0]
+            out = clock >= self.time_limit
+            return self._never, acted & out.unsqueeze(-1), out
+        over = clock >= self.spec.horizon
+        if self.time_limit is None or self.time_limit >= self.spec.horizon:
+            return acted & over.unsqueeze(-1), self._never, over
+        out = clock >= self.time_limit
+        return self._never, acted & out.unsqueeze(-1), out
+
+    def _leaving(
+        self, terminated: Bool[Tensor, "E N"], clock: Int[Tensor, " E"], acted: Bool[Tensor, "E N"], seen: Observation
+    ) -> tuple[Observation, tuple[Bool[Tensor, "E N"], Bool[Tensor, "E N"], Bool[Tensor, " E"]]]:
+        """What is seen without those who leave, and terminated, truncated, ended, where agents may leave one by one."""
+        over, truncated, _ = self._leaving_together(clock, acted)
+        terminated = terminated | over
+        truncated = truncated & ~terminated
+        self._present = self._present & ~(terminated | truncated)
+        alive = seen.alive & self._present
+        obs = Observation(seen.agent, seen.state, alive, seen.legal)
+        return obs, (terminated, truncated, ~alive.any(-1))
+
+    def _observe(self, state: Any, clock: Int[Tensor, " E"]) -> Observation:
+        seen = self.world.observe(state)
+        if self.spec.horizon is None:
+            return seen
+        elapsed = (clock / self.spec.horizon).to(seen.state.dtype).unsqueeze(-1)
+        agent = seen.agent
+        if self.world.shows_clock:
+            agent = torch.cat([elapsed.unsqueeze(1).expand(*agent.shape[:2], 1), agent], -1)
+        return Observation(agent, torch.cat([elapsed, seen.state], -1), seen.alive, seen.legal)
+
+    def _restart_by_index(
+        self, state: Any, clock: Int[Tensor, " E"], obs: Observation, ended: Bool[Tensor, " E"]
+    ) -> tuple[Any, Int[Tensor, " E"], Observation]:
+        """Draw and observe only the rows that ended."""
+        rows = ended.nonzero().squeeze(1)
+        if not len(rows):
+            return state, clock, obs
+        policies = len(self._streams)
+        counts = [len(rows)] if policies == 1 else ended.view(policies, -1).sum(1).tolist()
+        fresh = self.world.initial(self._streams.draw_ragged(self.world.initial_noise, counts))
+        zero = torch.zeros_like(rows)
+        self._present = self._present.index_fill(0, rows, True)
+
+        def overwrite(old: Tensor, new: Tensor) -> Tensor:
+            return old.index_copy(0, rows, new)
+
+        observed = tree_map(overwrite, obs, self._observe(fresh, zero))
+        return tree_map(overwrite, state, fresh), overwrite(clock, zero), observed
+
+    def _restart_by_selection(
+        self, state: Any, clock: Int[Tensor, " E"], obs: Observation, ended: Bool[Tensor, " E"]
+    ) -> tuple[Any, Int[Tensor, " E"], Observation]:
+        """Draw and observe every row, keep those that ended: no host synchronization."""
+        fresh = self.world.initial(self._streams.draw(self.world.initial_noise, self.num_envs))
+        clock, self._present = clock.masked_fill(ended, 0), self._present | ended.unsqueeze(-1)
+        observed = self._observe(fresh, torch.zeros_like(clock))
+        return tree_where(ended, fresh, state), clock, tree_where(ended, observed, obs)
+
+
+class Scripted:
+    """An Actor that follows a function of the observation alone: baselines, tests, and a person's own rule."""
+
+    def __init__(self, rule: Any):
+        self.rule = rule
+
+    def initial_memory(self, num_envs: int) -> None:
+        """Scripted actors remember nothing."""
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """`rule(obs, streams)` must give actions [E,N,A]."""
+        return Decision(self.rule(obs, streams)), memory
+
+
+def _spec_with_clock(world: World[Any]) -> EnvSpec:
+    spec = world.spec
+    if spec.horizon is None:
+        return spec
+    if spec.horizon < 1:
+        raise InputError(f"A horizon is at least 1 step; {type(world).__name__} has {spec.horizon}.")
+    sizes = tuple(size + int(world.shows_clock) for size in spec.observation_sizes)
+    return dataclasses.replace(spec, observation_sizes=sizes, state_size=spec.state_size + 1)

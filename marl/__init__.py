@@ -1,0 +1,1 @@
+"""The shared actor-critic core and the algorithms that learn in simulation."""

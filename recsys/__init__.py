@@ -1,0 +1,1 @@
+"""Recommendation: logged data, estimators and learners."""
