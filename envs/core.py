@@ -8,7 +8,11 @@ policies, rows p·E/P to (p+1)·E/P belong to policy p.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 import itertools
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -255,6 +259,32 @@ class Streams:
         """Continue the sequences where `state` was taken."""
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved.cpu().contiguous())
+
+
+def import_dotted(path: str) -> Any:
+    """The module `package.module`, or the object `package.module:name`.
+
+    The current folder is searched too, so that a user's own file needs no installation. Raises InputError for a path that
+    is malformed, a module that is missing or fails to import, or a name that the module lacks (the nearest is told).
+    """
+    module_path, colon, name = path.partition(":")
+    if not all(part.isidentifier() for part in module_path.split(".")) or (colon and not name.isidentifier()):
+        raise InputError(f"Expected a dotted path such as 'package.module' or 'package.module:name'; got {path!r}.")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_path)
+    except ImportError as error:
+        missing = getattr(error, "name", None)
+        reason = "there is no such module" if missing and module_path.startswith(missing) else str(error)
+        raise InputError(f"Cannot import {module_path} (from {path!r}): {reason}.") from error
+    if not colon:
+        return module
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, dir(module), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(f"{module_path} has no {name} (from {path!r}).{hint}")
+    return getattr(module, name)
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {}

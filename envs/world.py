@@ -11,7 +11,19 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from envs.core import Decision, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map, tree_where
+from envs.core import (
+    Continuous,
+    Decision,
+    Discrete,
+    EnvSpec,
+    InputError,
+    Observation,
+    Step,
+    Streams,
+    Tree,
+    tree_map,
+    tree_where,
+)
 
 State = TypeVar("State")
 
@@ -56,7 +68,7 @@ class World(ABC, Generic[State]):
         """What agents and critic see of `state`."""
 
     def frame(self, state: State) -> Any:
-        """A picture of the one row of `state`, [height, width, 3] uint8; worlds that cannot be drawn raise InputError."""
+        """A picture of the one row of `state`, [height, width, 3] uint8. A world without pictures raises InputError."""
         raise InputError(f"{type(self).__name__} has no picture; give it a method frame(state) to render it.")
 
 
@@ -96,8 +108,11 @@ class TensorEnv:
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Start every row anew; P seeds seed P equal blocks of rows."""
         seeds = [seed] if isinstance(seed, int) else list(seed)
-        if self.num_envs % len(seeds):
-            raise InputError(f"{self.num_envs} environments cannot be shared equally by {len(seeds)} seeds.")
+        if not seeds or self.num_envs % len(seeds):
+            raise InputError(
+                f"{self.num_envs} environments cannot be shared equally by {len(seeds)} seeds; give as many seeds as "
+                "policies, a divisor of num_envs."
+            )
         self._streams = Streams(seeds, self.device)
         self._state = self.world.initial(self._streams.draw(self.world.initial_noise, self.num_envs))
         self._clock = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
@@ -129,7 +144,12 @@ class TensorEnv:
         leaves: list[Tensor] = []
         tree_map(leaves.append, self._state)
         physics = {str(i): leaf for i, leaf in enumerate(leaves)}
-        return {"physics": physics, "clock": self._clock, "present": self._present, "streams": self._streams.state_dict()}
+        return {
+            "physics": physics,
+            "clock": self._clock,
+            "present": self._present,
+            "streams": self._streams.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> Observation:
         """Continue exactly where `state` was taken."""
@@ -224,6 +244,48 @@ class Scripted:
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """`rule(obs, streams)` must give actions [E,N,A]."""
         return Decision(self.rule(obs, streams)), memory
+
+
+class RandomActor:
+    """An Actor that plays at random.
+
+    Discrete: uniform over the legal choices of each component. Continuous: uniform between the bounds, standard normal
+    where there are none, half normal from the bound where there is only one.
+    """
+
+    def __init__(self, spec: EnvSpec):
+        self.spec = spec
+        self._bounds: dict[torch.device, tuple[Float[Tensor, "N A"], Float[Tensor, "N A"]]] = {}
+
+    def initial_memory(self, num_envs: int) -> None:
+        """Nothing is remembered."""
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """Actions [E,N,A]; an agent without a legal choice, who is not alive, gets 0."""
+        space = self.spec.action
+        shape = obs.alive.shape
+        if isinstance(space, Discrete):
+            # The least of equally fast exponential clocks is uniform, also among the legal ones alone.
+            clocks = streams.exponential((*shape, sum(space.choices)))
+            if obs.legal is not None:
+                clocks = clocks.masked_fill(~obs.legal, torch.inf)
+            return Decision(torch.stack([c.argmin(-1) for c in clocks.split(space.choices, -1)], -1)), memory
+        return Decision(self._within_bounds(streams.normal((*shape, space.size)))), memory
+
+    def _within_bounds(self, normal: Float[Tensor, "E N A"]) -> Float[Tensor, "E N A"]:
+        low, high = self._on(normal.device)
+        bounded, below, above = (low > -torch.inf) & (high < torch.inf), low > -torch.inf, high < torch.inf
+        uniform = torch.where(bounded, low, 0) + torch.where(bounded, high - low, 0) * torch.special.ndtr(normal)
+        one_sided = torch.where(below, low + normal.abs(), torch.where(above, high - normal.abs(), normal))
+        return torch.where(bounded, uniform, one_sided)
+
+    def _on(self, device: torch.device) -> tuple[Float[Tensor, "N A"], Float[Tensor, "N A"]]:
+        if device not in self._bounds:
+            spaces, size = [s for s in self.spec.actions if isinstance(s, Continuous)], self.spec.action.size
+            padded = [[(*bounds, *(0.0,) * (size - len(bounds))) for bounds in (s.low, s.high)] for s in spaces]
+            low, high = torch.tensor(padded, device=device).unbind(1)
+            self._bounds[device] = low, high
+        return self._bounds[device]
 
 
 def _spec_with_clock(world: World[Any]) -> EnvSpec:

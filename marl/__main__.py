@@ -1,0 +1,193 @@
+"""The command line: `concord --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Heavy imports (torch, matplotlib) belong to the commands that need them: help and listings answer at once.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train agents that decide together, judge them, and re-measure every claim.\n\n"
+    "Start with [bold]concord list[/bold], then [bold]concord run cooperative/spread[/bold]. Everything in a config can be "
+    "set on the command line as [bold]key=value[/bold]; a bare comma list sweeps: [bold]seed=0,1,2[/bold].",
+)
+
+ConfigArgument = Annotated[str, typer.Argument(help="a YAML file, or a name from `concord list`", metavar="CONFIG")]
+Assignments = Annotated[list[str] | None, typer.Argument(help="key=value …", metavar="[KEY=VALUE]...")]
+RunFolder = Annotated[Path, typer.Argument(help="the folder of a run", metavar="DIR")]
+RunFolders = Annotated[list[Path], typer.Argument(help="folders of runs or sweeps", metavar="DIR...")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    assignments: Assignments = None,
+    out: Annotated[Path | None, typer.Option(help="the folder to make; default runs/NAME-TIME")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="processes of a sweep; default one a core")] = None,
+) -> None:
+    """Train from a config, evaluate, and leave report, curve, film, events and checkpoints in one folder."""
+    from marl.catalog import find_config
+    from marl.config import read_yaml, resolve, split_assignments
+    from marl.display import console
+    from marl.sweep import run_sweep, run_training
+    from marl.tables import print_report
+
+    path = find_config(config)
+    raw = read_yaml(path)
+    points = split_assignments(assignments or [])
+    folder = out or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if len(points) > 1:
+        report = run_sweep(raw, points, folder, processes)
+    else:
+        report = run_training(resolve(raw, points[0]), folder)
+    print_report(report, folder, console)
+
+
+@app.command()
+def resume(folder: RunFolder) -> None:
+    """Continue a run or sweep that was interrupted, exactly where its newest checkpoint was taken."""
+    from marl.display import console
+    from marl.sweep import resume_folder
+    from marl.tables import print_report
+
+    print_report(resume_folder(folder), folder, console)
+
+
+@app.command()
+def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
+    """Play a trained team again, elsewhere or longer: evaluation.episodes=5000, env.args.local_ratio=0.2, seed=7."""
+    from marl.display import console
+    from marl.evaluation import evaluate_folder
+    from marl.tables import print_metrics
+
+    report, path = evaluate_folder(folder, assignments or [])
+    print_metrics(report.metrics, f"evaluation of {folder}", console)
+    console.print(f"report     {path}")
+
+
+@app.command()
+def show(config: ConfigArgument, assignments: Assignments = None) -> None:
+    """Print the resolved config: every field with its value, range and meaning."""
+    from marl.catalog import find_config
+    from marl.config import read_yaml, resolve, split_assignments
+    from marl.display import console
+    from marl.tables import print_config
+
+    raw = read_yaml(find_config(config))
+    for point in split_assignments(assignments or []):
+        print_config(resolve(raw, point), console)
+
+
+@app.command(name="list")
+def list_configs() -> None:
+    """List the configs that come with Concord: what each is for, how long it takes, what to expect."""
+    from marl.catalog import catalog
+    from marl.display import console
+    from marl.tables import print_catalog
+
+    print_catalog(catalog(), console)
+
+
+@app.command()
+def compare(
+    folders: RunFolders,
+    metric: Annotated[str, typer.Option(help="the metric to compare")] = "return_per_agent",
+    out: Annotated[Path, typer.Option(help="where the picture goes")] = Path("comparison.png"),
+) -> None:
+    """Compare runs: a table and a plot, with intervals over seeds; runs that differ only in their seed form a group."""
+    from marl.comparison import compare_folders
+    from marl.display import console
+    from marl.tables import print_comparison
+
+    groups = compare_folders(folders, metric, out)
+    print_comparison(groups, metric, console)
+    console.print(f"picture    {out}")
+
+
+@app.command()
+def render(folder: RunFolder) -> None:
+    """Film a trained team: DIR/film.gif."""
+    from marl.display import console
+    from marl.evaluation import render_folder
+
+    console.print(f"film       {render_folder(folder)}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="one benchmark; default all quick ones", metavar="[NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="a folder for report.json")] = None,
+) -> None:
+    """Measure speed on this machine, per CPU-second, next to a calibration loop."""
+    from marl.bench import run_benchmarks
+    from marl.display import console
+    from marl.tables import print_metrics
+
+    folder = out or Path(tempfile.mkdtemp(prefix="concord-bench-"))
+    report = run_benchmarks(name, folder)
+    print_metrics(report.metrics, "benchmarks", console)
+    console.print(f"report     {folder / 'report.json'}")
+
+
+@app.command()
+def claims(
+    ids: Annotated[list[str] | None, typer.Argument(help="ids or prefixes; default all", metavar="[ID]...")] = None,
+    tier: Annotated[str, typer.Option(help="quick, slow or all")] = "all",
+    check: Annotated[bool, typer.Option("--check", help="measure nothing; say what is recorded, stale or short")] = False,
+) -> None:
+    """Measure what the project claims, and say line by line what holds."""
+    from marl.claims import run_claims
+
+    raise typer.Exit(run_claims(ids or [], tier, check))
+
+
+def main() -> None:
+    """Run a command; errors that the user can mend are one paragraph, never a traceback."""
+    from rich.console import Console
+
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("\nInterrupted. What was saved is intact; continue with [bold]concord resume DIR[/bold].")
+        sys.exit(130)
+    except Exception as error:
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is not None:
+            errors.print(f"[bold red]Error:[/bold red] {_plain(str(error))}")
+            sys.exit(exit_code)
+        if os.environ.get("CONCORD_TRACEBACK"):
+            raise
+        errors.print(f"[bold red]Error:[/bold red] {_plain(_unexpected(error))}")
+        sys.exit(1)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _unexpected(error: Exception) -> str:
+    """One paragraph for what nobody foresaw, with the traceback in a file."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    with tempfile.NamedTemporaryFile("w", prefix="concord-error-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return (
+        f"{type(error).__name__}: {error} (in {Path(frame.filename).name}, line {frame.lineno}). Nobody foresaw this: it is "
+        f"a mistake in Concord, or in your own environment or recipe. The traceback is in {file.name}; what was saved before "
+        "is intact."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Many runs side by side: statistics over seeds, differences between variants, a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.core import InputError
+from marl.config import yaml_text
+from marl.pictures import new_axes, read_curve, smooth
+from marl.report import Metric, Report
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed."""
+
+    label: str
+    folders: list[Path]
+    values: np.ndarray
+    summary: dict[str, Metric]
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """The mean of the middle half. Source: Agarwal et al., NeurIPS 2021 (arXiv 2108.13264)."""
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(values, 0.25))
+
+
+def summarize(values: np.ndarray) -> dict[str, Metric]:
+    """min, median, iqm (bootstrapped over seeds, 95 %) and max."""
+    resampled = np.random.default_rng(0).choice(values, (2000, len(values)))
+    iqms = [interquartile_mean(row) for row in resampled]
+    low, high = np.percentile(iqms, [2.5, 97.5])
+    n = len(values)
+    exact = {"min": values.min(), "median": np.median(values), "max": values.max()}
+    found = {name: Metric(float(value), float(value), float(value), n) for name, value in exact.items()}
+    return {**found, "iqm": Metric(interquartile_mean(values), float(low), float(high), n)}
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Metric:
+    """Mean difference between two groups with Welch's 95 % interval (infinite with one seed each)."""
+    from scipy import stats
+
+    value = float(first.mean() - second.mean())
+    if min(len(first), len(second)) < 2:
+        return Metric(value, -np.inf, np.inf, min(len(first), len(second)))
+    if first.std() == 0 and second.std() == 0:
+        return Metric(value, value, value, min(len(first), len(second)))
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return Metric(value, float(interval.low), float(interval.high), min(len(first), len(second)))
+
+
+def sweep_metrics(variants: dict[str, list[Report]]) -> dict[str, Metric]:
+    """`<metric>/{min,median,iqm,max}` of each variant, and `difference/<a>-<b>` of their returns.
+
+    Variants' names stand before their metrics where there is more than one; the difference of any other metric is
+    `<metric>/difference/<a>-<b>`.
+    """
+    found: dict[str, Metric] = {}
+    values = {label: _columns(reports) for label, reports in variants.items()}
+    for label, columns in values.items():
+        prefix = f"{label}/" if len(variants) > 1 else ""
+        for name, column in columns.items():
+            found |= {f"{prefix}{name}/{stat}": metric for stat, metric in summarize(column).items()}
+    for first, second in combinations(values, 2):
+        for name in values[first].keys() & values[second].keys():
+            key = f"difference/{first}-{second}"
+            key = key if name == "return_per_agent" else f"{name}/{key}"
+            found[key] = difference(values[first][name], values[second][name])
+    return found
+
+
+def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:
+    names = [name for name in reports[0].metrics if all(name in report.metrics for report in reports)]
+    return {name: np.array([report.metrics[name].value for report in reports]) for name in names}
+
+
+def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list[Group]:
+    """Group the runs found in `folders`, summarize `metric`, draw learning curves. Raises InputError for no runs."""
+    found = [(path.parent, Report.load(path)) for folder in folders for path in _reports(folder)]
+    configs = [_flatten(report.config) for _, report in found]
+    varying = sorted({key for c in configs for key in c if any(other.get(key) != c[key] for other in configs)} - {"seed"})
+    groups: dict[str, list[tuple[Path, Report]]] = {}
+    for (folder, report), config in zip(found, configs):
+        label = ", ".join(f"{key}={yaml_text(config.get(key))}" for key in varying) or report.recipe
+        groups.setdefault(label, []).append((folder, report))
+    summaries = [_group(label, members, metric) for label, members in groups.items()]
+    _draw(summaries, picture)
+    return summaries
+
+
+def _reports(folder: Path) -> list[Path]:
+    """The reports of single runs in a folder: its own, or those of a sweep's points."""
+    points = sorted(folder.glob("*/report.json"))
+    if points:
+        return points
+    if not (folder / "report.json").is_file():
+        raise InputError(f"{folder} holds no finished run: there is no report.json in it.")
+    return [folder / "report.json"]
+
+
+def _group(label: str, members: list[tuple[Path, Report]], metric: str) -> Group:
+    for folder, report in members:
+        if metric not in report.metrics:
+            raise InputError(f"{folder} has no metric {metric!r}; it has {', '.join(report.metrics)}.")
+    values = np.array([report.metrics[metric].value for _, report in members])
+    return Group(label, [folder for folder, _ in members], values, summarize(values))
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _draw(groups: Sequence[Group], picture: Path) -> None:
+    """Learning curves: mean over seeds, and the band between the worst and the best."""
+    figure, axes = new_axes("Learning curves", "environment steps", "return per agent and episode")
+    for group in groups:
+        curves = [read_curve(folder) for folder in group.folders if (folder / "metrics.csv").exists()]
+        curves = [curve for curve in curves if curve[0]]
+        if not curves:
+            continue
+        grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 200)
+        lines = np.stack([np.interp(grid, steps, smooth(returns)) for steps, returns in curves])
+        (line,) = axes.plot(grid, lines.mean(0), lw=2, label=f"{group.label} ({len(curves)} seeds)")
+        axes.fill_between(grid, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.2, lw=0)
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture)

@@ -1,0 +1,264 @@
+"""Configs: pydantic models beside each algorithm, YAML that says only what differs, overrides from the command line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from envs.core import InputError, import_dotted
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class EnvConfig(Section):
+    """Where the agents act: a native world or any PettingZoo environment, by dotted path."""
+
+    world: str | None = Field(None, description="a native World, module:Class")
+    pettingzoo: str | None = Field(None, description="a PettingZoo environment, module:function that makes one")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of the world or the function")
+    num_envs: int = Field(16, ge=1, description="environments stepped together")
+    time_limit: int | None = Field(None, ge=1, description="steps after which training truncates an episode (worlds)")
+    workers: int = Field(0, ge=0, description="processes that step PettingZoo environments; 0 steps them in this one")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> EnvConfig:
+        if (self.world is None) == (self.pettingzoo is None):
+            raise ValueError("needs exactly one of env.world and env.pettingzoo")
+        if self.pettingzoo is not None and self.time_limit is not None:
+            raise ValueError("env.time_limit is for native worlds; a PettingZoo environment takes its own in env.args")
+        if self.world is not None and self.workers:
+            raise ValueError("env.workers is for PettingZoo environments; native worlds need no processes")
+        return self
+
+
+class TrainConfig(Section):
+    """How long to train, and how often to save."""
+
+    env_steps: int = Field(1_000_000, ge=1, description="joint steps of all environments of one policy")
+    cpu_seconds: float | None = Field(None, gt=0, description="stop earlier, after this much CPU time of training")
+    save_seconds: float = Field(20.0, ge=0, description="time between checkpoints; a finished stage is always saved")
+
+
+class TwinConfig(Section):
+    """The same task elsewhere: a PettingZoo environment in which the trained team is evaluated and filmed too."""
+
+    pettingzoo: str = Field(description="module:function that makes it")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of that function")
+    episodes: int = Field(100, ge=2, description="evaluation episodes")
+
+
+class EvaluationConfig(Section):
+    """How a trained policy is judged."""
+
+    episodes: int = Field(1024, ge=2, description="episodes, of sampled actions and again of most probable ones")
+    num_envs: int = Field(1024, ge=1, description="environments stepped together; fewer are used for fewer episodes")
+    film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
+    twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
+
+
+class ResumeConfig(Section):
+    """What an inexact resume may do."""
+
+    restart_episodes: bool = Field(
+        False, description="begin new episodes where a foreign environment cannot be replayed exactly"
+    )
+
+
+class RunConfig(Section):
+    """What every recipe has. A recipe's own Config adds its sections."""
+
+    recipe: str = Field(description="the algorithm, by dotted path of its module")
+    seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(1, ge=1, description="torch threads; more than 1 slows small networks down")
+    env: EnvConfig
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    resume: ResumeConfig = Field(default_factory=ResumeConfig)
+
+
+def load_recipe(path: str) -> Any:
+    """The recipe's module: it has `Config` and `recipe`. Raises InputError where it does not."""
+    module = import_dotted(path)
+    missing = [name for name in ("Config", "recipe") if not hasattr(module, name)]
+    if missing:
+        raise InputError(f"A recipe module needs Config and recipe(config, run); {path} lacks {' and '.join(missing)}.")
+    return module
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file as nested dicts. Raises InputError for a missing file, bad YAML, or one that is no mapping."""
+    if not path.is_file():
+        raise InputError(f"There is no config file {path}. `concord list` shows the configs that come with Concord.")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} must hold a mapping such as 'recipe: marl.algorithms.mappo'; got {raw!r}.")
+    return raw
+
+
+def split_assignments(assignments: Sequence[str]) -> list[dict[str, Any]]:
+    """`key=value` words as one dict of overrides for each point of the sweep; a bare comma list sweeps.
+
+    Values are YAML: `x=[1,2]` is one vector, `x=1,2` two points. Raises InputError for a word without `=`.
+    """
+    axes: list[list[tuple[str, Any]]] = []
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals or not re.fullmatch(r"[\w.]+", key):
+            raise InputError(f"Expected key=value, such as seed=1 or env.num_envs=64; got {word!r}.")
+        axes.append([(key, _parse(key, part)) for part in _bare_commas(text)])
+    keys = [axis[0][0] for axis in axes]
+    repeated = {key for key in keys if keys.count(key) > 1}
+    if repeated:
+        raise InputError(f"Each key is set once; got {', '.join(sorted(repeated))} several times.")
+    return [dict(point) for point in product(*axes)]
+
+
+def _parse(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"The value of {key} is not valid YAML: {text!r}.") from None
+    # YAML 1.1 reads 1e-3 as a string.
+    return float(text) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text) else value
+
+
+def _bare_commas(text: str) -> list[str]:
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        depth += (letter in "[{(") - (letter in "]})") if not quote else 0
+        if letter == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
+    """The checked config of one run. Raises InputError with the full path of what is wrong and the nearest right name."""
+    raw = _deep_copy(raw)
+    for key, value in overrides.items():
+        _assign(raw, key, value)
+    if not isinstance(raw.get("recipe"), str):
+        raise InputError("A config names its algorithm: add a line such as 'recipe: marl.algorithms.mappo'.")
+    model = load_recipe(raw["recipe"]).Config
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(model, problem) for problem in error.errors())) from None
+
+
+def _deep_copy(raw: Any) -> Any:
+    return {key: _deep_copy(value) for key, value in raw.items()} if isinstance(raw, dict) else raw
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        if raw.get(name) is None:
+            raw[name] = {}
+        raw = raw[name]
+        if not isinstance(raw, dict):
+            raise InputError(f"{key} cannot be set: {name} is {raw!r}, not a section.")
+    raw[last] = value
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [name for name, _, _ in walk(model)]
+        near = _nearest(path, known)
+        hint = f"Did you mean {near}?" if near else f"Known keys: {', '.join(_siblings(path, known))}."
+        return f"Unknown key {path}. {hint}"
+    if problem["type"] == "missing":
+        return f"{path} is missing: {problem['msg'].lower()}."
+    message = re.sub(r"^(Value error, |Input should be )", "", problem["msg"])
+    place = f"{path}: " if path else ""
+    if problem["type"] == "value_error":
+        return f"{place}{message}."
+    return f"{place}expected {message}; got {problem['input']!r}."
+
+
+def _nearest(path: str, known: list[str]) -> str | None:
+    """The likeliest right key: same section first, then the same last name anywhere."""
+    section, _, last = path.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    for names in (siblings, {name: name for name in known}, {name.rpartition(".")[2]: name for name in known}):
+        found = difflib.get_close_matches(last if names is not None else path, names, 1, 0.6)
+        if found:
+            return names[found[0]]
+    found = difflib.get_close_matches(path, known, 1, 0.6)
+    return found[0] if found else None
+
+
+def _siblings(path: str, known: list[str]) -> list[str]:
+    section = path.rpartition(".")[0]
+    return sorted({name for name in known if name.rpartition(".")[0] == section})
+
+
+def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, field, type of the section or None) of every field, sections before what they hold."""
+    for name, field in model.model_fields.items():
+        section = _section_of(field.annotation)
+        yield prefix + name, field, section
+        if section is not None:
+            yield from walk(section, f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def describe(config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """(key, value, range, meaning) of every field that holds a value, in order."""
+    rows = []
+    for name, field, section in walk(type(config)):
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if section is not None and value is not None:
+            continue
+        rows.append((name, yaml_text(value), _range(field), field.description or ""))
+    return rows
+
+
+def _range(field: Any) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
+    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    annotation = field.annotation
+    if getattr(annotation, "__origin__", None) is Literal:
+        return " | ".join(str(choice) for choice in get_args(annotation))
+    kind = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
+    kind = re.sub(r"typing\.|NoneType|<class '|'>", "", str(kind).replace("None", "null")).replace("Any", "any")
+    return ", ".join([kind, *limits])
+
+
+def yaml_text(value: Any) -> str:
+    """A value as it would be written after a key."""
+    if isinstance(value, tuple):
+        value = list(value)
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip().removesuffix("...").strip()
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,135 @@
+"""Critics: values of every agent and channel in one pass."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from envs.core import EnvSpec, Observation, Streams, Tree
+from marl.config import Section
+from marl.networks import NetworkConfig, build_network
+from marl.policies import AgentNetwork, join_copies, stack_copies
+
+
+class CriticConfig(Section):
+    """What the critic sees and how it looks."""
+
+    sees: Literal["state", "agent"] = Field(
+        "state", description="state: the whole, one output an agent (MAPPO); agent: each agent's own view (IPPO)"
+    )
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    share: Literal["kind", "all", "none"] = Field("kind", description="who shares parameters, where it sees an agent")
+    agent_id: bool = Field(False, description="append a one-hot of the agent, where it sees an agent")
+    share_trunk: bool = Field(False, description="one network for all reward channels instead of one for each")
+
+
+class CentralCritic(nn.Module):
+    """Sees the state; gives all agents' values at once. Each reward channel has its own network unless `share_trunk`."""
+
+    def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
+        super().__init__()
+        self.agents, self.channels = len(spec.agents), len(spec.channels)
+        self.policies, self.copies = len(streams), 1 if config.share_trunk else self.channels
+        outputs = self.agents * self.channels // self.copies
+        self.body = build_network(
+            config.network, spec.state_size, outputs, gain=1.0, copies=self.copies, streams=streams
+        )
+        self._device = streams.device
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Zeros [E,C,1,H], or None where the network remembers nothing."""
+        shape = self.body.memory_shape
+        return None if shape is None else torch.zeros(num_envs, shape[0], 1, *shape[1:], device=self._device)
+
+    def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N K"], Tree]:
+        """Values, and what is remembered."""
+        x = stack_copies(obs.state, self.policies, self.copies).unsqueeze(2)
+        everyone = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device)
+        y, memory = self.body(x, everyone, memory)
+        y = join_copies(y, self.copies).squeeze(1)  # [B, K·N] by channel, or [B, N·K] from a shared trunk
+        if self.copies == 1:
+            return y.unflatten(-1, (self.agents, self.channels)), memory
+        return y.unflatten(-1, (self.channels, self.agents)).transpose(1, 2), memory
+
+
+class LocalCritic(nn.Module):
+    """Sees what each agent sees; gives that agent's values."""
+
+    def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
+        super().__init__()
+        self.channels = len(spec.channels)
+        copies = 1 if config.share_trunk else self.channels
+        self.network = AgentNetwork(
+            spec,
+            self.channels // copies,
+            config.network,
+            streams,
+            share=config.share,
+            agent_id=config.agent_id,
+            gain=1.0,
+            copies=copies,
+        )
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode."""
+        return self.network.initial_memory(num_envs)
+
+    def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N K"], Tree]:
+        """Values, and what is remembered."""
+        return self.network(obs, memory)
+
+
+Critic = CentralCritic | LocalCritic
+
+
+def build_critic(spec: EnvSpec, config: CriticConfig, streams: Streams) -> Critic:
+    """The critic that the config asks for."""
+    return {"state": CentralCritic, "agent": LocalCritic}[config.sees](spec, config, streams)
+
+
+class ValueScale(nn.Module):
+    """Running mean and deviation of value targets, by policy and channel, so that critics learn in units of one.
+
+    Averages every batch so far while there are fewer than 1/rate, then the recent ones. Source of the idea: van Hasselt et
+    al., NeurIPS 2016 (arXiv 1602.07714), without the output correction.
+    """
+
+    def __init__(self, policies: int, channels: int, device: torch.device, rate: float = 0.01):
+        super().__init__()
+        self.rate = rate
+        self.mean: Tensor
+        self.square: Tensor
+        self.batches: Tensor
+        self.register_buffer("mean", torch.zeros(policies, channels, device=device))
+        self.register_buffer("square", torch.ones(policies, channels, device=device))
+        self.register_buffer("batches", torch.zeros(policies, 1, device=device))
+
+    def update(self, target: Float[Tensor, "B N K"], alive: Bool[Tensor, "B N"]) -> None:
+        """Learn from the targets of agents who are alive; a policy without any changes nothing."""
+        policies, channels = self.mean.shape
+        x, weight = target.view(policies, -1, channels), alive.view(policies, -1, 1).to(target.dtype)
+        count = weight.sum(1)
+        seen = (count > 0).to(target.dtype)
+        self.batches = self.batches + seen
+        step = seen * (1 / self.batches.clamp(min=1)).clamp(min=self.rate)
+        total = count.clamp(min=1)
+        self.mean = self.mean + step * ((x * weight).sum(1) / total - self.mean)
+        self.square = self.square + step * ((x * x * weight).sum(1) / total - self.square)
+
+    def restore(self, value: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """From the critic's units to returns."""
+        return (value.unflatten(0, (len(self.mean), -1)) * self._deviation() + self._middle()).flatten(0, 1)
+
+    def apply_to(self, target: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """From returns to the critic's units."""
+        return ((target.unflatten(0, (len(self.mean), -1)) - self._middle()) / self._deviation()).flatten(0, 1)
+
+    def _middle(self) -> Float[Tensor, "P 1 1 K"]:
+        return self.mean[:, None, None]
+
+    def _deviation(self) -> Float[Tensor, "P 1 1 K"]:
+        return (self.square - self.mean.square()).clamp(min=1e-8).sqrt()[:, None, None]

@@ -1,0 +1,52 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class TrainingDisplay:
+    """A live bar on a terminal; elsewhere, a line every few seconds."""
+
+    def __init__(self, name: str, total: int, start: int = 0, every_seconds: float = 10.0):
+        self.name, self.total, self.every = name, total, every_seconds
+        self._last = time.monotonic()
+        self._text = ""
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (console.is_terminal and sys.stdout.isatty()),
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task(name, total=total, completed=start, text="")
+
+    def __enter__(self) -> TrainingDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._bar.disable and self._text:
+            console.print(f"{self.name}: {self._text}")
+
+    def advance(self, done: int, text: str | None = None) -> None:
+        """`done` of `total` is done; `text` says how it goes."""
+        if text is not None:
+            self._text = text
+        self._bar.update(self._task, completed=done, text=self._text)
+        if self._bar.disable and time.monotonic() - self._last > self.every:
+            self._last = time.monotonic()
+            console.print(f"{self.name}: {100 * done / self.total:3.0f} %  {self._text}")

@@ -1,0 +1,135 @@
+"""Joint distributions over what all agents do, with a log-probability for each decider."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from envs.core import Continuous, Decision, Streams
+
+# Added to what is illegal: large enough that its probability is exactly 0, finite so that no gradient is ever NaN.
+ILLEGAL = -1e9
+
+
+class JointDistribution(Protocol):
+    """What a joint policy gives for each row."""
+
+    def sample(self, streams: Streams) -> Decision:
+        """Draw a decision, with its log-probabilities."""
+
+    def mode(self) -> Decision:
+        """The most probable decision."""
+
+    def log_prob(self, decision: Decision) -> Float[Tensor, "*B M"]:
+        """Log-probability of each decider's choice."""
+
+    def entropy(self, decision: Decision) -> Float[Tensor, "*B M"]:
+        """Entropy of each decider's choice given what it saw of `decision`."""
+
+    def log_probs(self) -> Float[Tensor, "*B N A"]:
+        """Of every choice of independent agents with finite choices; other distributions raise."""
+
+
+class IndependentCategorical:
+    """Agents choose alone among finitely many; components of one action are independent too.
+
+    logits [*B,N,A] hold the components side by side, `choices` says how many belong to each. Illegal choices have
+    probability 0 and never enter an entropy.
+    """
+
+    def __init__(
+        self, logits: Float[Tensor, "*B N A"], choices: tuple[int, ...], legal: Bool[Tensor, "*B N A"] | None = None
+    ):
+        self.choices = choices
+        self._logits = logits if legal is None else logits.masked_fill(~legal, ILLEGAL)
+
+    @cached_property
+    def _components(self) -> list[Float[Tensor, "*B N _"]]:
+        if len(self.choices) == 1:
+            return [self._logits.log_softmax(-1)]
+        return [part.log_softmax(-1) for part in self._logits.split(self.choices, -1)]
+
+    def sample(self, streams: Streams) -> Decision:
+        """Draw by racing exponential clocks: argmax p/q with q ~ Exp(1) has distribution p."""
+        clocks = streams.exponential(self._logits.shape).split(self.choices, -1)
+        picks = [(p.exp() / q).argmax(-1, keepdim=True) for p, q in zip(self._components, clocks)]
+        return self._with_log_prob(picks)
+
+    def mode(self) -> Decision:
+        """Each component's most probable choice."""
+        return self._with_log_prob([part.argmax(-1, keepdim=True) for part in self._components])
+
+    def log_prob(self, decision: Decision) -> Float[Tensor, "*B N"]:
+        """Summed over components."""
+        return self._log_prob(list(decision.action.split(1, -1)))
+
+    def entropy(self, decision: Decision) -> Float[Tensor, "*B N"]:
+        """Summed over components; independent agents saw nothing of the decision."""
+        parts = [-(part.exp() * part).sum(-1) for part in self._components]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+    def log_probs(self) -> Float[Tensor, "*B N A"]:
+        """Of every choice, components side by side."""
+        return self._components[0] if len(self._components) == 1 else torch.cat(self._components, -1)
+
+    def _log_prob(self, picks: list[Tensor]) -> Tensor:
+        parts = [part.gather(-1, pick).squeeze(-1) for part, pick in zip(self._components, picks)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+    def _with_log_prob(self, picks: list[Tensor]) -> Decision:
+        return Decision(picks[0] if len(picks) == 1 else torch.cat(picks, -1), log_prob=self._log_prob(picks))
+
+
+class IndependentGaussian:
+    """Agents draw real actions alone: a diagonal normal distribution, in the units of the action space.
+
+    mean, log_std [*B,N,A] are in units of the half-range around the middle of a bounded component (of 1 around 0 where it
+    is unbounded). Environments clip to their bounds; the log-probability is that of the unclipped draw. `mask` [N,A] leaves
+    out components that an agent does not have.
+    """
+
+    def __init__(
+        self,
+        mean: Float[Tensor, "*B N A"],
+        log_std: Float[Tensor, "*B N A"],
+        space: Continuous,
+        mask: Float[Tensor, "N A"] | None = None,
+    ):
+        low, high = mean.new_tensor(space.low), mean.new_tensor(space.high)
+        bounded = (low.isfinite() & high.isfinite()).to(mean.dtype)
+        scale = torch.where(bounded > 0, (high - low) / 2, 1.0)
+        middle = torch.where(bounded > 0, (high + low) / 2, 0.0)
+        self._normal = torch.distributions.Normal(middle + scale * mean, scale * log_std.exp(), validate_args=False)
+        self._mask = mask
+
+    def sample(self, streams: Streams) -> Decision:
+        """Draw by location and scale."""
+        noise = streams.normal(self._normal.loc.shape)
+        return self._with_log_prob(torch.addcmul(self._normal.loc, self._normal.scale, noise))
+
+    def mode(self) -> Decision:
+        """The mean."""
+        return self._with_log_prob(self._normal.loc)
+
+    def log_prob(self, decision: Decision) -> Float[Tensor, "*B N"]:
+        """Summed over components."""
+        return self._sum(self._normal.log_prob(decision.action))
+
+    def entropy(self, decision: Decision) -> Float[Tensor, "*B N"]:
+        """Summed over components."""
+        return self._sum(self._normal.entropy())
+
+    def log_probs(self) -> Float[Tensor, "*B N A"]:
+        """Real actions cannot be listed."""
+        raise TypeError("log_probs lists the choices of discrete actions; these actions are continuous: use log_prob.")
+
+    def _sum(self, x: Float[Tensor, "*B N A"]) -> Float[Tensor, "*B N"]:
+        return (x if self._mask is None else x * self._mask).sum(-1)
+
+    def _with_log_prob(self, action: Tensor) -> Decision:
+        decision = Decision(action)
+        return Decision(action, log_prob=self.log_prob(decision))

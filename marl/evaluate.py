@@ -1,0 +1,93 @@
+"""Play episodes and say how they went, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.core import Actor, InputError, Streams, VectorEnv, tree_map, tree_where
+from marl.report import Metric
+from marl.sources import EpisodeTracker, rollout
+
+PATIENCE = 100_000  # steps without an episode's end after which an evaluation gives up
+CHUNK = 32
+
+
+class Episodes:
+    """Returns [n,N,K] and lengths [n] of whole episodes."""
+
+    def __init__(self, returns: np.ndarray, lengths: np.ndarray):
+        self.returns, self.lengths = returns, lengths
+
+    @property
+    def per_agent(self) -> np.ndarray:
+        """Mean over agents of each episode's return, channels added, [n]."""
+        return self.returns.sum(-1).mean(-1)
+
+    def metrics(self, channels: Sequence[str], prefix: str = "") -> dict[str, Metric]:
+        """Named means with intervals: both returns, each channel's where there are several, and the length."""
+        found = {
+            "return_per_agent": Metric.mean(self.per_agent),
+            "return_team": Metric.mean(self.returns.sum(-1).sum(-1)),
+            "episode_length": Metric.mean(self.lengths),
+        }
+        if len(channels) > 1:
+            for k, channel in enumerate(channels):
+                found[f"return_per_agent/{channel}"] = Metric.mean(self.returns[..., k].mean(-1))
+        return {prefix + name: metric for name, metric in found.items()}
+
+
+def play(env: VectorEnv, actor: Actor, episodes: int, seed: int) -> Episodes:
+    """Play at least `episodes` whole episodes, the same number in every row, so that short ones are not favored.
+
+    Raises InputError where episodes do not end.
+    """
+    quota = math.ceil(episodes / env.num_envs)
+    streams = Streams([seed], env.device)
+    obs, memory = env.reset(seed), actor.initial_memory(env.num_envs)
+    tracker = EpisodeTracker(torch.ones(len(env.spec.channels), device=env.device))
+    totals: list[list[np.ndarray]] = [[] for _ in range(env.num_envs)]
+    lengths: list[list[float]] = [[] for _ in range(env.num_envs)]
+    quiet = 0
+    while min(map(len, totals)) < quota:
+        batch, obs, memory = rollout(env, actor, obs, memory, streams, CHUNK)
+        total, _, length = tracker.observe(batch)
+        ends = batch.over_time(batch.ended).flatten(1, 2).nonzero().tolist()
+        quiet = 0 if ends else quiet + CHUNK
+        if quiet > PATIENCE:
+            raise InputError(
+                f"No episode ended within {PATIENCE:,} steps, so there is no return to report. "
+                "Give the environment an end, for a native world env.time_limit."
+            )
+        for t, row in ends:
+            if len(totals[row]) < quota:
+                totals[row].append(total[t, row].cpu().numpy())
+                lengths[row].append(float(length[t, row]))
+    returns = np.stack([episode for row in totals for episode in row]).astype(np.float64)
+    return Episodes(returns, np.array([length for row in lengths for length in row]))
+
+
+def film(env: Any, actor: Actor, episodes: int, seed: int, longest: int = 1000) -> list[np.ndarray]:
+    """Pictures [height,width,3] of the first row over some episodes; the end of each is held for a moment.
+
+    `env` has a `frame()`. Raises InputError where it cannot be drawn.
+    """
+    streams = Streams([seed], env.device)
+    obs, memory = env.reset(seed), actor.initial_memory(env.num_envs)
+    frames, ended = [env.frame()], 0
+    with torch.inference_mode():
+        while ended < episodes and len(frames) < longest:
+            decision, memory = actor.act(obs, memory, streams)
+            step = env.step(decision.action)
+            obs = step.obs
+            if memory is not None:
+                memory = tree_where(step.ended, tree_map(torch.zeros_like, memory), memory)
+            if bool(step.ended[0]):
+                ended += 1
+                frames += [frames[-1]] * 8
+            frames.append(env.frame())
+    return frames[:-1]

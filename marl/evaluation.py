@@ -1,0 +1,55 @@
+"""Evaluate and film what a run has trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.core import Actor, InputError, VectorEnv
+from marl.config import load_recipe, split_assignments
+from marl.judging import evaluate, picture
+from marl.report import Report
+from marl.run import Run
+
+
+def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, Path]:
+    """Play the team of a run again under other settings; the report goes into DIR/evaluations."""
+    points = split_assignments(assignments)
+    if len(points) > 1:
+        raise InputError("evaluate takes one setting at a time; got a comma list.")
+    run = Run.open(folder, points[0])
+    episodes = run.config.evaluation
+    actor, env = load_actor(run, min(episodes.num_envs, episodes.episodes))
+    metrics = evaluate(run, actor, env)
+    env.close()
+    report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
+    path = folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    report.save(path)
+    return report, path
+
+
+def render_folder(folder: Path) -> Path:
+    """Film the team of a run."""
+    run = Run.open(folder)
+    module = load_recipe(run.config.recipe)
+    if hasattr(module, "pictures"):
+        return module.pictures(run)
+    actor, env = load_actor(run, 1)
+    env.close()
+    return picture(run, actor)
+
+
+def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
+    """The trained actor of a run and environments for it. Raises InputError where they do not fit together."""
+    module = load_recipe(run.config.recipe)
+    if not hasattr(module, "load"):
+        raise InputError(f"{run.config.recipe} has no load(run, num_envs), so there is no actor to play.")
+    try:
+        loaded: tuple[Actor, VectorEnv] = module.load(run, num_envs)
+    except RuntimeError as error:
+        raise InputError(
+            f"The trained policy of {run.folder} does not fit this environment: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return loaded

@@ -1,0 +1,79 @@
+"""From a trained policy to its report and its pictures; what every recipe that trains policies ends with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from envs.core import Actor, VectorEnv
+from marl.display import console
+from marl.environments import make_env, pettingzoo_env
+from marl.evaluate import Episodes, film, play
+from marl.pictures import learning_curve, save_gif
+from marl.policies import Greedy, JointPolicy
+from marl.report import Metric, Report
+from marl.run import Run, stage_seed
+
+
+def judge(run: Run, policy: JointPolicy) -> Report:
+    """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
+    config = run.config.evaluation
+    rows = min(config.num_envs, config.episodes)
+    env = make_env(run.config.env, num_envs=rows, device=run.device)
+    metrics = {name: Metric.exact(value) for name, value in run.used("train").items()}
+    here = evaluate(run, policy, env)
+    metrics |= here
+    if config.twin is not None:
+        metrics |= _in_twin(run, policy, here["return_per_agent"])
+    env.close()
+    learning_curve(run.folder, run.folder / "learning_curve.png")
+    if config.film_episodes:
+        picture(run, policy)
+    report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
+    report.save(run.folder / "report.json")
+    return report
+
+
+def evaluate(run: Run, policy: JointPolicy, env: VectorEnv) -> dict[str, Metric]:
+    """Returns of sampled actions, and, under `mode/`, of the most probable ones."""
+    found: dict[str, Metric] = {}
+    for prefix, actor in (("", policy), ("mode/", Greedy(policy))):
+        found |= _played(run, env, actor, run.config.evaluation.episodes, "evaluation").metrics(env.spec.channels, prefix)
+    return found
+
+
+def _played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:
+    with console.status(f"playing {episodes} episodes"):
+        return play(env, actor, episodes, stage_seed(run.config.seed, purpose))
+
+
+def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:
+    """Returns in the PettingZoo twin, and the difference to the training world."""
+    twin = run.config.evaluation.twin
+    assert twin is not None
+    env = pettingzoo_env(twin.pettingzoo, twin.args, min(16, twin.episodes), device=run.device)
+    episodes = _played(run, env, policy, twin.episodes, "twin")
+    env.close()
+    found = episodes.metrics(env.spec.channels, "twin/")
+    there = found["twin/return_per_agent"]
+    gap, half = there.value - here.value, math.hypot(there.value - there.low, here.value - here.low)
+    found["twin/difference"] = Metric(gap, gap - half, gap + half, there.n)
+    # 1 is the edge of the 95 % interval of the difference.
+    found["twin/difference_in_intervals"] = Metric.exact(abs(gap) / half)
+    return found
+
+
+def picture(run: Run, policy: Actor) -> Any:
+    """A film of the team, in the twin where there is one."""
+    config = run.config.evaluation
+    if config.twin is not None:
+        args = {**config.twin.args, "render_mode": "rgb_array"}
+        env = pettingzoo_env(config.twin.pettingzoo, args, 1, device=run.device)
+    elif run.config.env.pettingzoo is not None:
+        args = {**run.config.env.args, "render_mode": "rgb_array"}
+        env = pettingzoo_env(run.config.env.pettingzoo, args, 1, device=run.device)
+    else:
+        env = make_env(run.config.env, num_envs=1, device=run.device)
+    frames = film(env, policy, max(1, config.film_episodes), stage_seed(run.config.seed, "film"))
+    env.close()
+    return save_gif(frames, run.folder / "film.gif")

@@ -1,0 +1,239 @@
+"""Networks: maps from what each of N agents sees to outputs for each, for Q stacked copies at once.
+
+A copy is one set of parameters. P policies with C copies each (a critic per channel, say) are Q = P·C copies in one
+product, so that K critics or five seeds cost about as much as one. Inputs are [Q,R,N,D] with R rows a copy.
+A network of your own is any class with the signature of `MLP`, named by dotted path in `network.kind`. One that
+remembers says so by `memory_shape` = (C,H): its memory is [B,C,N,H], zero at the start of an episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from envs.core import InputError, Streams, import_dotted
+from marl.config import Section
+
+
+class NetworkConfig(Section):
+    """The shape of a network."""
+
+    kind: str = Field("mlp", description="mlp, gru, attention (over agents), or a class by dotted path, module:Class")
+    hidden: tuple[int, ...] = Field((64, 64), description="units of the hidden layers", min_length=1)
+    activation: Literal["tanh", "relu", "silu"] = Field("tanh", description="after each hidden layer")
+    heads: int = Field(4, ge=1, description="attention heads; must divide the last hidden size")
+
+
+class _Tanh(torch.autograd.Function):
+    """tanh through the vectorized exponential: on CPUs more than twice as fast as the library's, within 2e-7 of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = (x + x).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grad, y)
+
+
+def tanh(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Hyperbolic tangent."""
+    return _Tanh.apply(x) if x.requires_grad and x.device.type == "cpu" else x.tanh()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": tanh, "relu": F.relu, "silu": F.silu}
+
+
+class Linear(nn.Module):
+    """Q affine maps side by side: [Q,R,in] -> [Q,R,out], weights orthogonal with the given gain, biases 0.
+
+    Policy p's copies are drawn from policy p's generator, so that a policy starts the same alone and among others.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, gain: float, copies: int, streams: Streams):
+        super().__init__()
+        weights = []
+        for generator in streams.generators:
+            for _ in range(copies):
+                # Drawn on the CPU: the same seed then starts the same network on every device.
+                weight = torch.empty(inputs, outputs)
+                weights.append(nn.init.orthogonal_(weight, gain, generator=_on_cpu(generator)))
+        self.weight = nn.Parameter(torch.stack(weights).to(streams.device))
+        self.bias = nn.Parameter(torch.zeros(len(weights), 1, outputs, device=streams.device))
+
+    def forward(self, x: Float[Tensor, "Q R in"]) -> Float[Tensor, "Q R out"]:
+        """x W + b for each copy."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def _on_cpu(generator: torch.Generator) -> torch.Generator:
+    if generator.device.type == "cpu":
+        return generator
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+    return torch.Generator().manual_seed(int(seed))
+
+
+class MLP(nn.Module):
+    """Layers of units, applied to each agent alone."""
+
+    memory_shape = None
+
+    def __init__(
+        self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams
+    ):
+        super().__init__()
+        sizes = (inputs, *config.hidden)
+        self.hidden = nn.ModuleList(
+            Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in zip(sizes, sizes[1:])
+        )
+        self.output = Linear(sizes[-1], outputs, gain=gain, copies=copies, streams=streams)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: None
+    ) -> tuple[Float[Tensor, "Q R N out"], None]:
+        """Outputs, and no memory."""
+        agents = x.shape[2]
+        y = x.flatten(1, 2)
+        for layer in self.hidden:
+            y = self.activation(layer(y))
+        return self.output(y).unflatten(1, (-1, agents)), None
+
+
+class GRU(nn.Module):
+    """Layers, then a gated recurrent unit, then an output: each agent remembers for itself.
+
+    Memory is [B,C,N,H] with H the last hidden size. Source of the unit: Cho et al., EMNLP 2014 (arXiv 1406.1078).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams
+    ):
+        super().__init__()
+        self.copies, self.policies, self.size = copies, len(streams), config.hidden[-1]
+        self.memory_shape = (copies, self.size)
+        sizes = (inputs, *config.hidden)
+        self.hidden = nn.ModuleList(
+            Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in zip(sizes, sizes[1:])
+        )
+        self.from_input = Linear(self.size, 3 * self.size, gain=1.0, copies=copies, streams=streams)
+        self.from_memory = Linear(self.size, 3 * self.size, gain=1.0, copies=copies, streams=streams)
+        self.output = Linear(self.size, outputs, gain=gain, copies=copies, streams=streams)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: Float[Tensor, "B C N H"]
+    ) -> tuple[Float[Tensor, "Q R N out"], Float[Tensor, "B C N H"]]:
+        """Outputs, and what is remembered next."""
+        agents = x.shape[2]
+        y = x.flatten(1, 2)
+        for layer in self.hidden:
+            y = self.activation(layer(y))
+        # [B,C,N,H] -> [Q, R·N, H]
+        old = memory.unflatten(0, (self.policies, -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        reset_in, update_in, new_in = self.from_input(y).chunk(3, -1)
+        reset_old, update_old, new_old = self.from_memory(old).chunk(3, -1)
+        update = torch.sigmoid(update_in + update_old)
+        new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_old) * new_old)
+        kept = new + update * (old - new)
+        memory = kept.view(self.policies, self.copies, -1, agents, self.size).transpose(1, 2).flatten(0, 1)
+        return self.output(kept).unflatten(1, (-1, agents)), memory
+
+
+class Attention(nn.Module):
+    """Agents attend to one another: an embedding, one block of multi-head attention over the living, and an output.
+
+    Permutation-equivariant, so it serves any number of agents. As a policy it is communication: every agent sees what the
+    others see. Source: Vaswani et al., NeurIPS 2017 (arXiv 1706.03762), without positions.
+    """
+
+    memory_shape = None
+
+    def __init__(
+        self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams
+    ):
+        super().__init__()
+        if config.hidden[-1] % config.heads:
+            raise InputError(
+                f"network.heads must divide the last hidden size; got {config.heads} heads for {config.hidden[-1]} units."
+            )
+        self.heads, self.activation = config.heads, ACTIVATIONS[config.activation]
+        sizes = (inputs, *config.hidden)
+        self.hidden = nn.ModuleList(
+            Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in zip(sizes, sizes[1:])
+        )
+        size = sizes[-1]
+        self.projection = Linear(size, 3 * size, gain=1.0, copies=copies, streams=streams)
+        self.mixed = Linear(size, size, gain=1.0, copies=copies, streams=streams)
+        self.output = Linear(size, outputs, gain=gain, copies=copies, streams=streams)
+
+    def forward(
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: None
+    ) -> tuple[Float[Tensor, "Q R N out"], None]:
+        """Outputs, and no memory. Nobody attends to the dead; where nobody lives, everybody attends to all."""
+        agents = x.shape[2]
+        y = x.flatten(1, 2)
+        for layer in self.hidden:
+            y = self.activation(layer(y))
+        query, key, value = (
+            part.unflatten(1, (-1, agents)).unflatten(-1, (self.heads, -1)).transpose(2, 3)
+            for part in self.projection(y).chunk(3, -1)
+        )  # [Q,R,heads,N,H/heads]
+        attend = (alive | ~alive.any(-1, keepdim=True)).unsqueeze(-2).unsqueeze(-2)
+        heard = F.scaled_dot_product_attention(query, key, value, attn_mask=attend.expand(*query.shape[:-1], agents))
+        y = y + self.activation(self.mixed(heard.transpose(2, 3).flatten(3).flatten(1, 2)))
+        return self.output(y).unflatten(1, (-1, agents)), None
+
+
+class ByKind(nn.Module):
+    """A network of its own for each kind of agent."""
+
+    def __init__(self, kind: Sequence[int], build: Callable[[], nn.Module]):
+        super().__init__()
+        kinds = sorted(set(kind))
+        groups = [[i for i, k in enumerate(kind) if k == wanted] for wanted in kinds]
+        self.networks = nn.ModuleList(build() for _ in groups)
+        self.memory_shape = self.networks[0].memory_shape
+        order = [i for group in groups for i in group]
+        self._groups = [torch.tensor(group) for group in groups]
+        self._inverse = torch.tensor([order.index(i) for i in range(len(kind))])
+
+    def forward(
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: Any
+    ) -> tuple[Float[Tensor, "Q R N out"], Any]:
+        """Each kind through its own network, back in slot order."""
+        outputs, memories = [], []
+        for group, network in zip(self._groups, self.networks):
+            group = group.to(x.device)
+            y, kept = network(x[:, :, group], alive[:, :, group], None if memory is None else memory[:, :, group])
+            outputs.append(y)
+            memories.append(kept)
+        inverse = self._inverse.to(x.device)
+        return torch.cat(outputs, 2)[:, :, inverse], None if memory is None else torch.cat(memories, 2)[:, :, inverse]
+
+
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "gru": GRU, "attention": Attention}
+
+
+def build_network(
+    config: NetworkConfig, inputs: int, outputs: int, *, gain: float, copies: int = 1, streams: Streams
+) -> nn.Module:
+    """The network that `config.kind` names. Raises InputError for a name that is neither built in nor a dotted path."""
+    maker = BUILT_IN.get(config.kind)
+    if maker is None:
+        if ":" not in config.kind:
+            raise InputError(
+                f"network.kind must be one of {', '.join(BUILT_IN)}, or a class by dotted path such as "
+                f"'my_package.nets:MyNetwork'; got {config.kind!r}."
+            )
+        maker = import_dotted(config.kind)
+    return maker(inputs, outputs, config, gain=gain, copies=copies, streams=streams)

@@ -1,0 +1,175 @@
+"""Policies: networks that act for all agents. A policy only acts; losses and optimizers belong to learners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
+from marl.config import Section
+from marl.distributions import IndependentCategorical, IndependentGaussian, JointDistribution
+from marl.networks import ByKind, NetworkConfig, build_network
+
+
+class PolicyConfig(Section):
+    """How the agents' networks look."""
+
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    share: Literal["kind", "all", "none"] = Field("kind", description="who shares parameters: agents of a kind, all, none")
+    agent_id: bool = Field(False, description="append a one-hot of the agent to what it sees")
+    initial_std: float = Field(0.5, gt=0, description="deviation of continuous actions, in half-ranges")
+
+
+def shared_by(spec: EnvSpec, share: Literal["kind", "all", "none"]) -> tuple[int, ...]:
+    """A number for each agent; agents with equal numbers share parameters."""
+    groups = {"kind": spec.kind, "all": (0,) * len(spec.agents), "none": tuple(range(len(spec.agents)))}
+    return groups[share]
+
+
+class JointPolicy(Protocol):
+    """An Actor that can be learned: a module that gives a joint distribution.
+
+    members [M,N] says for which agents each of M deciders decides; None means that every agent decides for itself.
+    """
+
+    members: Bool[Tensor, "M N"] | None
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode."""
+
+    def __call__(self, obs: Observation, memory: Tree) -> tuple[JointDistribution, Tree]:
+        """The joint distribution in each row, and what is remembered."""
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """Draw what all agents do."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What a learner improves."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is saved."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The inverse."""
+
+
+class AgentNetwork(nn.Module):
+    """A network that sees what each agent sees, [B,N,D] -> [B,N,out], shared as the config says."""
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        outputs: int,
+        network: NetworkConfig,
+        streams: Streams,
+        *,
+        share: Literal["kind", "all", "none"],
+        agent_id: bool,
+        gain: float,
+        copies: int = 1,
+    ):
+        super().__init__()
+        self.policies, self.copies = len(streams), copies
+        agents, kinds = len(spec.agents), sorted(set(spec.kind))
+        label = torch.eye(agents) if agent_id else torch.empty(agents, 0)
+        if share == "all" and len(kinds) > 1 and not agent_id:
+            # One network for unlike agents must be told whose place it fills.
+            label = torch.eye(len(kinds))[[kinds.index(k) for k in spec.kind]]
+        self._label = label.to(streams.device)
+        groups = shared_by(spec, share)
+        inputs = spec.observation_size + label.shape[1]
+
+        def build() -> nn.Module:
+            return build_network(network, inputs, outputs, gain=gain, copies=copies, streams=streams)
+
+        self.body = build() if len(set(groups)) == 1 else ByKind(groups, build)
+        shape = self.body.memory_shape
+        self.memory_shape = None if shape is None else (shape[0], agents, *shape[1:])
+
+    def initial_memory(self, num_envs: int) -> Tensor | None:
+        """Zeros [E,C,N,H], or None where the network remembers nothing."""
+        return None if self.memory_shape is None else self._label.new_zeros(num_envs, *self.memory_shape)
+
+    def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N out"], Tree]:
+        """Outputs of each agent; with C copies, their outputs side by side."""
+        x = obs.agent
+        if self._label.shape[1]:
+            x = torch.cat([x, self._label.expand(*x.shape[:-1], -1)], -1)
+        y, memory = self.body(
+            stack_copies(x, self.policies, self.copies), stack_copies(obs.alive, self.policies, self.copies), memory
+        )
+        return join_copies(y, self.copies), memory
+
+
+def stack_copies(x: Tensor, policies: int, copies: int) -> Tensor:
+    """[B,…] policy-major -> [Q,R,…], each policy's rows repeated for its copies."""
+    x = x.unflatten(0, (policies, -1))
+    return x if copies == 1 else x.repeat_interleave(copies, 0)
+
+
+def join_copies(y: Float[Tensor, "Q R N out"], copies: int) -> Float[Tensor, "B N outs"]:
+    """[Q,R,N,out] -> [B,N,C·out]."""
+    if copies == 1:
+        return y.flatten(0, 1)
+    return y.unflatten(0, (-1, copies)).movedim(1, -2).flatten(-2).flatten(0, 1)
+
+
+class IndependentPolicy(nn.Module):
+    """Agents that decide alone, each from what it sees and remembers: the graph without edges.
+
+    Serves P policies at once, one for each generator of `streams`, which also draw the first weights.
+    """
+
+    members = None
+
+    def __init__(self, spec: EnvSpec, config: PolicyConfig, streams: Streams):
+        super().__init__()
+        self.space = spec.action
+        self.policies = len(streams)
+        outputs = sum(self.space.choices) if isinstance(self.space, Discrete) else self.space.size
+        self.network = AgentNetwork(
+            spec, outputs, config.network, streams, share=config.share, agent_id=config.agent_id, gain=0.01
+        )
+        if isinstance(self.space, Continuous):
+            start = torch.full((self.policies, 1, len(spec.agents), outputs), config.initial_std).log()
+            self.log_std = nn.Parameter(start.to(streams.device))
+            mask = [[float(a < space.size) for a in range(outputs)] for space in spec.actions]
+            self._mask = torch.tensor(mask, device=streams.device)
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode."""
+        return self.network.initial_memory(num_envs)
+
+    def forward(self, obs: Observation, memory: Tree) -> tuple[JointDistribution, Tree]:
+        """The joint distribution in each row, and what is remembered."""
+        y, memory = self.network(obs, memory)
+        if isinstance(self.space, Discrete):
+            return IndependentCategorical(y, self.space.choices, obs.legal), memory
+        log_std = self.log_std.expand(-1, len(y) // self.policies, -1, -1).flatten(0, 1)
+        return IndependentGaussian(y, log_std, self.space, self._mask), memory
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """Draw what all agents do."""
+        distribution, memory = self(obs, memory)
+        return distribution.sample(streams), memory
+
+
+class Greedy:
+    """A policy that always takes its most probable decision."""
+
+    def __init__(self, policy: JointPolicy):
+        self.policy = policy
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode."""
+        return self.policy.initial_memory(num_envs)
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """The most probable decision."""
+        distribution, memory = self.policy(obs, memory)
+        return distribution.mode(), memory

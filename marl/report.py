@@ -1,0 +1,144 @@
+"""What a run found: metrics with intervals, in one JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.core import ConcordError, InputError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value with its 95 % interval and the number of independent samples behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int = 1
+
+    @classmethod
+    def exact(cls, value: float) -> Metric:
+        """A number that was counted or computed, not sampled."""
+        return cls(float(value), float(value), float(value))
+
+    @classmethod
+    def mean(cls, samples: Sequence[float] | np.ndarray) -> Metric:
+        """The mean of independent samples with Student's 95 % interval (infinite for one sample)."""
+        from scipy import stats
+
+        x = np.asarray(samples, dtype=np.float64)
+        value, n = float(x.mean()), len(x)
+        if n < 2:
+            return cls(value, -math.inf, math.inf, n)
+        half = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n))
+        return cls(value, value - half, value + half, n)
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.value:.6g}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a run. Tables are {name: list of rows}, each row a dict."""
+
+    recipe: str
+    seed: int | list[int]
+    config: dict[str, Any]
+    metrics: dict[str, Metric]
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def save(self, path: Path) -> None:
+        """Write the report; the file is whole or not there."""
+        write_atomically(path, json.dumps(_strict(asdict(self)), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a report. Raises InputError where there is none or it is damaged."""
+        try:
+            raw = json.loads(path.read_text())
+            found = {name: Metric(**_numbers(metric)) for name, metric in raw.pop("metrics").items()}
+            return cls(metrics=found, **raw)
+        except FileNotFoundError:
+            raise InputError(
+                f"There is no report at {path}: the run has not finished. `concord resume {path.parent}` finishes it."
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is not a report that Concord wrote: {error}") from None
+
+
+def _strict(x: Any) -> Any:
+    """JSON has no infinities: they become strings."""
+    if isinstance(x, dict):
+        return {key: _strict(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_strict(value) for value in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _numbers(metric: dict[str, Any]) -> dict[str, Any]:
+    return {key: float(value) if isinstance(value, str) else value for key, value in metric.items()}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step. Raises ConcordError where the disk refuses; the old file then stays."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> ConcordError:
+    """The error for a disk that refuses."""
+    return ConcordError(
+        f"Cannot write {path}: {error.strerror or error}. What was saved before is intact; free some space or mend the "
+        "permissions, then continue with `concord resume` on the run's folder."
+    )
+
+
+def versions() -> dict[str, str]:
+    """What the result may depend on."""
+    found = {"python": platform.python_version(), "machine": machine()}
+    for package in ("concord-rl", "torch", "numpy", "pettingzoo", "mpe2"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    revision = _revision()
+    return {**found, "revision": revision} if revision else found
+
+
+def machine() -> str:
+    """Processor family and cores, without anything that names the computer."""
+    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
+
+
+def _revision() -> str | None:
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,429 @@
+"""A run: its folder, seeds, device, logs and checkpoints. `Run.fit` is the one training loop."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import ConcordError, InputError, Streams, Tree, tree_map
+from marl.batch import Batch
+from marl.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
+from marl.config import RunConfig, dump, read_yaml, resolve
+from marl.display import TrainingDisplay
+from marl.learners import Learner
+from marl.report import cannot_write, versions, write_atomically
+
+L = TypeVar("L", bound=Learner)
+LOGGED_ROWS = 500  # rows of metrics.csv that a stage aims for
+
+
+class Source(Protocol):
+    """Batches without end, from where the last one stopped."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the next batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+
+
+class Probe(Protocol):
+    """Something done between updates: an evaluation, an archive."""
+
+    every: int
+
+    def __call__(self, update: int, learner: Any) -> dict[str, float]:
+        """Look at the learner; gives what to log."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+
+
+class Run:
+    """One folder of results. The same config and seed give the same numbers on the same kind of processor.
+
+    seeds: one for each policy trained at once. Everything random belongs to a named stage and follows from (seed, name),
+    so that what one stage draws never depends on another.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None):
+        self.folder, self.config = folder, config
+        self.seeds = tuple(seeds) if seeds is not None else (config.seed,)
+        self.device = pick_device(config.device)
+        torch.set_num_threads(config.threads)
+
+    @classmethod
+    def create(cls, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None) -> Run:
+        """Begin in a new folder. Raises InputError where the folder already holds a run."""
+        if (folder / "config.yaml").exists():
+            raise InputError(
+                f"{folder} already holds a run. Continue it with `concord resume {folder}`, or choose another --out."
+            )
+        write_atomically(folder / "config.yaml", dump(config))
+        write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        return cls(folder, config, seeds)
+
+    @classmethod
+    def open(cls, folder: Path, overrides: dict[str, Any] | None = None) -> Run:
+        """A run that was begun before. Raises InputError where there is none."""
+        if not (folder / "config.yaml").is_file():
+            raise InputError(f"{folder} holds no run: it has no config.yaml.")
+        return cls(folder, resolve(read_yaml(folder / "config.yaml"), overrides or {}))
+
+    @property
+    def policies(self) -> int:
+        """P, the policies trained at once."""
+        return len(self.seeds)
+
+    def stage_seeds(self, name: str) -> list[int]:
+        """A seed for each policy, for one named purpose."""
+        return [stage_seed(seed, name) for seed in self.seeds]
+
+    def streams(self, name: str, device: torch.device | str | None = None) -> Streams:
+        """Random numbers for one named purpose."""
+        return Streams(self.stage_seeds(name), self.device if device is None else device)
+
+    def fit(
+        self,
+        name: str,
+        learner: L,
+        source: Source,
+        updates: int,
+        probes: Sequence[Probe] = (),
+        cpu_seconds: float | None = None,
+    ) -> L:
+        """Train: one batch, one update, until `updates` are done or `cpu_seconds` of processor time are used.
+
+        Resumes from the stage's newest checkpoint; a finished stage returns at once, learner and probes as at its end.
+        Raises ConcordError for a loss that is no number; the last good checkpoint stays.
+        """
+        stage = _Stage(self, name, learner, source, probes)
+        if stage.restore():
+            return learner
+        with TrainingDisplay(name, updates, stage.update) as display, _Log(self.folder, name, stage.update) as log:
+            tally = _Tally(self.policies)
+            log_every = max(1, updates // LOGGED_ROWS)
+            for batch in source if stage.goes_on(updates, cpu_seconds) else ():
+                terms = learner.update(batch)
+                stage.count(batch)
+                tally.add(terms, batch)
+                if self.device.type == "cpu":
+                    check_finite(terms, stage.update)
+                for probe in probes:
+                    if stage.update % probe.every == 0:
+                        log.write(stage, self.seeds, [probe(stage.update, learner)] * self.policies)
+                over = not stage.goes_on(updates, cpu_seconds)
+                if stage.update % log_every == 0 or over:
+                    check_finite(terms, stage.update)
+                    rows = tally.read()
+                    log.write(stage, self.seeds, rows)
+                    display.advance(stage.update, summary(stage, rows))
+                else:
+                    display.advance(stage.update)
+                if stage.due(self.config.train.save_seconds):
+                    stage.save(finished=False)
+                if over:
+                    break
+        stage.save(finished=True)
+        return learner
+
+    def once(self, name: str, function: Callable[[], Any]) -> Any:
+        """The JSON value that `function` gives, computed once and kept."""
+        path = self.folder / "once" / f"{name}.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(function()))
+        return json.loads(path.read_text())
+
+    def used(self, name: str) -> dict[str, float]:
+        """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates."""
+        newest = checkpoints(self.folder / "checkpoints" / name)
+        if not newest:
+            raise InputError(f"{self.folder} has no stage {name} yet; `concord resume {self.folder}` continues it.")
+        return load_checkpoint(newest[-1])["used"]
+
+    def load(self, name: str, *parts: str) -> dict[str, Any]:
+        """The newest saved state of a stage's learner, or of one of its parts."""
+        newest = checkpoints(self.folder / "checkpoints" / name)
+        if not newest:
+            raise InputError(f"{self.folder} has no checkpoint yet; `concord resume {self.folder}` trains it.")
+        state = load_checkpoint(newest[-1], self.device)["learner"]
+        for part in parts:
+            state = state[part]
+        return state
+
+
+class _Stage:
+    """The progress of one `fit`: counts, clocks and checkpoints."""
+
+    def __init__(self, run: Run, name: str, learner: Learner, source: Source, probes: Sequence[Probe]):
+        self.run, self.name = run, name
+        self.learner, self.source, self.probes = learner, source, probes
+        self.folder = run.folder / "checkpoints" / name
+        self.update, self.env_steps = 0, 0
+        self.agent_steps: Tensor | None = None
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._wall_before = self._cpu_before = 0.0
+        self._saved = time.monotonic()
+
+    def restore(self) -> bool:
+        """Load the newest checkpoint, if there is one; says whether the stage was finished."""
+        found = checkpoints(self.folder)
+        if not found:
+            return False
+        state = load_checkpoint(found[-1], self.run.device)
+        self.learner.load_state_dict(state["learner"])
+        for probe, saved in zip(self.probes, state["probes"], strict=True):
+            probe.load_state_dict(saved)
+        if state["finished"]:
+            return True
+        self.source.load_state_dict(state["source"])
+        used = state["used"]
+        self.update, self.env_steps = int(used["updates"]), int(used["env_steps"])
+        self.agent_steps = torch.tensor(used["agent_steps"], device=self.run.device, dtype=torch.float64)
+        self._wall_before, self._cpu_before = used["wall_seconds"], used["cpu_seconds"]
+        return False
+
+    def goes_on(self, updates: int, cpu_seconds: float | None) -> bool:
+        """Whether there is budget left."""
+        return self.update < updates and (cpu_seconds is None or self.cpu_seconds < cpu_seconds)
+
+    def count(self, batch: Batch) -> None:
+        """One more update."""
+        self.update += 1
+        self.env_steps += batch.steps * batch.rows
+        alive = batch.obs.alive.sum(dtype=torch.float64) / batch.policies
+        self.agent_steps = alive if self.agent_steps is None else self.agent_steps + alive
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of this process so far, all attempts together."""
+        return self._cpu_before + time.process_time() - self._cpu
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time on the clock so far, all attempts together."""
+        return self._wall_before + time.monotonic() - self._wall
+
+    def used(self) -> dict[str, float]:
+        """Counts and clocks."""
+        agent_steps = 0.0 if self.agent_steps is None else float(self.agent_steps)
+        return {
+            "updates": self.update,
+            "env_steps": self.env_steps,
+            "agent_steps": agent_steps,
+            "wall_seconds": self.wall_seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+
+    def due(self, seconds: float) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved > seconds
+
+    def save(self, finished: bool) -> None:
+        """Write a checkpoint; what is not finite is never saved."""
+        learner = self.learner.state_dict()
+        _refuse_nan(learner, self.update)
+        state = {
+            "finished": finished,
+            "used": self.used(),
+            "learner": learner,
+            "source": self.source.state_dict(),
+            "probes": [probe.state_dict() for probe in self.probes],
+        }
+        # A name of its own: the last update may have been saved already, as unfinished.
+        save_checkpoint(self.folder / f"{self.update:09d}{'-finished' if finished else ''}", state)
+        remove_old(self.folder)
+        self._saved = time.monotonic()
+
+
+class _Tally:
+    """Means of what was logged since the last reading, kept on the device."""
+
+    def __init__(self, policies: int):
+        self.policies = policies
+        self._clear()
+
+    def _clear(self) -> None:
+        self._terms: list[dict[str, Tensor]] = []
+        self._outcomes: list[Any] = []
+
+    def add(self, terms: dict[str, Tensor], batch: Batch) -> None:
+        """One update's terms, and how its episodes went."""
+        self._terms.append(terms)
+        if batch.outcome is not None:
+            self._outcomes.append(batch.outcome)
+
+    def read(self) -> list[dict[str, float]]:
+        """A row for each policy; returns are missing where no episode ended."""
+        columns: dict[str, Tensor] = {}
+        if self._outcomes:
+            outcome = tree_map(lambda *x: torch.stack(x), *self._outcomes)
+            weight = outcome.episodes
+            count = weight.sum(0)
+            per_agent = outcome.total.sum(-1)  # [U,P,N]: a return of many channels is their sum
+            for name, x in (
+                ("return_per_agent", per_agent.mean(-1)),
+                ("return_team", per_agent.sum(-1)),
+                ("episode_length", outcome.length),
+            ):
+                columns[name] = (x * weight).sum(0) / count
+            columns["episodes"] = count
+        for name in self._terms[0]:
+            columns[name] = torch.stack([terms[name] for terms in self._terms]).mean(0)
+        self._clear()
+        table = {name: x.expand(self.policies).tolist() for name, x in columns.items()}
+        return [{name: table[name][p] for name in table} for p in range(self.policies)]
+
+
+class _Log:
+    """metrics.csv and TensorBoard events; rows after the checkpoint that a run resumes from are dropped."""
+
+    def __init__(self, folder: Path, stage: str, update: int):
+        self.folder, self.stage, self.path = folder, stage, folder / "metrics.csv"
+        self._start = update
+        self._rows = _read_rows(self.path, stage, update)
+        self._names: list[str] = []
+        self._writer: Any = None
+
+    def __enter__(self) -> _Log:
+        if self._rows:
+            self._names = list(self._rows[0])
+        self._rewrite()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, stage: _Stage, seeds: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
+        """One row for each policy."""
+        used = stage.used()
+        for seed, row in zip(seeds, rows):
+            full = {"stage": self.stage, "seed": seed, **used, **row}
+            self._append(full)
+            self._to_tensorboard(full, f"seed={seed}/" if len(seeds) > 1 else "")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
+        self._rows.append(text)
+        new = [name for name in text if name not in self._names]
+        self._names += new
+        if new and len(self._rows) > 1:
+            self._rewrite()
+            return
+        try:
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, self._names, restval="")
+                if new:
+                    writer.writeheader()
+                writer.writerow(text)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def _rewrite(self) -> None:
+        import io
+
+        if not self._names:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._names, restval="")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, text.getvalue())
+
+    def _to_tensorboard(self, row: dict[str, Any], prefix: str) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._writer = SummaryWriter(str(self.folder / "events" / self.stage), purge_step=self._start or None)
+        step = int(row["env_steps"])
+        for name, value in row.items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._writer.add_scalar(f"{prefix}{name}", value, step)
+
+
+def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:
+    """The rows that a resumed stage keeps: those of other stages, and its own up to the checkpoint."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["stage"] != stage or int(row["updates"]) <= update]
+
+
+def summary(stage: _Stage, rows: Sequence[dict[str, float]]) -> str:
+    """How it goes, in a line: steps, speed and return."""
+    speed = stage.env_steps / max(stage.wall_seconds, 1e-9)
+    returns = [row["return_per_agent"] for row in rows if math.isfinite(row.get("return_per_agent", math.nan))]
+    shown = f"  return/agent {np.mean(returns):8.2f}" if returns else ""
+    return f"{stage.env_steps:>10,} steps  {speed:>9,.0f}/s{shown}"
+
+
+def check_finite(terms: dict[str, Tensor], update: int) -> None:
+    """Raise ConcordError, naming the terms, where one is no number."""
+    if not terms or bool(torch.stack([term.sum() for term in terms.values()]).isfinite().all()):
+        return
+    bad = [name for name, term in terms.items() if not bool(term.isfinite().all())]
+    raise ConcordError(
+        f"Training stopped at update {update}: {', '.join(bad)} became NaN or infinite. The last good checkpoint is kept. "
+        "Usual causes: a learning rate too high (learner.learning_rate), rewards of huge size, or an environment that "
+        "returns numbers that are not finite."
+    )
+
+
+def _refuse_nan(state: Tree, update: int) -> None:
+    leaves: list[Tensor] = []
+
+    def gather(tree: Any) -> None:
+        if isinstance(tree, Tensor):
+            leaves.append(tree)
+        for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
+            gather(value)
+
+    gather(state)
+    if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in leaves):
+        raise ConcordError(
+            f"Training stopped at update {update}: a parameter became NaN or infinite. The last good checkpoint is kept. "
+            "Usual cause: a learning rate too high (learner.learning_rate)."
+        )
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """The seed of one named purpose: a function of the run's seed and the name only."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device: expected auto, cpu, cuda or cuda:N with such a device present; got {name!r} ({error})."
+        ) from None
+    return device
+
+
+def env_steps_to_updates(env_steps: int, batch_steps: int) -> int:
+    """Updates whose batches hold at least `env_steps` steps."""
+    return max(1, math.ceil(env_steps / batch_steps))
+

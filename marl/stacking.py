@@ -1,0 +1,88 @@
+"""Seeds trained as one: P policies in one run, then taken apart into P runs as if each had been alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from marl.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from marl.config import RunConfig, dump, load_recipe
+from marl.display import console
+from marl.report import write_atomically
+from marl.run import Run
+
+STACK = ".stacked"
+
+
+def can_stack(configs: Sequence[RunConfig]) -> bool:
+    """Whether runs that differ only in their seed can be trained as one.
+
+    The recipe must offer `train`, the world must be native, and no budget may be one of processor time, which belongs to a
+    run alone.
+    """
+    config = configs[0]
+    return (
+        len(configs) > 1
+        and hasattr(load_recipe(config.recipe), "train")
+        and config.env.world is not None
+        and config.train.cpu_seconds is None
+    )
+
+
+def train_stacked(folder: Path, configs: dict[str, RunConfig]) -> None:
+    """Train all runs of `configs` (folder name -> config) as one; each folder then holds its finished stages."""
+    config = next(iter(configs.values()))
+    stack = folder / STACK
+    console.print(f"training {len(configs)} seeds as one")
+    write_atomically(stack / "config.yaml", dump(config))
+    run = Run(stack, config, [c.seed for c in configs.values()])
+    load_recipe(config.recipe).train(config, run)
+    for stage in sorted(p for p in (stack / "checkpoints").iterdir() if p.is_dir()):
+        newest = checkpoints(stage)[-1]
+        state = load_checkpoint(newest)
+        for number, (name, single) in enumerate(configs.items()):
+            target = folder / name / "checkpoints" / stage.name / newest.name
+            if not target.exists():
+                save_checkpoint(target, take_policy(state, number, len(configs)))
+            _write_metrics(stack, folder / name, single.seed)
+    shutil.rmtree(stack)
+
+
+def take_policy(state: Any, number: int, policies: int) -> Any:
+    """One policy's part of a saved state: every tensor is policy-major on its first axis, or a scalar.
+
+    What was used (steps, seconds) is counted for one policy already, but for the clocks, which the policies shared.
+    """
+    part = _slice(state, number, policies)
+    for clock in ("wall_seconds", "cpu_seconds"):
+        part["used"][clock] /= policies
+    return part
+
+
+def _slice(tree: Any, number: int, policies: int) -> Any:
+    if isinstance(tree, Tensor):
+        return tree if tree.dim() == 0 else tree.unflatten(0, (policies, -1))[number]
+    if isinstance(tree, dict):
+        return {key: _slice(value, number, policies) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_slice(value, number, policies) for value in tree]
+    return tree
+
+
+def _write_metrics(stack: Path, folder: Path, seed: int) -> None:
+    """The rows of one seed."""
+    with (stack / "metrics.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if row["seed"] == str(seed)]
+        names = list(reader.fieldnames or [])
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(folder / "metrics.csv", text.getvalue())

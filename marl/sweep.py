@@ -1,0 +1,123 @@
+"""One run, or many: sweeps over seeds and settings, in several processes or stacked into one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.core import ConcordError, InputError
+from marl.comparison import sweep_metrics
+from marl.config import RunConfig, dump, load_recipe, resolve, yaml_text
+from marl.display import console
+from marl.report import Report, write_atomically
+from marl.run import Run
+from marl.stacking import can_stack, train_stacked
+
+SWEEP = "sweep.json"
+
+
+def run_training(config: RunConfig, folder: Path) -> Report:
+    """One run in a new folder."""
+    module = load_recipe(config.recipe)
+    return module.recipe(config, Run.create(folder, config))
+
+
+def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Path, processes: int | None) -> Report:
+    """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
+    if (folder / SWEEP).exists():
+        raise InputError(f"{folder} already holds a sweep. Continue it with `concord resume {folder}`, or choose another.")
+    for point in points:
+        resolve(raw, point)
+    write_atomically(folder / SWEEP, json.dumps({"raw": raw, "points": list(points), "processes": processes}, indent=2))
+    return _finish_sweep(folder)
+
+
+def resume_folder(folder: Path) -> Report:
+    """Continue a run or a sweep."""
+    if (folder / SWEEP).exists():
+        return _finish_sweep(folder)
+    run = Run.open(folder)
+    return load_recipe(run.config.recipe).recipe(run.config, run)
+
+
+def _finish_sweep(folder: Path) -> Report:
+    plan = json.loads((folder / SWEEP).read_text())
+    configs = {point_name(point): resolve(plan["raw"], point) for point in plan["points"]}
+    for name, config in configs.items():
+        if not (folder / name / "config.yaml").exists():
+            write_atomically(folder / name / "config.yaml", dump(config))
+    waiting = [name for name in configs if not (folder / name / "report.json").exists()]
+    for group in _seed_groups({name: configs[name] for name in waiting}):
+        if can_stack([configs[name] for name in group]):
+            train_stacked(folder, {name: configs[name] for name in group})
+    _run_processes([folder / name for name in waiting], plan["processes"] or os.cpu_count() or 1)
+    reports = {name: Report.load(folder / name / "report.json") for name in configs}
+    variants: dict[str, list[Report]] = {}
+    for point in plan["points"]:
+        variants.setdefault(variant_name(point), []).append(reports[point_name(point)])
+    first = next(iter(reports.values()))
+    seeds = [config.seed for config in configs.values()]
+    table = [{"point": name, **{k: m.value for k, m in report.metrics.items()}} for name, report in reports.items()]
+    report = Report(first.recipe, seeds, plan["raw"], sweep_metrics(variants), {"points": table})
+    report.save(folder / "report.json")
+    return report
+
+
+def point_name(point: dict[str, Any]) -> str:
+    """The folder of a point: what it sets."""
+    return ",".join(f"{key}={yaml_text(value)}".replace("/", "_") for key, value in point.items())
+
+
+def variant_name(point: dict[str, Any]) -> str:
+    """What a point sets, its seed aside."""
+    return point_name({key: value for key, value in point.items() if key != "seed"}) or "all"
+
+
+def _seed_groups(configs: dict[str, RunConfig]) -> list[list[str]]:
+    """Points that differ only in their seed."""
+    groups: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(dump(config.model_copy(update={"seed": 0})), []).append(name)
+    return list(groups.values())
+
+
+def _run_processes(folders: Sequence[Path], processes: int) -> None:
+    """Resume every folder, some at a time, each in a process of its own. Raises ConcordError if any fails."""
+    waiting, running, failed = list(folders), {}, []
+    try:
+        with console.status("") as status:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    folder = waiting.pop(0)
+                    running[folder] = _start(folder)
+                done = [folder for folder, process in running.items() if process.poll() is not None]
+                for folder in done:
+                    code = running.pop(folder).returncode
+                    console.print(f"{'finished' if code == 0 else 'FAILED  '} {folder.name}")
+                    failed += [folder] if code else []
+                status.update(f"{len(running)} running, {len(waiting)} waiting")
+                time.sleep(0.2)
+    finally:
+        for process in running.values():
+            process.terminate()
+    if failed:
+        tail = (failed[0] / "log.txt").read_text().strip().splitlines()[-1:]
+        raise ConcordError(
+            f"{len(failed)} of {len(folders)} runs failed, the first being {failed[0]}: {' '.join(tail)} "
+            f"Mend the cause and continue with `concord resume {folders[0].parent}`; finished runs are kept."
+        )
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "log.txt").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "marl", "resume", str(folder)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+
+
