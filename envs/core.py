@@ -258,7 +258,7 @@ class Streams:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue the sequences where `state` was taken."""
         for generator, saved in zip(self.generators, state["generators"], strict=True):
-            generator.set_state(saved.cpu().contiguous())
+            generator.set_state(saved.to("cpu", copy=True))  # torch crashes on a view that starts inside its storage
 
 
 def import_dotted(path: str) -> Any:

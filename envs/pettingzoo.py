@@ -286,17 +286,7 @@ class PettingZooEnv:
             return {name: self._tensors[name].clone() for name in names}
         if self.device.type != "cuda":
             return {name: self._tensors[name].to(self.device) for name in names}
-        # One copy for everything, from pinned memory, that the host does not wait for.
-        parts = [self._tensors[name].view(torch.uint8).flatten() for name in names]
-        sizes = [-(-len(part) // 16) * 16 for part in parts]  # views of other types must begin on their own multiples
-        staged = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
-        for part, room in zip(parts, staged.split(sizes)):
-            room[: len(part)] = part
-        moved = staged.to(self.device, non_blocking=True).split(sizes)
-        return {
-            name: piece[: len(part)].view(self._tensors[name].dtype).view(self._tensors[name].shape)
-            for name, part, piece in zip(names, parts, moved)
-        }
+        return in_one_copy({name: self._tensors[name] for name in names}, self.device)
 
     def _observation(self, new: dict[str, Tensor]) -> Observation:
         return Observation(new["agent"], new["state"], new["alive"], new.get("legal"))
@@ -477,6 +467,20 @@ class _OneEpisode(TensorEnv):
         self, state: Any, clock: Tensor, obs: Observation, ended: Bool[Tensor, " E"]
     ) -> tuple[Any, Tensor, Observation]:
         return state, clock, obs
+
+
+def in_one_copy(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The same tensors on another device, moved as one piece of pinned memory, for which the host does not wait."""
+    parts = [tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors.values()]
+    room = [-(-len(part) // 16) * 16 for part in parts]  # numbers of several bytes must begin on their own multiples
+    staged = torch.empty(sum(room), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for part, place in zip(parts, staged.split(room)):
+        place[: len(part)] = part
+    moved = staged.to(device, non_blocking=True).split(room)
+    return {
+        name: place[: len(part)].view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), part, place in zip(tensors.items(), parts, moved)
+    }
 
 
 @contextlib.contextmanager

@@ -482,7 +482,10 @@ class Rows:
         """What the environment of that row renders."""
         self._current = row
         with self._explained():
-            return self._rows[row].play.env.render()
+            try:
+                return self._rows[row].play.env.render()
+            except NotImplementedError:
+                return None
 
     def close(self) -> None:
         """Close every environment."""
@@ -517,7 +520,7 @@ class Rows:
         agent = self._codec.layout.agents[slot]
         raise BrokenContractError(
             f"Environment {self.first + row} gave {agent!r} the {what} {array[row, slot, feature]} (index {feature}); "
-            "expected finite numbers. Mend the environment: the usual cause is a division by zero or a logarithm of zero."
+            "expected finite numbers. Mend the environment; the usual cause is a division by zero or a logarithm of 0."
         )
 
     @contextlib.contextmanager
@@ -582,9 +585,7 @@ def describe(play: Simultaneous | InTurns, channels: int | None, state: StateSou
     """The layout of an environment, found by trying it for a few steps (every episode is reset later anyway)."""
     bare = bare_layout(play)
     codec, env = Codec(bare), play.env
-    pick = [copy.deepcopy(space) for space in bare.action_spaces]
-    for number, space in enumerate(pick):
-        space.seed(number)
+    generator = np.random.default_rng(0)
     turn = play.reset(0)
     masked = any(codec.mask_in_observation)
     lengths, equal, sizes = {0}, [], set[int]()
@@ -597,7 +598,7 @@ def describe(play: Simultaneous | InTurns, channels: int | None, state: StateSou
         for name in turn.living:
             codec.slot(name)
         asked = turn.living if turn.acting is None else [turn.acting]
-        turn = play.step({name: _any_action(codec, pick, name, turn) for name in asked})
+        turn = play.step({name: _any_action(codec, generator, name, turn) for name in asked})
         lengths |= {np.size(reward) for reward in turn.rewards.values() if np.ndim(reward)}
         if not turn.living:
             break
@@ -666,14 +667,17 @@ def _side_by_side(codec: Codec, turn: Turn) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _any_action(codec: Codec, pick: Sequence[spaces.Space[Any]], name: Any, turn: Turn) -> Any:
-    slot, observation, info = codec.slots[name], turn.observations.get(name), turn.infos.get(name) or {}
-    mask = observation["action_mask"] if codec.mask_in_observation[slot] and observation else info.get("action_mask")
-    if mask is None or isinstance(pick[slot], spaces.Box):
-        return pick[slot].sample()
-    if isinstance(mask, tuple):
-        return pick[slot].sample(tuple(np.asarray(part, np.int8) for part in mask))
-    return pick[slot].sample(np.asarray(mask, np.int8))
+def _any_action(codec: Codec, generator: np.random.Generator, name: Any, turn: Turn) -> Any:
+    """Something that the agent may do."""
+    slot = codec.slots[name]
+    choices, space = codec.layout.choices[slot], codec.layout.action_spaces[slot]
+    if choices is None:
+        return copy.deepcopy(space).sample()
+    mask = codec.mask(slot, turn.observations.get(name), turn.infos.get(name))
+    if np.shape(mask) != (sum(choices),) or not np.any(mask):
+        mask = np.ones(sum(choices))  # a wrong mask is reported when the first episode starts
+    parts = np.split(np.asarray(mask), np.cumsum(choices)[:-1])
+    return codec.decode[slot]([int(generator.choice(np.flatnonzero(part))) for part in parts])
 
 
 def _form(result: Any) -> str:

@@ -36,8 +36,9 @@ def check_env(make_env: VectorEnv | Callable[..., VectorEnv], steps: int = 200, 
     for what, problem in _violations(_maker(make_env), steps, seed):
         problems.setdefault(what, problem)
     if problems:
+        ways = "1 way" if len(problems) == 1 else f"{len(problems)} ways"
         listed = "\n".join(f"- {problem}" for problem in problems.values())
-        raise InputError(f"The environment breaks the contract of VectorEnv in {len(problems)} ways:\n{listed}")
+        raise InputError(f"The environment breaks the contract of VectorEnv in {ways}:\n{listed}")
 
 
 class _Problem(NamedTuple):
@@ -48,6 +49,7 @@ class _Problem(NamedTuple):
 
 
 Problems = Iterator[_Problem]
+Same = Callable[[Tensor, Tensor], bool]
 
 
 class _Maker(NamedTuple):
@@ -187,10 +189,11 @@ def _of_form(form: Form, env: VectorEnv, tree: Any, name: str) -> Problems:
             continue
         right = value.dtype == torch.bool if kind == "bool" else value.is_floating_point()
         if tuple(value.shape) != shape or not right or value.device.type != env.device.type:
+            came = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
             yield _Problem(
                 f"form {name} {part}",
                 f"{name}.{part} must be {kind} {list(shape)} on {env.device} by spec, num_envs and device; it is "
-                f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}. Mend it or the spec.",
+                f"{came}. Mend it or the spec.",
             )
 
 
@@ -422,7 +425,7 @@ def _of_blocks(maker: _Maker, env: VectorEnv, steps: int, seed: int) -> Problems
     half, one, other = env.num_envs // 2, seed, seed + 1
     together = _play(env, env.reset([one, other]), steps, [one, other])
     swapped = _play(env, env.reset([other, one]), steps, [other, one])
-    difference = _first_difference(together, _mapped(lambda leaf: torch.cat(leaf.chunk(2)[::-1]), swapped))
+    difference = _first_difference(together, _mapped(lambda leaf: torch.cat(leaf.chunk(2)[::-1]), swapped), _close)
     if difference:
         yield _Problem(
             "blocks",
@@ -434,7 +437,7 @@ def _of_blocks(maker: _Maker, env: VectorEnv, steps: int, seed: int) -> Problems
         return
     with maker.env(half) as alone:
         single = _play(alone, alone.reset(one), steps, one)
-    difference = _first_difference(_mapped(lambda leaf: leaf[:half], together), single)
+    difference = _first_difference(_mapped(lambda leaf: leaf[:half], together), single, _close)
     if difference:
         yield _Problem(
             "blocks alone",
@@ -481,25 +484,32 @@ def _leaves(tree: Any, name: str = "") -> dict[str, Tensor]:
     return leaves
 
 
-def _differences(one: Any, other: Any) -> list[str]:
-    """The names of the fields in which two observations or steps differ."""
-    left, right = _leaves(one), _leaves(other)
-    return [n for n in left | right if n not in left or n not in right or not _equal(left[n], right[n])]
-
-
 def _equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 
-def _first_difference(one: _Rollout, other: _Rollout) -> str | None:
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal up to what the number of rows changes in a matrix product's rounding, and contacts then amplify."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.allclose(one.double(), other.double(), rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
+def _differences(one: Any, other: Any, same: Same = _equal) -> list[str]:
+    """The names of the fields in which two observations or steps differ."""
+    left, right = _leaves(one), _leaves(other)
+    return [n for n in left | right if n not in left or n not in right or not same(left[n], right[n])]
+
+
+def _first_difference(one: _Rollout, other: _Rollout, same: Same = _equal) -> str | None:
     """Where two stretches of play part, in words."""
-    differences = _differences(one.first, other.first)
+    differences = _differences(one.first, other.first, same)
     if differences:
         return f"{differences[0]} of the first observation differs"
     for t, (a, b) in enumerate(zip(one.steps, other.steps, strict=True)):
-        differences = _differences(a, b)
+        differences = _differences(a, b, same)
         if differences:
             return f"{differences[0]} of step {t} differs"
     return None

@@ -127,6 +127,7 @@ class Workers:
         for number, connection in enumerate(self._connections):
             try:
                 if not connection.poll(self._timeout):
+                    self._processes[number].kill()
                     self._give_up(number, f"did not answer within {self._timeout:g} s")
                 answer = connection.recv_bytes()
             except (EOFError, OSError):

@@ -213,14 +213,13 @@ class TensorEnv:
         policies = len(self._streams)
         counts = [len(rows)] if policies == 1 else ended.view(policies, -1).sum(1).tolist()
         fresh = self.world.initial(self._streams.draw_ragged(self.world.initial_noise, counts))
-        zero = torch.zeros_like(rows)
-        self._present = self._present.index_fill(0, rows, True)
+        clock, self._present = clock.index_fill(0, rows, 0), self._present.index_fill(0, rows, True)
 
         def overwrite(old: Tensor, new: Tensor) -> Tensor:
             return old.index_copy(0, rows, new)
 
-        observed = tree_map(overwrite, obs, self._observe(fresh, zero))
-        return tree_map(overwrite, state, fresh), overwrite(clock, zero), observed
+        observed = tree_map(overwrite, obs, self._observe(fresh, torch.zeros_like(rows)))
+        return tree_map(overwrite, state, fresh), clock, observed
 
     def _restart_by_selection(
         self, state: Any, clock: Int[Tensor, " E"], obs: Observation, ended: Bool[Tensor, " E"]

@@ -19,8 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train agents that decide together, judge them, and re-measure every claim.\n\n"
-    "Start with [bold]concord list[/bold], then [bold]concord run cooperative/spread[/bold]. Everything in a config can be "
-    "set on the command line as [bold]key=value[/bold]; a bare comma list sweeps: [bold]seed=0,1,2[/bold].",
+    "Start with [bold]concord list[/bold], then [bold]concord run cooperative/spread[/bold]. Everything in a config "
+    "can be set on the command line as [bold]key=value[/bold]; a bare comma list sweeps: [bold]seed=0,1,2[/bold].",
 )
 
 ConfigArgument = Annotated[str, typer.Argument(help="a YAML file, or a name from `concord list`", metavar="CONFIG")]
@@ -144,7 +144,9 @@ def bench(
 def claims(
     ids: Annotated[list[str] | None, typer.Argument(help="ids or prefixes; default all", metavar="[ID]...")] = None,
     tier: Annotated[str, typer.Option(help="quick, slow or all")] = "all",
-    check: Annotated[bool, typer.Option("--check", help="measure nothing; say what is recorded, stale or short")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="measure nothing; say what is recorded, stale or short")
+    ] = False,
 ) -> None:
     """Measure what the project claims, and say line by line what holds."""
     from marl.claims import run_claims
@@ -183,9 +185,9 @@ def _unexpected(error: Exception) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="concord-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     return (
-        f"{type(error).__name__}: {error} (in {Path(frame.filename).name}, line {frame.lineno}). Nobody foresaw this: it is "
-        f"a mistake in Concord, or in your own environment or recipe. The traceback is in {file.name}; what was saved before "
-        "is intact."
+        f"{type(error).__name__}: {error} (in {Path(frame.filename).name}, line {frame.lineno}). Nobody foresaw this: "
+        f"it is a mistake in Concord, or in your own environment or recipe. The traceback is in {file.name}; what was "
+        "saved before is intact."
     )
 
 

@@ -34,8 +34,8 @@ class Batch:
     """T steps of E environments for P policies, flattened to B = P·T·E/P rows.
 
     final_obs is the true successor of each row (bootstrap from it). memory is what the actor remembered at the start of
-    each segment of `segment` steps, [P·(T/segment)·E/P, …], or None. reward is raw: values, advantages and weighing are the
-    learner's, after any relabeling.
+    each segment of `segment` steps, [P·(T/segment)·E/P, …], or None. reward is raw: values, advantages and weighing are
+    the learner's, after any relabeling.
     """
 
     policies: int
@@ -71,9 +71,7 @@ def join_steps(trees: list[T], policies: int) -> T:
     return tree_map(join, *trees)
 
 
-def segment_rows(
-    order: Int[Tensor, "P C"], batch: Batch
-) -> tuple[Int[Tensor, "L S"], Int[Tensor, " S"]]:
+def segment_rows(order: Int[Tensor, "P C"], batch: Batch) -> tuple[Int[Tensor, "L S"], Int[Tensor, " S"]]:
     """The rows [L, S] of the chosen segments, step by step, and the segments' own numbers [S]; policy-major.
 
     Segment number c of a policy starts at step L·(c // rows) of environment c % rows.

@@ -57,7 +57,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
         return _join(saved["state"], tensors, torch.device(device))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConcordError(
-            f"The checkpoint {folder} cannot be read: {error}. Delete that folder, and the run resumes from the checkpoint "
+            f"The checkpoint {folder} cannot be read: {error}. Delete that folder, and the run resumes from the one "
             "before it, or from its beginning if there is none."
         ) from error
 

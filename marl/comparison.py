@@ -86,7 +86,9 @@ def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list
     """Group the runs found in `folders`, summarize `metric`, draw learning curves. Raises InputError for no runs."""
     found = [(path.parent, Report.load(path)) for folder in folders for path in _reports(folder)]
     configs = [_flatten(report.config) for _, report in found]
-    varying = sorted({key for c in configs for key in c if any(other.get(key) != c[key] for other in configs)} - {"seed"})
+    varying = sorted(
+        {key for c in configs for key in c if any(other.get(key) != c[key] for other in configs)} - {"seed"}
+    )
     groups: dict[str, list[tuple[Path, Report]]] = {}
     for (folder, report), config in zip(found, configs):
         label = ", ".join(f"{key}={yaml_text(config.get(key))}" for key in varying) or report.recipe

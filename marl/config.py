@@ -83,9 +83,9 @@ class RunConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(1, ge=1, description="torch threads; more than 1 slows small networks down")
     env: EnvConfig
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    resume: ResumeConfig = Field(default_factory=ResumeConfig)
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resume: ResumeConfig = ResumeConfig()
 
 
 def load_recipe(path: str) -> Any:
@@ -153,7 +153,7 @@ def _bare_commas(text: str) -> list[str]:
 
 
 def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
-    """The checked config of one run. Raises InputError with the full path of what is wrong and the nearest right name."""
+    """The checked config of one run. Raises InputError with the path of what is wrong and the nearest right name."""
     raw = _deep_copy(raw)
     for key, value in overrides.items():
         _assign(raw, key, value)
@@ -256,7 +256,9 @@ def yaml_text(value: Any) -> str:
     """A value as it would be written after a key."""
     if isinstance(value, tuple):
         value = list(value)
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip().removesuffix("...").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip().removesuffix("...").strip()
+    )
 
 
 def dump(config: RunConfig) -> str:

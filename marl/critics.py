@@ -21,14 +21,14 @@ class CriticConfig(Section):
     sees: Literal["state", "agent"] = Field(
         "state", description="state: the whole, one output an agent (MAPPO); agent: each agent's own view (IPPO)"
     )
-    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    network: NetworkConfig = NetworkConfig()
     share: Literal["kind", "all", "none"] = Field("kind", description="who shares parameters, where it sees an agent")
     agent_id: bool = Field(False, description="append a one-hot of the agent, where it sees an agent")
     share_trunk: bool = Field(False, description="one network for all reward channels instead of one for each")
 
 
 class CentralCritic(nn.Module):
-    """Sees the state; gives all agents' values at once. Each reward channel has its own network unless `share_trunk`."""
+    """Sees the state; gives all agents' values at once. Each channel has its own network unless `share_trunk`."""
 
     def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
         super().__init__()
@@ -43,13 +43,12 @@ class CentralCritic(nn.Module):
     def initial_memory(self, num_envs: int) -> Tree:
         """Zeros [E,C,1,H], or None where the network remembers nothing."""
         shape = self.body.memory_shape
-        return None if shape is None else torch.zeros(num_envs, shape[0], 1, *shape[1:], device=self._device)
+        return None if shape is None else torch.zeros(num_envs, shape[0], 1, shape[1], device=self._device)
 
     def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N K"], Tree]:
         """Values, and what is remembered."""
         x = stack_copies(obs.state, self.policies, self.copies).unsqueeze(2)
-        everyone = torch.ones(x.shape[:3], dtype=torch.bool, device=x.device)
-        y, memory = self.body(x, everyone, memory)
+        y, memory = self.body(x, obs.alive.any(-1, keepdim=True), memory)
         y = join_copies(y, self.copies).squeeze(1)  # [B, K·N] by channel, or [B, N·K] from a shared trunk
         if self.copies == 1:
             return y.unflatten(-1, (self.agents, self.channels)), memory
@@ -88,14 +87,14 @@ Critic = CentralCritic | LocalCritic
 
 def build_critic(spec: EnvSpec, config: CriticConfig, streams: Streams) -> Critic:
     """The critic that the config asks for."""
-    return {"state": CentralCritic, "agent": LocalCritic}[config.sees](spec, config, streams)
+    return CentralCritic(spec, config, streams) if config.sees == "state" else LocalCritic(spec, config, streams)
 
 
 class ValueScale(nn.Module):
     """Running mean and deviation of value targets, by policy and channel, so that critics learn in units of one.
 
-    Averages every batch so far while there are fewer than 1/rate, then the recent ones. Source of the idea: van Hasselt et
-    al., NeurIPS 2016 (arXiv 1602.07714), without the output correction.
+    Averages every batch so far while there are fewer than 1/rate, then the recent ones. Source of the idea: van Hasselt
+    et al., NeurIPS 2016 (arXiv 1602.07714), without the output correction.
     """
 
     def __init__(self, policies: int, channels: int, device: torch.device, rate: float = 0.01):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -13,6 +14,13 @@ from envs.core import Continuous, Decision, Streams
 
 # Added to what is illegal: large enough that its probability is exactly 0, finite so that no gradient is ever NaN.
 ILLEGAL = -1e9
+
+
+def log_softmax(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    """Log-probabilities. For many rows of few choices, the library's kernel is several times slower than this."""
+    if logits.numel() < 4096:
+        return logits.log_softmax(-1)
+    return logits - logits.logsumexp(-1, keepdim=True)
 
 
 class JointDistribution(Protocol):
@@ -49,15 +57,12 @@ class IndependentCategorical:
 
     @cached_property
     def _components(self) -> list[Float[Tensor, "*B N _"]]:
-        if len(self.choices) == 1:
-            return [self._logits.log_softmax(-1)]
-        return [part.log_softmax(-1) for part in self._logits.split(self.choices, -1)]
+        return [log_softmax(part) for part in self._split(self._logits)]
 
     def sample(self, streams: Streams) -> Decision:
         """Draw by racing exponential clocks: argmax p/q with q ~ Exp(1) has distribution p."""
-        clocks = streams.exponential(self._logits.shape).split(self.choices, -1)
-        picks = [(p.exp() / q).argmax(-1, keepdim=True) for p, q in zip(self._components, clocks)]
-        return self._with_log_prob(picks)
+        clocks = self._split(streams.exponential(self._logits.shape))
+        return self._with_log_prob([(p.exp() / q).argmax(-1, keepdim=True) for p, q in zip(self._components, clocks)])
 
     def mode(self) -> Decision:
         """Each component's most probable choice."""
@@ -65,7 +70,7 @@ class IndependentCategorical:
 
     def log_prob(self, decision: Decision) -> Float[Tensor, "*B N"]:
         """Summed over components."""
-        return self._log_prob(list(decision.action.split(1, -1)))
+        return self._log_prob([decision.action] if len(self.choices) == 1 else list(decision.action.split(1, -1)))
 
     def entropy(self, decision: Decision) -> Float[Tensor, "*B N"]:
         """Summed over components; independent agents saw nothing of the decision."""
@@ -75,6 +80,9 @@ class IndependentCategorical:
     def log_probs(self) -> Float[Tensor, "*B N A"]:
         """Of every choice, components side by side."""
         return self._components[0] if len(self._components) == 1 else torch.cat(self._components, -1)
+
+    def _split(self, x: Float[Tensor, "*B N A"]) -> Sequence[Tensor]:
+        return [x] if len(self.choices) == 1 else x.split(self.choices, -1)
 
     def _log_prob(self, picks: list[Tensor]) -> Tensor:
         parts = [part.gather(-1, pick).squeeze(-1) for part, pick in zip(self._components, picks)]
@@ -87,9 +95,9 @@ class IndependentCategorical:
 class IndependentGaussian:
     """Agents draw real actions alone: a diagonal normal distribution, in the units of the action space.
 
-    mean, log_std [*B,N,A] are in units of the half-range around the middle of a bounded component (of 1 around 0 where it
-    is unbounded). Environments clip to their bounds; the log-probability is that of the unclipped draw. `mask` [N,A] leaves
-    out components that an agent does not have.
+    mean, log_std [*B,N,A] are in units of the half-range around the middle of a bounded component (of 1 around 0 where
+    it is unbounded). Environments clip to their bounds; the log-probability is that of the unclipped draw. `mask` [N,A]
+    leaves out components that an agent does not have.
     """
 
     def __init__(

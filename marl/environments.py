@@ -15,7 +15,11 @@ from marl.config import EnvConfig
 
 
 def make_env(
-    config: EnvConfig, *, num_envs: int | None = None, device: torch.device | str = "cpu", restart_episodes: bool = False
+    config: EnvConfig,
+    *,
+    num_envs: int | None = None,
+    device: torch.device | str = "cpu",
+    restart_episodes: bool = False,
 ) -> VectorEnv:
     """The environments that the config asks for, `num_envs` of them where given. Raises InputError for what is no world."""
     num_envs = num_envs or config.num_envs
@@ -28,7 +32,12 @@ def make_env(
         return TensorEnv(world, num_envs, time_limit=config.time_limit, device=device)
     assert config.pettingzoo is not None
     return pettingzoo_env(
-        config.pettingzoo, config.args, num_envs, device=device, workers=config.workers, restart_episodes=restart_episodes
+        config.pettingzoo,
+        config.args,
+        num_envs,
+        device=device,
+        workers=config.workers,
+        restart_episodes=restart_episodes,
     )
 
 

@@ -38,7 +38,9 @@ def evaluate(run: Run, policy: JointPolicy, env: VectorEnv) -> dict[str, Metric]
     """Returns of sampled actions, and, under `mode/`, of the most probable ones."""
     found: dict[str, Metric] = {}
     for prefix, actor in (("", policy), ("mode/", Greedy(policy))):
-        found |= _played(run, env, actor, run.config.evaluation.episodes, "evaluation").metrics(env.spec.channels, prefix)
+        found |= _played(run, env, actor, run.config.evaluation.episodes, "evaluation").metrics(
+            env.spec.channels, prefix
+        )
     return found
 
 

@@ -1,9 +1,10 @@
-"""Learners own losses and optimizers. `update` improves a policy from one batch; everything a learner knows is saved."""
+"""Learners own losses and optimizers. `update` improves a policy from one batch; all a learner knows is saved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from operator import itemgetter
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,13 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map, tree_where
-from marl.batch import Batch, minibatches
+from marl.batch import Batch, join_steps, minibatches
 from marl.config import Section
 from marl.critics import Critic, ValueScale
-from marl.losses import clipped_surrogate, mean_by_policy, normalize_by_policy, squared_error
+from marl.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
 from marl.policies import JointPolicy
 from marl.returns import gae
 from marl.weighing import Weighing, by_decider
+
+T = TypeVar("T")
 
 
 class Learner(Protocol):
@@ -60,9 +63,9 @@ class Samples(NamedTuple):
     decision: Decision
     ended: Bool[Tensor, "L S"]
     advantage: Float[Tensor, "L S M"]
-    acting: Float[Tensor, "L S M"]
+    acting: Bool[Tensor, "L S M"]
     target: Float[Tensor, "L S N K"]
-    alive: Float[Tensor, "L S N"]
+    alive: Bool[Tensor, "L S N"]
 
 
 class ActorCritic:
@@ -96,33 +99,35 @@ class ActorCritic:
         if self.scale is not None:
             self.scale.update(target, batch.obs.alive)
             target = self.scale.apply_to(target)
-        decision = Decision(batch.decision.action, batch.decision.latent, batch.decision.log_prob)
-        weights = acting.to(weighed.dtype), batch.obs.alive.to(weighed.dtype)
-        samples = Samples(batch.obs, decision, batch.ended, weighed, weights[0], target, weights[1])
+        samples = Samples(batch.obs, batch.decision, batch.ended, weighed, acting, target, batch.obs.alive)
         logged = []
         for _ in range(self.config.epochs):
             for rows, segments in minibatches(batch, self.config.minibatches, self.streams):
-                memories = tree_map(lambda m: m[segments], (batch.memory, critic_memory))
-                logged.append(self._step(tree_map(lambda x: take_rows(x, rows), samples), *memories))
+                memories = take_rows((batch.memory, critic_memory), segments)
+                logged.append(self._step(take_rows(samples, rows), *memories))
         return {name: torch.stack([entry[name] for entry in logged]).mean(0) for name in logged[0]}
 
     def loss(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimize (summed over policies), and its terms, each [P]."""
+        """The scalar to minimize, summed over policies, and its terms, each [P]."""
         config = self.config
         log_prob, entropy, value = self._replay(samples, memory, critic_memory)
         old = samples.decision.log_prob
         assert old is not None
-        surrogate = self._mean(clipped_surrogate(log_prob, old, samples.advantage, config.clip), samples.acting)
-        spread = self._mean(entropy, samples.acting)
-        error = self._mean(squared_error(value, samples.target), samples.alive)
+        surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
+        error = squared_error(value, samples.target)
+        # Rows are policy-major along S, so S goes first.
+        acting, alive = (mean_weights(mask.transpose(0, 1), self.policies) for mask in (samples.acting, samples.alive))
+        objective = surrogate + config.entropy * entropy
+        total = (error.transpose(0, 1) * alive).sum() - (objective.transpose(0, 1) * acting).sum()
         with torch.no_grad():
             shift = log_prob - old
             change = shift.expm1()
-            divergence = self._mean(change - shift, samples.acting)
-            clipped = self._mean((change.abs() > config.clip).to(shift.dtype), samples.acting)
-        total = (error - surrogate - config.entropy * spread).sum()
-        terms = {"surrogate": surrogate, "value_error": error, "entropy": spread, "kl": divergence, "clipped": clipped}
-        return total, {name: term.detach() for name, term in terms.items()}
+            clipped = (change.abs() > config.clip).to(shift.dtype)
+            terms = torch.stack([surrogate, entropy, change - shift, clipped])  # k3 estimate of the divergence
+            means = (terms.transpose(1, 2) * acting).reshape(4, self.policies, -1).sum(2)
+            value_error = (error.transpose(0, 1) * alive).reshape(self.policies, -1).sum(1)
+        named = dict(zip(("surrogate", "entropy", "kl", "clipped"), means.unbind()))
+        return total, {**named, "value_error": value_error}
 
     def relabel(self, batch: Batch) -> Batch:
         """Nothing to change for those who come after."""
@@ -149,10 +154,6 @@ class ActorCritic:
         self.streams.load_state_dict(state["streams"])
         self._critic_memory = state["critic_memory"]
 
-    def _mean(self, x: Float[Tensor, "L S X"], weight: Float[Tensor, "L S X"]) -> Float[Tensor, " P"]:
-        """Over each policy's rows, which are contiguous along S."""
-        return mean_by_policy(x.transpose(0, 1), weight.transpose(0, 1), self.policies)
-
     def _step(self, samples: Samples, memory: Tree, critic_memory: Tree) -> dict[str, Tensor]:
         total, terms = self._loss(samples, memory, critic_memory)
         total.backward()
@@ -166,7 +167,7 @@ class ActorCritic:
         """Log-probabilities and entropies [L,S,M] and values [L,S,N,K] of the segments under today's parameters."""
         steps = []
         for t in range(len(samples.ended)):
-            obs, decision, ended = tree_map(lambda x: x[t], (samples.obs, samples.decision, samples.ended))
+            obs, decision, ended = tree_map(itemgetter(t), (samples.obs, samples.decision, samples.ended))
             distribution, memory = self.policy(obs, memory)
             value, critic_memory = self.critic(obs, critic_memory)
             steps.append((distribution.log_prob(decision), distribution.entropy(decision), value))
@@ -195,11 +196,9 @@ class ActorCritic:
             return self.critic(batch.obs, None)[0], self.critic(batch.final_obs, None)[0], None
         memory = start if self._critic_memory is None else self._critic_memory
         values, next_values, starts = [], [], []
-        shape = (batch.policies, batch.steps, batch.rows)
+        by_time = batch.over_time((batch.obs, batch.final_obs, batch.ended))
         for t in range(batch.steps):
-            obs, final_obs, ended = tree_map(
-                lambda x: x.unflatten(0, shape)[:, t].flatten(0, 1), (batch.obs, batch.final_obs, batch.ended)
-            )
+            obs, final_obs, ended = tree_map(lambda x: x.flatten(0, 1), tree_map(itemgetter(t), by_time))
             if t % batch.segment == 0:
                 starts.append(memory)
             value, memory = self.critic(obs, memory)
@@ -207,14 +206,14 @@ class ActorCritic:
             next_values.append(self.critic(final_obs, memory)[0])
             memory = tree_where(ended, tree_map(torch.zeros_like, memory), memory)
         self._critic_memory = memory
-        by_time = [torch.stack(x).unflatten(1, (batch.policies, -1)).transpose(0, 1).flatten(0, 2)
-                   for x in (values, next_values, starts)]  # fmt: skip
-        return by_time[0], by_time[1], by_time[2]
+        value, next_value, starting = (join_steps(x, batch.policies) for x in (values, next_values, starts))
+        return value, next_value, starting
 
 
-def take_rows(x: Tensor, rows: Int[Tensor, "L S"]) -> Tensor:
-    """x[rows], through the operation that is fastest on a CPU."""
-    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+def take_rows(tree: T, rows: Int[Tensor, "*R"]) -> T:
+    """tree[rows], through the operation that is fastest on a CPU."""
+    flat, shape = rows.flatten(), rows.shape
+    return tree_map(lambda x: x.index_select(0, flat).unflatten(0, shape), tree)
 
 
 def per_channel(discount: float | Sequence[float], channels: int) -> Float[Tensor, " K"]:

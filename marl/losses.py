@@ -18,25 +18,22 @@ def clipped_surrogate(
     return torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
-def squared_error(
-    value: Float[Tensor, "*B N K"], target: Float[Tensor, "*B N K"]
-) -> Float[Tensor, "*B N"]:
+def squared_error(value: Float[Tensor, "*B N K"], target: Float[Tensor, "*B N K"]) -> Float[Tensor, "*B N"]:
     """Half the squared error of the values, summed over channels."""
     return 0.5 * (value - target).square().sum(-1)
 
 
-def mean_by_policy(x: Float[Tensor, "*B X"], weight: Float[Tensor, "*B X"], policies: int) -> Float[Tensor, " P"]:
-    """Weighted mean over each policy's rows; weights of 0 leave slots out. 0 where nothing has weight."""
-    x, weight = (x * weight).reshape(policies, -1), weight.reshape(policies, -1)
-    return x.sum(1) / weight.sum(1).clamp(min=torch.finfo(x.dtype).tiny)
+def mean_weights(mask: Bool[Tensor, "*B X"], policies: int) -> Float[Tensor, "*B X"]:
+    """Weights that make a sum a mean over each policy's masked-in entries; rows are policy-major on the first axis."""
+    weight = mask.to(torch.float32)
+    total = weight.reshape(policies, -1).sum(1).clamp(min=1)
+    return weight / total.repeat_interleave(len(mask) // policies).view(-1, *[1] * (mask.dim() - 1))
 
 
-def normalize_by_policy(
-    x: Float[Tensor, "B M"], mask: Bool[Tensor, "B M"], policies: int
-) -> Float[Tensor, "B M"]:
+def normalize_by_policy(x: Float[Tensor, "B M"], mask: Bool[Tensor, "B M"], policies: int) -> Float[Tensor, "B M"]:
     """Zero mean and unit deviation over each policy's masked-in entries; 0 elsewhere."""
-    weight = mask.to(x.dtype)
-    rows = (policies, -1)
-    centered = (x.view(rows) - mean_by_policy(x, weight, policies).unsqueeze(1)) * weight.view(rows)
-    deviation = mean_by_policy(centered.square(), weight.view(rows), policies).sqrt()
-    return (centered / (deviation.unsqueeze(1) + 1e-8)).view_as(x)
+    by_policy = (policies, -1)
+    weight, inside = mean_weights(mask, policies).view(by_policy), mask.to(x.dtype).view(by_policy)
+    centered = (x.view(by_policy) - (x.view(by_policy) * weight).sum(1, keepdim=True)) * inside
+    deviation = (centered.square() * weight).sum(1, keepdim=True).sqrt()
+    return (centered / (deviation + 1e-8)).view_as(x)

@@ -2,13 +2,13 @@
 
 A copy is one set of parameters. P policies with C copies each (a critic per channel, say) are Q = P·C copies in one
 product, so that K critics or five seeds cost about as much as one. Inputs are [Q,R,N,D] with R rows a copy.
-A network of your own is any class with the signature of `MLP`, named by dotted path in `network.kind`. One that
-remembers says so by `memory_shape` = (C,H): its memory is [B,C,N,H], zero at the start of an episode.
+A network of your own is a `Network` named by dotted path in `network.kind`; memory is zero at the start of an episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -40,7 +40,7 @@ class _Tanh(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         return torch.ops.aten.tanh_backward(grad, y)
 
@@ -51,6 +51,9 @@ def tanh(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": tanh, "relu": F.relu, "silu": F.silu}
+
+
+NARROW, MANY = 16, 256  # fewer outputs than this for more rows than that are computed transposed
 
 
 class Linear(nn.Module):
@@ -72,7 +75,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "Q R in"]) -> Float[Tensor, "Q R out"]:
         """x W + b for each copy."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        if self.weight.shape[2] >= NARROW or x.shape[1] < MANY:
+            return torch.baddbmm(self.bias, x, self.weight)
+        # Few outputs of many rows: computing them transposed is several times faster.
+        transposed = torch.baddbmm(self.bias.transpose(1, 2), self.weight.transpose(1, 2), x.transpose(1, 2))
+        return transposed.transpose(1, 2)
 
 
 def _on_cpu(generator: torch.Generator) -> torch.Generator:
@@ -82,62 +89,72 @@ def _on_cpu(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
-class MLP(nn.Module):
-    """Layers of units, applied to each agent alone."""
+class Network(nn.Module):
+    """A map from what each agent sees to outputs for each, made by `(inputs, outputs, config, gain=, copies=, streams=)`.
 
-    memory_shape = None
+    Called with x [Q,R,N,D], alive [B,N] and memory, it gives outputs [Q,R,N,out] and memory. memory_shape is (C,H) for
+    one that remembers, [B,C,N,H], else None.
+    """
 
-    def __init__(
-        self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams
-    ):
+    memory_shape: tuple[int, int] | None = None
+
+
+class Trunk(nn.Module):
+    """The hidden layers, [Q,X,D] -> [Q,X,H]."""
+
+    def __init__(self, inputs: int, config: NetworkConfig, *, copies: int, streams: Streams):
         super().__init__()
         sizes = (inputs, *config.hidden)
-        self.hidden = nn.ModuleList(
-            Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in zip(sizes, sizes[1:])
+        self.layers = nn.ModuleList(
+            Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in pairwise(sizes)
         )
-        self.output = Linear(sizes[-1], outputs, gain=gain, copies=copies, streams=streams)
         self.activation = ACTIVATIONS[config.activation]
 
+    def forward(self, x: Float[Tensor, "Q X D"]) -> Float[Tensor, "Q X H"]:
+        """Layer, activation, and so on."""
+        for layer in self.layers:
+            x = self.activation(layer(x))
+        return x
+
+
+class MLP(Network):
+    """Layers of units, applied to each agent alone."""
+
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams):
+        super().__init__()
+        self.trunk = Trunk(inputs, config, copies=copies, streams=streams)
+        self.output = Linear(config.hidden[-1], outputs, gain=gain, copies=copies, streams=streams)
+
     def forward(
-        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: None
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "B N"], memory: None
     ) -> tuple[Float[Tensor, "Q R N out"], None]:
         """Outputs, and no memory."""
-        agents = x.shape[2]
-        y = x.flatten(1, 2)
-        for layer in self.hidden:
-            y = self.activation(layer(y))
-        return self.output(y).unflatten(1, (-1, agents)), None
+        copies, rows, agents, features = x.shape
+        y = self.trunk(x.reshape(copies, rows * agents, features))
+        return self.output(y).view(copies, rows, agents, -1), None
 
 
-class GRU(nn.Module):
+class GRU(Network):
     """Layers, then a gated recurrent unit, then an output: each agent remembers for itself.
 
     Memory is [B,C,N,H] with H the last hidden size. Source of the unit: Cho et al., EMNLP 2014 (arXiv 1406.1078).
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams
-    ):
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams):
         super().__init__()
         self.copies, self.policies, self.size = copies, len(streams), config.hidden[-1]
         self.memory_shape = (copies, self.size)
-        sizes = (inputs, *config.hidden)
-        self.hidden = nn.ModuleList(
-            Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in zip(sizes, sizes[1:])
-        )
+        self.trunk = Trunk(inputs, config, copies=copies, streams=streams)
         self.from_input = Linear(self.size, 3 * self.size, gain=1.0, copies=copies, streams=streams)
         self.from_memory = Linear(self.size, 3 * self.size, gain=1.0, copies=copies, streams=streams)
         self.output = Linear(self.size, outputs, gain=gain, copies=copies, streams=streams)
-        self.activation = ACTIVATIONS[config.activation]
 
     def forward(
-        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: Float[Tensor, "B C N H"]
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "B N"], memory: Float[Tensor, "B C N H"]
     ) -> tuple[Float[Tensor, "Q R N out"], Float[Tensor, "B C N H"]]:
         """Outputs, and what is remembered next."""
-        agents = x.shape[2]
-        y = x.flatten(1, 2)
-        for layer in self.hidden:
-            y = self.activation(layer(y))
+        copies, rows, agents, features = x.shape
+        y = self.trunk(x.reshape(copies, rows * agents, features))
         # [B,C,N,H] -> [Q, R·N, H]
         old = memory.unflatten(0, (self.policies, -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
         reset_in, update_in, new_in = self.from_input(y).chunk(3, -1)
@@ -146,87 +163,80 @@ class GRU(nn.Module):
         new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_old) * new_old)
         kept = new + update * (old - new)
         memory = kept.view(self.policies, self.copies, -1, agents, self.size).transpose(1, 2).flatten(0, 1)
-        return self.output(kept).unflatten(1, (-1, agents)), memory
+        return self.output(kept).view(copies, rows, agents, -1), memory
 
 
-class Attention(nn.Module):
+class Attention(Network):
     """Agents attend to one another: an embedding, one block of multi-head attention over the living, and an output.
 
-    Permutation-equivariant, so it serves any number of agents. As a policy it is communication: every agent sees what the
-    others see. Source: Vaswani et al., NeurIPS 2017 (arXiv 1706.03762), without positions.
+    Permutation-equivariant, so it serves any number of agents. As a policy it is communication: every agent sees what
+    the others see. Source: Vaswani et al., NeurIPS 2017 (arXiv 1706.03762), without positions.
     """
 
-    memory_shape = None
-
-    def __init__(
-        self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams
-    ):
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams):
         super().__init__()
         if config.hidden[-1] % config.heads:
             raise InputError(
-                f"network.heads must divide the last hidden size; got {config.heads} heads for {config.hidden[-1]} units."
+                f"network.heads must divide the last hidden size; got {config.heads} heads for {config.hidden[-1]}."
             )
         self.heads, self.activation = config.heads, ACTIVATIONS[config.activation]
-        sizes = (inputs, *config.hidden)
-        self.hidden = nn.ModuleList(
-            Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in zip(sizes, sizes[1:])
-        )
-        size = sizes[-1]
+        self.trunk = Trunk(inputs, config, copies=copies, streams=streams)
+        size = config.hidden[-1]
         self.projection = Linear(size, 3 * size, gain=1.0, copies=copies, streams=streams)
         self.mixed = Linear(size, size, gain=1.0, copies=copies, streams=streams)
         self.output = Linear(size, outputs, gain=gain, copies=copies, streams=streams)
 
     def forward(
-        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: None
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "B N"], memory: None
     ) -> tuple[Float[Tensor, "Q R N out"], None]:
         """Outputs, and no memory. Nobody attends to the dead; where nobody lives, everybody attends to all."""
-        agents = x.shape[2]
-        y = x.flatten(1, 2)
-        for layer in self.hidden:
-            y = self.activation(layer(y))
+        copies, rows, agents, features = x.shape
+        y = self.trunk(x.reshape(copies, rows * agents, features))
         query, key, value = (
             part.unflatten(1, (-1, agents)).unflatten(-1, (self.heads, -1)).transpose(2, 3)
             for part in self.projection(y).chunk(3, -1)
         )  # [Q,R,heads,N,H/heads]
-        attend = (alive | ~alive.any(-1, keepdim=True)).unsqueeze(-2).unsqueeze(-2)
-        heard = F.scaled_dot_product_attention(query, key, value, attn_mask=attend.expand(*query.shape[:-1], agents))
+        attend = (alive | ~alive.any(-1, keepdim=True)).view(-1, 1, rows, 1, 1, agents)
+        attend = attend.expand(-1, copies // len(attend), -1, -1, -1, -1).flatten(0, 1)
+        heard = F.scaled_dot_product_attention(query, key, value, attn_mask=attend)
         y = y + self.activation(self.mixed(heard.transpose(2, 3).flatten(3).flatten(1, 2)))
-        return self.output(y).unflatten(1, (-1, agents)), None
+        return self.output(y).view(copies, rows, agents, -1), None
 
 
-class ByKind(nn.Module):
+class ByKind(Network):
     """A network of its own for each kind of agent."""
 
-    def __init__(self, kind: Sequence[int], build: Callable[[], nn.Module]):
+    def __init__(self, kind: Sequence[int], build: Callable[[], Network]):
         super().__init__()
         kinds = sorted(set(kind))
         groups = [[i for i, k in enumerate(kind) if k == wanted] for wanted in kinds]
-        self.networks = nn.ModuleList(build() for _ in groups)
-        self.memory_shape = self.networks[0].memory_shape
+        networks = [build() for _ in groups]
+        self.networks = nn.ModuleList(networks)
+        self.memory_shape = networks[0].memory_shape
         order = [i for group in groups for i in group]
         self._groups = [torch.tensor(group) for group in groups]
         self._inverse = torch.tensor([order.index(i) for i in range(len(kind))])
 
     def forward(
-        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "Q R N"], memory: Any
+        self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "B N"], memory: Any
     ) -> tuple[Float[Tensor, "Q R N out"], Any]:
         """Each kind through its own network, back in slot order."""
         outputs, memories = [], []
         for group, network in zip(self._groups, self.networks):
             group = group.to(x.device)
-            y, kept = network(x[:, :, group], alive[:, :, group], None if memory is None else memory[:, :, group])
+            y, kept = network(x[:, :, group], alive[:, group], None if memory is None else memory[:, :, group])
             outputs.append(y)
             memories.append(kept)
         inverse = self._inverse.to(x.device)
         return torch.cat(outputs, 2)[:, :, inverse], None if memory is None else torch.cat(memories, 2)[:, :, inverse]
 
 
-BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "gru": GRU, "attention": Attention}
+BUILT_IN: dict[str, Callable[..., Network]] = {"mlp": MLP, "gru": GRU, "attention": Attention}
 
 
 def build_network(
     config: NetworkConfig, inputs: int, outputs: int, *, gain: float, copies: int = 1, streams: Streams
-) -> nn.Module:
+) -> Network:
     """The network that `config.kind` names. Raises InputError for a name that is neither built in nor a dotted path."""
     maker = BUILT_IN.get(config.kind)
     if maker is None:

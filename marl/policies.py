@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
 from marl.config import Section
 from marl.distributions import IndependentCategorical, IndependentGaussian, JointDistribution
-from marl.networks import ByKind, NetworkConfig, build_network
+from marl.networks import ByKind, Network, NetworkConfig, build_network
 
 
 class PolicyConfig(Section):
     """How the agents' networks look."""
 
-    network: NetworkConfig = Field(default_factory=NetworkConfig)
-    share: Literal["kind", "all", "none"] = Field("kind", description="who shares parameters: agents of a kind, all, none")
+    network: NetworkConfig = NetworkConfig()
+    share: Literal["kind", "all", "none"] = Field(
+        "kind", description="who shares parameters: agents of a kind, all, none"
+    )
     agent_id: bool = Field(False, description="append a one-hot of the agent to what it sees")
     initial_std: float = Field(0.5, gt=0, description="deviation of continuous actions, in half-ranges")
 
@@ -37,7 +39,9 @@ class JointPolicy(Protocol):
     members [M,N] says for which agents each of M deciders decides; None means that every agent decides for itself.
     """
 
-    members: Bool[Tensor, "M N"] | None
+    @property
+    def members(self) -> Bool[Tensor, "M N"] | None:
+        """Who each decider decides for."""
 
     def initial_memory(self, num_envs: int) -> Tree:
         """Memory at the start of an episode."""
@@ -84,12 +88,12 @@ class AgentNetwork(nn.Module):
         groups = shared_by(spec, share)
         inputs = spec.observation_size + label.shape[1]
 
-        def build() -> nn.Module:
+        def build() -> Network:
             return build_network(network, inputs, outputs, gain=gain, copies=copies, streams=streams)
 
         self.body = build() if len(set(groups)) == 1 else ByKind(groups, build)
         shape = self.body.memory_shape
-        self.memory_shape = None if shape is None else (shape[0], agents, *shape[1:])
+        self.memory_shape = None if shape is None else (shape[0], agents, shape[1])
 
     def initial_memory(self, num_envs: int) -> Tensor | None:
         """Zeros [E,C,N,H], or None where the network remembers nothing."""
@@ -100,15 +104,13 @@ class AgentNetwork(nn.Module):
         x = obs.agent
         if self._label.shape[1]:
             x = torch.cat([x, self._label.expand(*x.shape[:-1], -1)], -1)
-        y, memory = self.body(
-            stack_copies(x, self.policies, self.copies), stack_copies(obs.alive, self.policies, self.copies), memory
-        )
+        y, memory = self.body(stack_copies(x, self.policies, self.copies), obs.alive, memory)
         return join_copies(y, self.copies), memory
 
 
 def stack_copies(x: Tensor, policies: int, copies: int) -> Tensor:
     """[B,…] policy-major -> [Q,R,…], each policy's rows repeated for its copies."""
-    x = x.unflatten(0, (policies, -1))
+    x = x.reshape(policies, -1, *x.shape[1:])
     return x if copies == 1 else x.repeat_interleave(copies, 0)
 
 

@@ -22,20 +22,20 @@ def gae(
         δ_t = r_t + γ_k (1 - terminated_t) V(s'_t) - V(s_t)
         A_t = δ_t + γ_k λ (1 - terminated_t) (1 - truncated_t) A_{t+1}
 
-    next_value is the value of the true successor, not of the episode that an automatic reset began; truncation stops the
-    recursion and keeps the bootstrap. Slots of agents who are not alive get 0. Source: Schulman et al., ICLR 2016
+    next_value is the value of the true successor, not of the episode that an automatic reset began; truncation stops
+    the recursion and keeps the bootstrap. Slots of agents who are not alive get 0. Source: Schulman et al., ICLR 2016
     (arXiv 1506.02438), equations 11-16.
     """
     lasting = discount * (~terminated).to(reward.dtype).unsqueeze(-1)
     present = alive.to(reward.dtype).unsqueeze(-1)
     delta = torch.addcmul(reward - value, lasting, next_value) * present
     decay = lasting * (trace * (~truncated).to(reward.dtype).unsqueeze(-1) * present)
-    advantage = torch.empty_like(delta)
     following = torch.zeros_like(delta[0])
-    for t in range(len(delta) - 1, -1, -1):
-        following = torch.addcmul(delta[t], decay[t], following, out=None)
-        advantage[t] = following
-    return advantage
+    backwards = []
+    for now, kept in zip(reversed(delta.unbind()), reversed(decay.unbind())):
+        following = torch.addcmul(now, kept, following)
+        backwards.append(following)
+    return torch.stack(backwards[::-1])
 
 
 def episode_sums(
@@ -54,7 +54,9 @@ def episode_sums(
     return running - before, running[-1] - base[-1]
 
 
-def episode_age(ended: Bool[Tensor, "T E"], carry: Float[Tensor, " E"]) -> tuple[Float[Tensor, "T E"], Float[Tensor, " E"]]:
+def episode_age(
+    ended: Bool[Tensor, "T E"], carry: Float[Tensor, " E"]
+) -> tuple[Float[Tensor, "T E"], Float[Tensor, " E"]]:
     """Steps taken in the episode before step t, and the age that the unfinished episodes carry onward."""
     so_far, onward = episode_sums(torch.ones_like(ended, dtype=carry.dtype).unsqueeze(-1), ended, carry.unsqueeze(-1))
     return so_far.squeeze(-1) - 1, onward.squeeze(-1)

@@ -58,8 +58,8 @@ class Probe(Protocol):
 class Run:
     """One folder of results. The same config and seed give the same numbers on the same kind of processor.
 
-    seeds: one for each policy trained at once. Everything random belongs to a named stage and follows from (seed, name),
-    so that what one stage draws never depends on another.
+    seeds: one for each policy trained at once. Everything random belongs to a named stage and follows from (seed,
+    name), so that what one stage draws never depends on another.
     """
 
     def __init__(self, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None):
@@ -381,9 +381,9 @@ def check_finite(terms: dict[str, Tensor], update: int) -> None:
         return
     bad = [name for name, term in terms.items() if not bool(term.isfinite().all())]
     raise ConcordError(
-        f"Training stopped at update {update}: {', '.join(bad)} became NaN or infinite. The last good checkpoint is kept. "
-        "Usual causes: a learning rate too high (learner.learning_rate), rewards of huge size, or an environment that "
-        "returns numbers that are not finite."
+        f"Training stopped at update {update}: {', '.join(bad)} became NaN or infinite. The last good checkpoint is "
+        "kept. Usual causes: a learning rate too high (learner.learning_rate), rewards of huge size, or an environment "
+        "that returns numbers that are not finite."
     )
 
 
@@ -399,8 +399,8 @@ def _refuse_nan(state: Tree, update: int) -> None:
     gather(state)
     if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in leaves):
         raise ConcordError(
-            f"Training stopped at update {update}: a parameter became NaN or infinite. The last good checkpoint is kept. "
-            "Usual cause: a learning rate too high (learner.learning_rate)."
+            f"Training stopped at update {update}: a parameter became NaN or infinite. The last good checkpoint is "
+            "kept. Usual cause: a learning rate too high (learner.learning_rate)."
         )
 
 
@@ -426,4 +426,3 @@ def pick_device(name: str) -> torch.device:
 def env_steps_to_updates(env_steps: int, batch_steps: int) -> int:
     """Updates whose batches hold at least `env_steps` steps."""
     return max(1, math.ceil(env_steps / batch_steps))
-

@@ -26,16 +26,16 @@ def rollout(
                 memories.append(memory)
             decision, memory = actor.act(obs, memory, streams)
             step = env.step(decision.action)
-            trail.append(
-                (obs, step.final_obs, decision, step.reward, step.terminated, step.truncated, step.ended)
-            )
+            trail.append((obs, step.final_obs, decision, step.reward, step.terminated, step.truncated, step.ended))
             obs = step.obs
             if memory is not None:
                 memory = tree_where(step.ended, tree_map(torch.zeros_like, memory), memory)
     policies = len(streams)
     # Joined outside inference mode: learners need ordinary tensors.
-    seen, final_obs, decisions, *outcome = join_steps(trail, policies)
-    return Batch(policies, steps, segment, seen, final_obs, decisions, join_steps(memories, policies), *outcome), obs, memory
+    seen, final_obs, decisions, reward, terminated, truncated, ended = join_steps(trail, policies)
+    starts = join_steps(memories, policies)
+    happened = (reward, terminated, truncated, ended)
+    return Batch(policies, steps, segment, seen, final_obs, decisions, starts, *happened), obs, memory
 
 
 class EpisodeTracker:

@@ -23,8 +23,8 @@ STACK = ".stacked"
 def can_stack(configs: Sequence[RunConfig]) -> bool:
     """Whether runs that differ only in their seed can be trained as one.
 
-    The recipe must offer `train`, the world must be native, and no budget may be one of processor time, which belongs to a
-    run alone.
+    The recipe must offer `train`, the world must be native, and no budget may be one of processor time, which belongs
+    to a run alone.
     """
     config = configs[0]
     return (

@@ -31,7 +31,9 @@ def run_training(config: RunConfig, folder: Path) -> Report:
 def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Path, processes: int | None) -> Report:
     """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
     if (folder / SWEEP).exists():
-        raise InputError(f"{folder} already holds a sweep. Continue it with `concord resume {folder}`, or choose another.")
+        raise InputError(
+            f"{folder} already holds a sweep. Continue it with `concord resume {folder}`, or choose another."
+        )
     for point in points:
         resolve(raw, point)
     write_atomically(folder / SWEEP, json.dumps({"raw": raw, "points": list(points), "processes": processes}, indent=2))
@@ -89,7 +91,8 @@ def _seed_groups(configs: dict[str, RunConfig]) -> list[list[str]]:
 
 def _run_processes(folders: Sequence[Path], processes: int) -> None:
     """Resume every folder, some at a time, each in a process of its own. Raises ConcordError if any fails."""
-    waiting, running, failed = list(folders), {}, []
+    waiting, failed = list(folders), []
+    running: dict[Path, subprocess.Popen[bytes]] = {}
     try:
         with console.status("") as status:
             while waiting or running:
@@ -119,5 +122,3 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "marl", "resume", str(folder)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
-
-

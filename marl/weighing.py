@@ -19,9 +19,7 @@ class Weighing(Protocol):
         """One advantage for each agent."""
 
 
-def own(
-    advantage: Float[Tensor, "B N K"], alive: Bool[Tensor, "B N"], outcome: Outcome | None
-) -> Float[Tensor, "B N"]:
+def own(advantage: Float[Tensor, "B N K"], alive: Bool[Tensor, "B N"], outcome: Outcome | None) -> Float[Tensor, "B N"]:
     """Each agent's own advantage, its channels added."""
     return advantage.sum(-1)
 

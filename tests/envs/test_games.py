@@ -192,7 +192,7 @@ def test_permutation_pays_exactly_for_permutations(agents: int) -> None:
 
 
 def best_deterministic(world: OneShot, graph: Graph, states: torch.Tensor) -> float:
-    """The best mean reward over equally likely states, over every deterministic policy of own view and parents' actions."""
+    """The best mean reward over equally likely states, of all deterministic policies of view and parents' actions."""
     agents, views = len(world.spec.agents), world.observe(states).agent
     joint = list(itertools.product(range(2), repeat=agents))
     rewards = [dict(zip(joint, reward_of(world, state.unsqueeze(0), joint))) for state in states]

@@ -1,4 +1,4 @@
-"""What `TensorEnv` makes of a world: clocks, restarts, agents that leave, seeds, saved states; and actors without learning."""
+"""What `TensorEnv` makes of a world: clocks, restarts, agents that leave, seeds, saved states; and simple actors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORLDS: list[World[Any]] = [
     CoordinationGame(3, horizon=7),
     Constant(2, horizon=3),
     Identity(3, agents=2),
-    SimpleSpread(3),
+    SimpleSpread(3, dtype=torch.float64),
     SpeakerListener(),
 ]
 
@@ -102,8 +102,9 @@ def play(env: TensorEnv, obs: Observation, steps: int, seeds: list[int]) -> list
 
 
 def assert_equal(one: Tree, other: Tree) -> None:
-    def same(a: Tensor, b: Tensor) -> None:
+    def same(a: Tensor, b: Tensor) -> Tensor:
         assert torch.equal(a, b)
+        return a
 
     tree_map(same, one, other)
 
@@ -229,9 +230,9 @@ def test_one_row_is_the_same_alone_and_among_a_thousand(world: World[Any]) -> No
         for r in rows:
             single = world.transition(alone[r], action[r : r + 1], tree_map(lambda leaf, r=r: leaf[r : r + 1], noise))
             alone[r] = single.state
-            torch.testing.assert_close(single.reward[0], step.reward[r], rtol=0, atol=1e-4)
+            torch.testing.assert_close(single.reward[0], step.reward[r], rtol=0, atol=1e-9)
             torch.testing.assert_close(
-                world.observe(alone[r]).agent[0], world.observe(many).agent[r], rtol=0, atol=1e-4
+                world.observe(alone[r]).agent[0], world.observe(many).agent[r], rtol=0, atol=1e-9
             )
 
 
@@ -283,9 +284,9 @@ def test_wrong_arguments_are_input_errors() -> None:
     for seeds in ([1, 2], []):
         with pytest.raises(InputError, match="cannot be shared equally"):
             TensorEnv(Mortal(), 3).reset(seeds)
+    env = TensorEnv(Mortal(), 3)
+    env.reset(0)
     with pytest.raises(InputError, match="has no picture"):
-        env = TensorEnv(Mortal(), 3)
-        env.reset(0)
         env.frame()
 
 

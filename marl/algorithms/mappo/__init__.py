@@ -1,8 +1,8 @@
 """MAPPO and IPPO: independent agents with a central critic (`critic.sees: state`) or one each (`critic.sees: agent`).
 
-Source: Yu et al., "The Surprising Effectiveness of PPO in Cooperative Multi-Agent Games", NeurIPS 2022 (arXiv 2103.01955);
-de Witt et al., 2020 (arXiv 2011.09533) for IPPO. Where we depart: all agents' values come from one pass of the critic, and
-advantages are normalized over the whole batch.
+Source: Yu et al., "The Surprising Effectiveness of PPO in Cooperative Multi-Agent Games", NeurIPS 2022 (arXiv
+2103.01955); de Witt et al., 2020 (arXiv 2011.09533) for IPPO. Where we depart: all agents' values come from one pass of
+the critic, and advantages are normalized over the whole batch.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from marl.sources import OnPolicy
 class Config(RunConfig):
     """MAPPO."""
 
-    policy: PolicyConfig = Field(default_factory=PolicyConfig)
-    critic: CriticConfig = Field(default_factory=CriticConfig)
-    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    policy: PolicyConfig = PolicyConfig()
+    critic: CriticConfig = CriticConfig()
+    learner: LearnerConfig = LearnerConfig()
     weighing: Literal["own", "team"] = Field("own", description="each agent's own advantage, or the living team's mean")
 
 
