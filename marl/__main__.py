@@ -55,13 +55,16 @@ def run(
 
 
 @app.command()
-def resume(folder: RunFolder) -> None:
-    """Continue a run or sweep that was interrupted, exactly where its newest checkpoint was taken."""
+def resume(folder: RunFolder, assignments: Assignments = None) -> None:
+    """Continue a run or sweep that was interrupted, exactly where its newest checkpoint was taken.
+
+    Settings under resume. may be given: resume.restart_episodes=true.
+    """
     from marl.display import console
     from marl.sweep import resume_folder
     from marl.tables import print_report
 
-    print_report(resume_folder(folder), folder, console)
+    print_report(resume_folder(folder, assignments or []), folder, console)
 
 
 @app.command()

@@ -3,8 +3,8 @@
 A claim is one sentence, the command that shows it, the metric in which it shows, and the bar that the metric must meet.
 Whether it holds is computed from value and bar, never stored. What a measurement rests on is its digest: the claim's
 command and metric, the configs and test files that the command names, and every module of the project that the
-command's processes loaded. Modules that only orchestrate or display (`ORCHESTRATION`) are left out: they cannot change a
-figure.
+command's processes loaded. Modules that only orchestrate or display (`ORCHESTRATION`) are left out: they cannot
+change a figure.
 """
 
 from __future__ import annotations
@@ -280,33 +280,24 @@ def _measure(ledger: Ledger, claims: Sequence[Claim]) -> list[Line]:
     begun = time.monotonic()
     try:
         outcome = run_command(claims[0], ledger.root)
-        _require_metrics(outcome, claims)
-    except InputError:
-        raise
     except ConcordError as error:
         lines = [Line(claim, "failed", reason=str(error)) for claim in claims]
     else:
         console.print(f"took {time.monotonic() - begun:.0f} s")
         ledger.record(outcome, claims)
-        lines = [
-            Line(claim, "not measured", reason=outcome.missing[claim.metric])
-            if claim.metric in outcome.missing
-            else Line(claim, claim.state)
-            for claim in map(ledger.current, claims)
-        ]
+        lines = [_line(ledger.current(claim), outcome) for claim in claims]
     for line in lines:
         line.print()
     return lines
 
 
-def _require_metrics(outcome: Outcome, claims: Sequence[Claim]) -> None:
-    for claim in claims:
-        if claim.metric not in outcome.values and claim.metric not in outcome.missing:
-            near = difflib.get_close_matches(claim.metric, outcome.values, 3)
-            raise InputError(
-                f"{claim.id} asks for the metric {claim.metric!r}, which the report lacks. "
-                f"It has {', '.join(near or outcome.values)}."
-            )
+def _line(claim: Claim, outcome: Outcome) -> Line:
+    if claim.metric in outcome.values:
+        return Line(claim, claim.state)
+    if claim.metric in outcome.missing:
+        return Line(claim, "not measured", reason=outcome.missing[claim.metric])
+    near = difflib.get_close_matches(claim.metric, outcome.values, 3) or outcome.values
+    return Line(claim, "failed", reason=f"the report has no metric {claim.metric!r}; it has {', '.join(near)}.")
 
 
 def run_command(claim: Claim, root: Path) -> Outcome:
@@ -319,7 +310,7 @@ def run_command(claim: Claim, root: Path) -> Outcome:
         results = folder / "results.xml"
         arguments = [sys.executable, "-m", "pytest", *words[1:], f"--junitxml={results}"]
         code = subprocess.run(arguments, cwd=root, env=environment).returncode
-        passed = code == 0 and tests_passed(results) > 0
+        passed = code == 0 and passing_tests(results) > 0
         outcome = Outcome({"passed": float(passed)}, {}, versions(), modules_in(loaded, root))
     else:
         arguments = [sys.executable, "-m", "marl", *words[1:], "--out", str(folder / "out")]
@@ -334,7 +325,7 @@ def run_command(claim: Claim, root: Path) -> Outcome:
     return outcome
 
 
-def tests_passed(results: Path) -> int:
+def passing_tests(results: Path) -> int:
     """How many tests passed, from pytest's JUnit file; 0 where any failed or none ran."""
     if not results.exists():
         return 0

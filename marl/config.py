@@ -201,12 +201,12 @@ def _nearest(path: str, known: list[str]) -> str | None:
     """The likeliest right key: same section first, then the same last name anywhere."""
     section, _, last = path.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
-    for names in (siblings, {name: name for name in known}, {name.rpartition(".")[2]: name for name in known}):
-        found = difflib.get_close_matches(last if names is not None else path, names, 1, 0.6)
+    # Where several sections have the name, the first: sections come in the order of their importance.
+    for names in (siblings, {name.rpartition(".")[2]: name for name in reversed(known)}):
+        found = difflib.get_close_matches(last, names, 1, 0.6)
         if found:
             return names[found[0]]
-    found = difflib.get_close_matches(path, known, 1, 0.6)
-    return found[0] if found else None
+    return None
 
 
 def _siblings(path: str, known: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +23,7 @@ def log_softmax(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
     return logits - logits.logsumexp(-1, keepdim=True)
 
 
+@runtime_checkable
 class JointDistribution(Protocol):
     """What a joint policy gives for each row."""
 

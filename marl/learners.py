@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,14 +23,12 @@ from marl.weighing import Weighing, by_decider
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Improves something from batches."""
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Learn; gives what to log, each [P]."""
-
-    def relabel(self, batch: Batch) -> Batch:
-        """The batch as the next learner of a chain should see it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly, as a tree of tensors and JSON values."""
@@ -52,7 +50,7 @@ class LearnerConfig(Section):
     clip: float = Field(0.2, gt=0, description="ε, how far a decision's ratio may move")
     entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
     max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of policy and critic each")
-    scale_values: bool = Field(True, description="learn values in running units of their targets")
+    scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
     compile: bool = Field(False, description="compile the loss with torch.compile: slow start, faster updates")
 
 
@@ -128,10 +126,6 @@ class ActorCritic:
             value_error = (error.transpose(0, 1) * alive).reshape(self.policies, -1).sum(1)
         named = dict(zip(("surrogate", "entropy", "kl", "clipped"), means.unbind()))
         return total, {**named, "value_error": value_error}
-
-    def relabel(self, batch: Batch) -> Batch:
-        """Nothing to change for those who come after."""
-        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, value scale, streams, and what a recurrent critic remembers."""

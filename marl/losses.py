@@ -32,8 +32,7 @@ def mean_weights(mask: Bool[Tensor, "*B X"], policies: int) -> Float[Tensor, "*B
 
 def normalize_by_policy(x: Float[Tensor, "B M"], mask: Bool[Tensor, "B M"], policies: int) -> Float[Tensor, "B M"]:
     """Zero mean and unit deviation over each policy's masked-in entries; 0 elsewhere."""
-    by_policy = (policies, -1)
-    weight, inside = mean_weights(mask, policies).view(by_policy), mask.to(x.dtype).view(by_policy)
-    centered = (x.view(by_policy) - (x.view(by_policy) * weight).sum(1, keepdim=True)) * inside
+    rows, weight, inside = (y.reshape(policies, -1) for y in (x, mean_weights(mask, policies), mask.to(x.dtype)))
+    centered = (rows - (rows * weight).sum(1, keepdim=True)) * inside
     deviation = (centered.square() * weight).sum(1, keepdim=True).sqrt()
     return (centered / (deviation + 1e-8)).view_as(x)

@@ -90,10 +90,10 @@ def _on_cpu(generator: torch.Generator) -> torch.Generator:
 
 
 class Network(nn.Module):
-    """A map from what each agent sees to outputs for each, made by `(inputs, outputs, config, gain=, copies=, streams=)`.
+    """A map from what each agent sees to outputs for each.
 
-    Called with x [Q,R,N,D], alive [B,N] and memory, it gives outputs [Q,R,N,out] and memory. memory_shape is (C,H) for
-    one that remembers, [B,C,N,H], else None.
+    Made by `(inputs, outputs, config, gain=, copies=, streams=)`. Called with x [Q,R,N,D], alive [B,N] and memory, it
+    gives outputs [Q,R,N,out] and memory. memory_shape is (C,H) for one that remembers, [B,C,N,H], else None.
     """
 
     memory_shape: tuple[int, int] | None = None

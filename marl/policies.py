@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,7 @@ def shared_by(spec: EnvSpec, share: Literal["kind", "all", "none"]) -> tuple[int
     return groups[share]
 
 
+@runtime_checkable
 class JointPolicy(Protocol):
     """An Actor that can be learned: a module that gives a joint distribution.
 

@@ -28,7 +28,7 @@ class Metric:
     n: int = 1
 
     @classmethod
-    def exact(cls, value: float) -> Metric:
+    def exact(cls, value: int | float) -> Metric:
         """A number that was counted or computed, not sampled."""
         return cls(float(value), float(value), float(value))
 

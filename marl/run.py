@@ -9,14 +9,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.core import ConcordError, InputError, Streams, Tree, tree_map
-from marl.batch import Batch
+from envs.core import ConcordError, InputError, Streams, Tree
+from marl.batch import Batch, Outcome
 from marl.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from marl.config import RunConfig, dump, read_yaml, resolve
 from marl.display import TrainingDisplay
@@ -27,6 +27,7 @@ L = TypeVar("L", bound=Learner)
 LOGGED_ROWS = 500  # rows of metrics.csv that a stage aims for
 
 
+@runtime_checkable
 class Source(Protocol):
     """Batches without end, from where the last one stopped."""
 
@@ -40,6 +41,7 @@ class Source(Protocol):
         """Continue exactly where `state` was taken."""
 
 
+@runtime_checkable
 class Probe(Protocol):
     """Something done between updates: an evaluation, an archive."""
 
@@ -150,7 +152,7 @@ class Run:
             write_atomically(path, json.dumps(function()))
         return json.loads(path.read_text())
 
-    def used(self, name: str) -> dict[str, float]:
+    def used(self, name: str) -> dict[str, int | float]:
         """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates."""
         newest = checkpoints(self.folder / "checkpoints" / name)
         if not newest:
@@ -220,7 +222,7 @@ class _Stage:
         """Time on the clock so far, all attempts together."""
         return self._wall_before + time.monotonic() - self._wall
 
-    def used(self) -> dict[str, float]:
+    def used(self) -> dict[str, int | float]:
         """Counts and clocks."""
         agent_steps = 0.0 if self.agent_steps is None else float(self.agent_steps)
         return {
@@ -261,7 +263,7 @@ class _Tally:
 
     def _clear(self) -> None:
         self._terms: list[dict[str, Tensor]] = []
-        self._outcomes: list[Any] = []
+        self._outcomes: list[Outcome] = []
 
     def add(self, terms: dict[str, Tensor], batch: Batch) -> None:
         """One update's terms, and how its episodes went."""
@@ -273,14 +275,16 @@ class _Tally:
         """A row for each policy; returns are missing where no episode ended."""
         columns: dict[str, Tensor] = {}
         if self._outcomes:
-            outcome = tree_map(lambda *x: torch.stack(x), *self._outcomes)
-            weight = outcome.episodes
+            weight, length, total = (
+                torch.stack([getattr(outcome, name) for outcome in self._outcomes])
+                for name in ("episodes", "length", "total")
+            )
             count = weight.sum(0)
-            per_agent = outcome.total.sum(-1)  # [U,P,N]: a return of many channels is their sum
+            per_agent = total.sum(-1)  # [U,P,N]: a return of many channels is their sum
             for name, x in (
                 ("return_per_agent", per_agent.mean(-1)),
                 ("return_team", per_agent.sum(-1)),
-                ("episode_length", outcome.length),
+                ("episode_length", length),
             ):
                 columns[name] = (x * weight).sum(0) / count
             columns["episodes"] = count

@@ -85,13 +85,13 @@ class OnPolicy:
         actor: Actor,
         *,
         steps: int,
-        segment: int,
-        discount: Float[Tensor, " K"],
         streams: Streams,
         seeds: Sequence[int],
+        segment: int = 1,
+        discount: Float[Tensor, " K"] | None = None,
     ):
         self.env, self.actor, self.steps, self.segment, self.streams = env, actor, steps, segment, streams
-        self.tracker = EpisodeTracker(discount)
+        self.tracker = EpisodeTracker(torch.ones(len(env.spec.channels)) if discount is None else discount)
         self._obs = env.reset(list(seeds))
         self._memory = actor.initial_memory(env.num_envs)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from envs.core import ConcordError, InputError
 from marl.comparison import sweep_metrics
-from marl.config import RunConfig, dump, load_recipe, resolve, yaml_text
+from marl.config import RunConfig, dump, load_recipe, resolve, split_assignments, yaml_text
 from marl.display import console
 from marl.report import Report, write_atomically
 from marl.run import Run
@@ -40,17 +40,26 @@ def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Pat
     return _finish_sweep(folder)
 
 
-def resume_folder(folder: Path) -> Report:
-    """Continue a run or a sweep."""
+def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
+    """Continue a run or a sweep. Only settings of how to resume may change."""
+    (overrides,) = split_assignments(assignments) if assignments else [{}]
+    foreign = [key for key in overrides if not key.startswith("resume.")]
+    if foreign:
+        raise InputError(
+            f"A resumed run keeps its config; only resume.… may be set, not {foreign[0]}. Start a new run."
+        )
     if (folder / SWEEP).exists():
         return _finish_sweep(folder)
-    run = Run.open(folder)
+    run = Run.open(folder, overrides)
     return load_recipe(run.config.recipe).recipe(run.config, run)
 
 
 def _finish_sweep(folder: Path) -> Report:
     plan = json.loads((folder / SWEEP).read_text())
-    configs = {point_name(point): resolve(plan["raw"], point) for point in plan["points"]}
+    points = plan["points"]
+    varying = [key for key in points[0] if any(point[key] != points[0][key] for point in points)]
+    names = [assignments_text(point, varying) for point in points]
+    configs = {name: resolve(plan["raw"], point) for name, point in zip(names, points)}
     for name, config in configs.items():
         if not (folder / name / "config.yaml").exists():
             write_atomically(folder / name / "config.yaml", dump(config))
@@ -61,8 +70,9 @@ def _finish_sweep(folder: Path) -> Report:
     _run_processes([folder / name for name in waiting], plan["processes"] or os.cpu_count() or 1)
     reports = {name: Report.load(folder / name / "report.json") for name in configs}
     variants: dict[str, list[Report]] = {}
-    for point in plan["points"]:
-        variants.setdefault(variant_name(point), []).append(reports[point_name(point)])
+    for name, point in zip(names, points):
+        label = assignments_text(point, [key for key in varying if key != "seed"]) or "all"
+        variants.setdefault(label, []).append(reports[name])
     first = next(iter(reports.values()))
     seeds = [config.seed for config in configs.values()]
     table = [{"point": name, **{k: m.value for k, m in report.metrics.items()}} for name, report in reports.items()]
@@ -71,14 +81,9 @@ def _finish_sweep(folder: Path) -> Report:
     return report
 
 
-def point_name(point: dict[str, Any]) -> str:
-    """The folder of a point: what it sets."""
-    return ",".join(f"{key}={yaml_text(value)}".replace("/", "_") for key, value in point.items())
-
-
-def variant_name(point: dict[str, Any]) -> str:
-    """What a point sets, its seed aside."""
-    return point_name({key: value for key, value in point.items() if key != "seed"}) or "all"
+def assignments_text(point: dict[str, Any], keys: Sequence[str]) -> str:
+    """What a point of a sweep sets for these keys; also the name of its folder."""
+    return ",".join(f"{key}={yaml_text(point[key])}".replace("/", "_") for key in keys)
 
 
 def _seed_groups(configs: dict[str, RunConfig]) -> list[list[str]]:

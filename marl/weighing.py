@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from marl.batch import Outcome
 
 
+@runtime_checkable
 class Weighing(Protocol):
     """(advantage [B,N,K], alive [B,N], outcome) -> [B,N]."""
 

@@ -12,6 +12,7 @@ import faulthandler
 import itertools
 import json
 import mmap
+import multiprocessing
 import os
 import pickle
 import signal
@@ -21,35 +22,23 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 
-from envs.rows import (
-    Arrays,
-    Begin,
-    BrokenContractError,
-    Codec,
-    EnvironmentRaisedError,
-    Layout,
-    Rows,
-    StateSource,
-    describe,
-    explained,
-    make_plays,
-    require_alike,
-)
+from envs.pettingzoo.interfaces import BrokenContractError, EnvironmentRaisedError, explained
+from envs.pettingzoo.layout import Codec, Layout, StateSource, prepare
+from envs.pettingzoo.rows import Begin, Rows
 
-Fields = Mapping[str, tuple[tuple[int, ...], Any]]
-STEP, BEGIN, CLOSE = b"s", b"b", b"c"
+STEP, CLOSE = b"s", b"c"  # every other message is pickled
 PATIENCE_AT_CLOSE = 5.0
 
 
 class Workers:
-    """The rows of `envs.rows.Rows`, in `count` processes that each hold an equal share of them.
+    """As `envs.pettingzoo.rows.Rows`, in `count` processes that each hold an equal share of the rows.
 
     timeout: seconds that a worker may take for one step before it counts as stuck. A worker that stops, raises or takes
     longer closes all of them and raises EnvironmentRaisedError; workers end with this process, however it ends.
@@ -60,65 +49,58 @@ class Workers:
         make: Callable[[], Any],
         num_envs: int,
         count: int,
-        *,
-        channels: int | None = None,
-        state: StateSource = "auto",
-        timeout: float = 600.0,
+        channels: int | None,
+        state: StateSource,
+        timeout: float,
     ):
         if os.name != "posix":
             raise BrokenContractError("Workers need Linux or macOS. Use workers=0, which steps in this process.")
         bounds = np.linspace(0, num_envs, count + 1).astype(int).tolist()
-        self._spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+        self._spans = [range(start, stop) for start, stop in itertools.pairwise(bounds)]
         self._timeout = timeout
-        memory = _anonymous_file()
+        function, file = _pickled(make), _anonymous_file()
+        pipes = [multiprocessing.Pipe() for _ in self._spans]
+        self._connections = [mine for mine, _ in pipes]
+        self._processes = [_launch(theirs, file) for _, theirs in pipes]
+        self._end = weakref.finalize(self, _end, self._processes, self._connections)
         try:
-            self._start(memory, _pickled(make), channels, state)
+            layouts: list[Layout] = self._ask([(function, span, num_envs, channels, state) for span in self._spans])
+            self.layout = layouts[0]
+            for layout in layouts:
+                self.layout.require_like(layout)
+            size = Codec(self.layout).size(num_envs)
+            os.ftruncate(file, size)
+            self.memory = mmap.mmap(file, size)
+            self._ask([self.layout] * count)
+        except BaseException:
+            self.close()
+            raise
         finally:
-            os.close(memory)
+            os.close(file)
 
     def begin(self, episodes: Sequence[Begin]) -> list[int]:
         """Start these episodes; returns the rows whose actions could not be replayed to their end."""
-        shares = [[e for e in episodes if span.start <= e.row < span.stop] for span in self._spans]
-        for connection, span, share in zip(self._connections, self._spans, shares):
-            local = [episode._replace(row=episode.row - span.start) for episode in share]
-            self._send(connection, BEGIN + pickle.dumps(local))
-        failed = self._answers()
-        return [row + span.start for rows, span in zip(failed, self._spans) for row in rows]
+        shares = [[episode for episode in episodes if episode.row in span] for span in self._spans]
+        return list(itertools.chain.from_iterable(self._ask(shares)))
 
     def step(self) -> None:
-        """Advance every row by `arrays["action"]`."""
+        """Advance every row by the actions in the memory."""
         for connection in self._connections:
-            self._send(connection, STEP)
+            _send(connection, STEP)
         self._answers()
+
+    def picture(self) -> Any:
+        """Nothing: environments draw in the process that looks at them."""
+        raise BrokenContractError("Pictures need an environment in this process: use workers=0.")
 
     def close(self) -> None:
         """End the workers; a second call does nothing."""
         self._end()
 
-    def _start(self, memory: int, make: bytes, channels: int | None, state: StateSource) -> None:
-        pairs = [_pipe() for _ in self._spans]
-        self._connections = [parent for parent, _ in pairs]
-        self._processes = [_launch(child, memory) for _, child in pairs]
-        self._end = weakref.finalize(self, _end, self._processes, self._connections)
-        for connection, span in zip(self._connections, self._spans):
-            self._send(connection, pickle.dumps((make, span.stop - span.start, span.start, channels, state)))
-        layouts: list[Layout] = self._answers()
-        self.layout = layouts[0]
-        for layout in layouts[1:]:
-            difference = self.layout.difference(layout)
-            if difference:
-                self.close()
-            require_alike(difference)
-        fields = Codec(self.layout).fields(self._spans[-1].stop)
-        os.ftruncate(memory, _size(fields))
-        self.arrays = _views(memory, fields)
-        for connection, span in zip(self._connections, self._spans):
-            self._send(connection, pickle.dumps((self.layout, fields, (span.start, span.stop))))
-        self._answers()
-
-    def _send(self, connection: Connection, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # a worker that has stopped is noticed, and explained, by its missing answer
-            connection.send_bytes(message)
+    def _ask(self, messages: Sequence[Any]) -> list[Any]:
+        for connection, message in zip(self._connections, messages):
+            _send(connection, pickle.dumps(message))
+        return self._answers()
 
     def _answers(self) -> list[Any]:
         if not self._end.alive:
@@ -132,10 +114,7 @@ class Workers:
                 answer = connection.recv_bytes()
             except (EOFError, OSError):
                 self._give_up(number, f"stopped ({_exit_of(self._processes[number])})")
-            if not answer:
-                values.append(None)
-                continue
-            kind, value = pickle.loads(answer)
+            kind, value = pickle.loads(answer) if answer else (None, None)
             if kind is not None:
                 self.close()
                 raise kind(f"{value} (worker {number})")
@@ -156,36 +135,31 @@ def main() -> None:
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    connection, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
+    connection, file = Connection(int(sys.argv[1])), int(sys.argv[2])
     with contextlib.suppress(EOFError, OSError):
         try:
-            _serve(connection, memory)
+            _serve(connection, file)
         except (BrokenContractError, EnvironmentRaisedError) as error:
             connection.send_bytes(pickle.dumps((type(error), str(error))))
             connection.recv_bytes()  # returns when the parent has closed
 
 
-def _serve(connection: Connection, memory: int) -> None:
-    make, count, first, channels, state = pickle.loads(connection.recv_bytes())
-    with explained(lambda: f"Making environment {first}"):
-        function = pickle.loads(make)
-    plays = make_plays(function, count, first)
-    with explained(lambda: f"Environment {first}"):
-        layout = describe(plays[0], channels, state)
-    connection.send_bytes(pickle.dumps((None, layout)))
-    layout, fields, (start, stop) = pickle.loads(connection.recv_bytes())
-    arrays = {name: array[start:stop] for name, array in _views(memory, fields).items()}
-    rows = Rows(plays, layout, arrays, first)
-    connection.send_bytes(b"")
-    try:
+def _serve(connection: Connection, file: int) -> None:
+    function, span, num_envs, channels, state = connection.recv()
+    with explained(lambda: f"Making environment {span.start}"):
+        make = pickle.loads(function)
+    plays, layout = prepare(make, len(span), span.start, channels, state)
+    connection.send((None, layout))
+    layout = connection.recv()  # that of the first worker
+    memory = mmap.mmap(file, Codec(layout).size(num_envs))
+    with contextlib.closing(Rows(plays, layout, memory, num_envs, span.start)) as rows:
+        connection.send_bytes(b"")
         while (message := connection.recv_bytes()) != CLOSE:
             if message == STEP:
                 rows.step()
                 connection.send_bytes(b"")
             else:
-                connection.send_bytes(pickle.dumps((None, rows.begin(pickle.loads(message[len(BEGIN) :])))))
-    finally:
-        rows.close()
+                connection.send((None, rows.begin(pickle.loads(message))))
 
 
 def _die_with_parent() -> None:
@@ -195,25 +169,24 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _launch(child: Connection, memory: int) -> subprocess.Popen[bytes]:
+def _launch(connection: Connection, file: int) -> subprocess.Popen[bytes]:
     """A fresh interpreter with this one's import path and the two file descriptors."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    code = f"import sys; sys.path[:] = {json.dumps(sys.path)}; from envs.workers import main; main()"
-    descriptors = (child.fileno(), memory)
+    code = f"import sys; sys.path[:] = {json.dumps(sys.path)}; from {__name__} import main; main()"
+    descriptors = (connection.fileno(), file)
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, descriptors)],
         stdin=subprocess.PIPE,
         pass_fds=descriptors,
         env=threads | os.environ,
     )
-    child.close()
+    connection.close()
     return process
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], connections: Sequence[Connection]) -> None:
     for connection in connections:
-        with contextlib.suppress(OSError):
-            connection.send_bytes(CLOSE)
+        _send(connection, CLOSE)
         connection.close()
     deadline = time.monotonic() + PATIENCE_AT_CLOSE
     for process in processes:
@@ -226,10 +199,9 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], connections: Sequence[Con
         process.stdin.close()
 
 
-def _pipe() -> tuple[Connection, Connection]:
-    import multiprocessing
-
-    return multiprocessing.Pipe()
+def _send(connection: Connection, message: bytes) -> None:
+    with contextlib.suppress(OSError):  # a worker that has stopped is noticed, and explained, by its missing answer
+        connection.send_bytes(message)
 
 
 def _pickled(make: Callable[[], Any]) -> bytes:
@@ -255,20 +227,3 @@ def _anonymous_file() -> int:
         return os.memfd_create("concord")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def _views(memory: int, fields: Fields) -> Arrays:
-    buffer, arrays, start = mmap.mmap(memory, _size(fields)), {}, 0
-    for name, (shape, dtype) in fields.items():
-        arrays[name] = np.ndarray(shape, dtype, buffer, start)
-        start += _padded(shape, dtype)
-    return arrays
-
-
-def _size(fields: Fields) -> int:
-    return sum(_padded(shape, dtype) for shape, dtype in fields.values())
-
-
-def _padded(shape: tuple[int, ...], dtype: Any) -> int:
-    """Bytes of an array, up to the next cache line: neighbors written by different processes never share one."""
-    return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64

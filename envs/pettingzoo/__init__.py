@@ -1,0 +1,27 @@
+"""Both ways between worlds: any PettingZoo environment as a `VectorEnv`, any `World` as a PettingZoo `ParallelEnv`.
+
+PettingZoo to tensors, from the inside out: `interfaces` plays one environment, parallel or AEC, in one way; `spaces`
+turns observations into numbers and numbers into actions; `layout` finds what an environment needs and where it lies
+in one piece of memory; `rows` plays several environments into that memory, `workers` does so in other processes; and
+`vector` hands the memory out as tensors. The way back is `export`.
+
+Only `vector` and `export` import torch, so that workers start quickly; that is why the names below come lazily.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envs.pettingzoo.export import ParallelWorld, parallel_env
+    from envs.pettingzoo.vector import PettingZooEnv
+
+__all__ = ["ParallelWorld", "PettingZooEnv", "parallel_env"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from envs.pettingzoo import export, vector
+
+    return getattr(vector if name == "PettingZooEnv" else export, name)

@@ -1,0 +1,308 @@
+"""E copies of a PettingZoo environment as one `VectorEnv`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Num
+from torch import Tensor
+
+from envs.core import (
+    ConcordError,
+    Continuous,
+    Discrete,
+    EnvSpec,
+    InputError,
+    Observation,
+    Step,
+    import_dotted,
+    tree_where,
+)
+from envs.pettingzoo.interfaces import BrokenContractError, EnvironmentRaisedError
+from envs.pettingzoo.layout import Codec, StateSource, lay, prepare
+from envs.pettingzoo.rows import Begin, Rows
+from envs.pettingzoo.workers import Workers
+
+
+class PettingZooEnv:
+    """E copies of a PettingZoo environment, parallel or AEC, stepped together.
+
+    make: a function that makes one environment, or its dotted path ("package.module:name"); `options` are its
+    arguments. workers: processes that share the copies, 0 for this one; both give the same numbers. channels: names of
+    the rewards, one by default (as many as a vector reward has). state: "env" asks the environment's state(),
+    "observations" puts the agents' observations side by side, "auto" takes state() where it exists and says more.
+
+    Agents may leave, come back and differ in their spaces; `spec.agents` are possible_agents. Their numbers are
+    flattened (images too), Discrete observations become one-hot; an `action_mask` in the observation or the info
+    becomes `legal`. In an AEC environment one step is one turn: everybody is alive, but only the agent in turn has a
+    choice, the others' one legal choice is 0 (real-valued actions out of turn are ignored).
+
+    Every episode is reset with its own seed, spawned from (seed, row, episode). Resuming replays the actions of the
+    running episodes and requires the same last observation; `restart_episodes` starts new episodes instead where the
+    environment is not a function of its seed and the actions. Actions are kept (and saved) until their episode ends,
+    one byte for a choice of up to 256 and four for a real number: let an environment that never ends truncate itself
+    (`max_cycles`). Raises InputError where an environment breaks its contract and ConcordError where it crashes, or
+    takes longer than `timeout` seconds in a worker.
+    """
+
+    def __init__(
+        self,
+        make: str | Callable[..., Any],
+        num_envs: int,
+        *,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        options: Mapping[str, Any] | None = None,
+        channels: Sequence[str] | None = None,
+        state: StateSource = "auto",
+        restart_episodes: bool = False,
+        timeout: float = 600.0,
+    ):
+        if num_envs < 1:
+            raise InputError(f"num_envs must be at least 1; got {num_envs}.")
+        if not 0 <= workers <= num_envs:
+            raise InputError(f"workers is from 0 (this process) to num_envs={num_envs}; got {workers}.")
+        function = import_dotted(make) if isinstance(make, str) else make
+        if not callable(function):
+            raise InputError(
+                f"make must be a function that makes an environment; got {make!r}, a {type(make).__name__}."
+            )
+        function, count = partial(function, **(options or {})), len(channels) if channels else None
+        self.num_envs, self.device = num_envs, torch.device(device)
+        self._restart_episodes, self._begun = restart_episodes, False
+        self._rows: Rows | Workers
+        with _told():
+            if workers:
+                self._rows = Workers(function, num_envs, workers, count, state, timeout)
+            else:
+                plays, layout = prepare(function, num_envs, 0, count, state)
+                self._rows = Rows(plays, layout, bytearray(Codec(layout).size(num_envs)), num_envs)
+        codec = Codec(self._rows.layout)
+        self.spec, self._limits = _spec(codec, channels), codec.limits if codec.discrete else None
+        self._places = codec.places(num_envs)
+        self._arrays = lay(self._rows.memory, self._places)
+        self._kinds = {name: torch.from_numpy(array).dtype for name, array in self._arrays.items()}
+        self._memory = torch.frombuffer(self._rows.memory, dtype=torch.uint8)
+        self._seen = [name for name in ("agent", "legal", "state", "alive") if name in self._arrays]
+
+    def reset(self, seed: int | Sequence[int]) -> Observation:
+        """Start every row anew; P seeds seed P equal blocks of rows. Seeds are not negative."""
+        none = np.zeros((0, *self._arrays["action"].shape[1:]))
+        self._plan([seed] if isinstance(seed, int) else seed, np.zeros(self.num_envs), [none] * self.num_envs)
+        self._begin(range(self.num_envs))
+        return _observation(self._copied("state"))
+
+    def step(self, action: Num[Tensor, "E N A"]) -> Step:
+        """Advance every row by one joint action; real actions are clipped to their bounds."""
+        self._require_begun()
+        arrays = self._arrays
+        self._take(action)
+        with _told():
+            self._rows.step()
+        self._remember()
+        somebody_left = arrays["terminated"].any() or arrays["truncated"].any()
+        new = self._copied("final_state" if somebody_left else "ended")
+        obs = _observation(new)
+        final_obs = Observation(obs.agent, obs.state, new["acted"], obs.legal)
+        if somebody_left:
+            left = (new["terminated"] | new["truncated"]).any(-1)
+            final = Observation(new["final_agent"], new["final_state"], new["acted"], new.get("final_legal"))
+            final_obs = tree_where(left, final, final_obs)
+        return Step(obs, new["reward"], new["terminated"], new["truncated"], new["ended"], final_obs)
+
+    def frame(self) -> Any:
+        """What row 0 renders, [height, width, 3] uint8; needs `render_mode: rgb_array` in options, and no workers."""
+        self._require_begun()
+        with _told():
+            picture = self._rows.picture()
+        if not isinstance(picture, np.ndarray):
+            raise InputError(
+                f"render() gave a {type(picture).__name__}; expected an array [height, width, 3]. Make the environment "
+                "with render_mode='rgb_array'."
+            )
+        return picture
+
+    def close(self) -> None:
+        """Close all environments and workers; a second call does nothing."""
+        self._rows.close()
+        self._begun = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seeds, the running episodes' numbers, their actions so far [sum of lengths, N, A], and what is seen now."""
+        self._require_begun()
+        actions = np.concatenate([self._actions[:length, row] for row, length in enumerate(self._length)])
+        return {
+            "seeds": list(self._seeds),
+            "episode": torch.tensor(self._episode),
+            "length": torch.tensor(self._length),
+            "actions": torch.from_numpy(actions),
+            "seen": {name: torch.tensor(self._arrays[name]) for name in self._seen},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> Observation:
+        """Continue where `state` was taken, by replaying the actions of every running episode.
+
+        Raises ConcordError where that does not lead to the same observation, unless episodes may be restarted.
+        """
+        lengths = state["length"].tolist()
+        if len(lengths) != self.num_envs:
+            raise InputError(f"The saved state has {len(lengths)} rows; this environment has num_envs={self.num_envs}.")
+        self._plan(
+            state["seeds"], state["episode"].tolist(), [a.cpu().numpy() for a in state["actions"].split(lengths)]
+        )
+        failed = set(self._begin(range(self.num_envs)))
+        for name in self._seen:
+            different = self._arrays[name] != state["seen"][name].cpu().numpy()
+            failed |= set(np.flatnonzero(different.reshape(self.num_envs, -1).any(1)).tolist())
+        if failed:
+            self._start_instead(sorted(failed))
+        return _observation(self._copied("state"))
+
+    def _plan(self, seeds: Sequence[int], episode: Any, actions: Sequence[np.ndarray]) -> None:
+        """The episode that is to run in each row, and its actions so far."""
+        if not seeds or self.num_envs % len(seeds):
+            raise InputError(f"{self.num_envs} environments cannot be shared equally by {len(seeds)} seeds.")
+        if min(seeds) < 0:
+            raise InputError(f"A seed is not negative; got {min(seeds)}.")
+        self._seeds, self._episode = [int(seed) for seed in seeds], np.array(episode, np.int64)
+        self._length = np.array([len(taken) for taken in actions])
+        kind = np.float32 if self._limits is None else np.uint8 if self._limits.max() <= 256 else np.int64
+        self._actions = np.zeros((max(64, *self._length), *self._arrays["action"].shape), kind)
+        for row, taken in enumerate(actions):
+            self._actions[: len(taken), row] = taken
+
+    def _begin(self, rows: Sequence[int]) -> list[int]:
+        """Start the planned episodes; returns the rows that could not be replayed."""
+        block, kind = self.num_envs // len(self._seeds), self._arrays["action"].dtype
+        episodes = [
+            Begin(
+                row,
+                self._seeds[row // block],
+                row % block,
+                int(self._episode[row]),
+                self._actions[: self._length[row], row].astype(kind),
+            )
+            for row in rows
+        ]
+        with _told():
+            failed = self._rows.begin(episodes)
+        self._begun = True
+        return failed
+
+    def _start_instead(self, rows: list[int]) -> None:
+        """Begin the next episode in rows that could not be brought back, if that is allowed."""
+        if not self._restart_episodes:
+            raise ConcordError(
+                f"Resuming replayed the seed and actions of the running episodes, but environment {rows[0]} (and "
+                f"{len(rows) - 1} others) did not come to the observation that was saved: it is not a function of its "
+                "seed and the actions. Let all its randomness come from reset(seed), or accept an inexact resume, in "
+                "which these rows start a new episode, with resume.restart_episodes=true."
+            )
+        self._episode[rows] += 1
+        self._length[rows] = 0
+        self._begin(rows)
+
+    def _remember(self) -> None:
+        """Keep the actions of the running episodes."""
+        if self._length.max() == len(self._actions):
+            self._actions = np.concatenate([self._actions, np.zeros_like(self._actions)])
+        self._actions[self._length, np.arange(self.num_envs)] = self._arrays["action"]
+        ended = self._arrays["ended"]
+        self._length = np.where(ended, 0, self._length + 1)
+        self._episode += ended
+
+    def _take(self, action: Tensor) -> None:
+        """Check the joint action and put it where the environments read it."""
+        target = self._arrays["action"]
+        if action.shape != target.shape:
+            raise InputError(f"Expected actions of shape {list(target.shape)} [E,N,A]; got {list(action.shape)}.")
+        joint = _to_host(action.detach()).numpy()
+        if self._limits is None:
+            np.copyto(target, joint, casting="unsafe")
+            if not np.isfinite(target).all():
+                raise InputError("An action is not a finite number; the policy that chose it has most likely diverged.")
+            return
+        if action.is_floating_point():
+            raise InputError(f"Actions here are whole numbers, the choices' indices; got {action.dtype}.")
+        wrong = ((joint < 0) | (joint >= self._limits)) & self._arrays["alive"][..., None]
+        if wrong.any():
+            row, slot, component = np.argwhere(wrong)[0].tolist()
+            raise InputError(
+                f"Environment {row}: {self.spec.agents[slot]} has choices 0 to {self._limits[slot, component] - 1}; "
+                f"got {joint[row, slot, component]}. A policy must respect `legal`."
+            )
+        np.copyto(target, joint, casting="unsafe")
+
+    def _copied(self, last: str) -> dict[str, Tensor]:
+        """The arrays up to `last`, on the device, as parts of one copy that belongs to the receiver.
+
+        A GPU fetches it from pinned memory while the host goes on.
+        """
+        end = self._places[last].stop
+        piece = torch.empty(end, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        piece.copy_(self._memory[:end])
+        piece = piece.to(self.device, non_blocking=True)
+        return {
+            name: piece[place.start : place.stop].view(self._kinds[name]).view(place.shape)
+            for name, place in self._places.items()
+            if place.stop <= end
+        }
+
+    def _require_begun(self) -> None:
+        if not self._begun:
+            raise InputError("Call reset(seed) first; after close() make a new environment.")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turn what the torch-free modules raise into the errors that users see."""
+    try:
+        yield
+    except (BrokenContractError, EnvironmentRaisedError) as error:
+        if isinstance(error.__cause__, ConcordError):
+            raise error.__cause__ from None
+        kind = InputError if isinstance(error, BrokenContractError) else ConcordError
+        raise kind(str(error)) from error.__cause__
+
+
+def _to_host(action: Tensor) -> Tensor:
+    """The actions in this process's memory: one copy into pinned memory, which the host then waits for."""
+    if action.device.type != "cuda":
+        return action.cpu()
+    staged = torch.empty(action.shape, dtype=action.dtype, pin_memory=True)
+    staged.copy_(action, non_blocking=True)
+    torch.cuda.current_stream(action.device).synchronize()
+    return staged
+
+
+def _observation(new: Mapping[str, Tensor]) -> Observation:
+    return Observation(new["agent"], new["state"], new["alive"], new.get("legal"))
+
+
+def _spec(codec: Codec, channels: Sequence[str] | None) -> EnvSpec:
+    layout = codec.layout
+    if channels is None:
+        channels = ["reward"] if layout.channels == 1 else [f"reward_{k}" for k in range(layout.channels)]
+    likeness: list[tuple[Any, ...]] = []
+    for name, *spaces in zip(layout.agents, layout.observation_spaces, layout.action_spaces):
+        likeness.append((re.sub(r"_?\d+$", "", str(name)), *spaces))
+    first = [likeness.index(mine) for mine in likeness]
+    return EnvSpec(
+        agents=tuple(map(str, layout.agents)),
+        kind=tuple(sorted(set(first)).index(kind) for kind in first),
+        channels=tuple(channels),
+        observation_sizes=tuple(codec.sizes),
+        actions=tuple(
+            Continuous(tuple(space.low.ravel().tolist()), tuple(space.high.ravel().tolist()))  # type: ignore[attr-defined]
+            if choices is None
+            else Discrete(choices)
+            for space, choices in zip(layout.action_spaces, codec.choices)
+        ),
+        state_size=layout.state_size,
+    )

@@ -1,0 +1,280 @@
+"""The command line: what it leaves behind, and one paragraph with the right exit code for everything that goes wrong."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from pettingzoo import ParallelEnv
+
+from envs.world import TensorEnv
+from marl import checkpoints
+from marl.__main__ import main
+
+SMALL = [
+    "train.env_steps=2000",
+    "learner.steps=16",
+    "policy.network.hidden=[8]",
+    "critic.network.hidden=[8]",
+    "evaluation.episodes=8",
+    "evaluation.film_episodes=0",
+    "evaluation.twin=null",
+]
+
+
+class Echo(ParallelEnv):
+    """One agent; breaks its contract in the way `fault` says."""
+
+    metadata = {"name": "echo_v0"}  # noqa: RUF012
+    possible_agents = ["a"]  # noqa: RUF012
+
+    def __init__(self, fault: str = "none"):
+        self.fault = fault
+
+    def observation_space(self, agent: str) -> Box:
+        return Box(-1, 1, (2,), np.float32)
+
+    def action_space(self, agent: str) -> Discrete:
+        return Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.agents, self.time = ["a"], 0
+        self.x = np.random.default_rng(None if self.fault == "irreproducible" else seed).uniform(-1, 1, 2)
+        return {"a": self.x.astype(np.float32)}, {"a": {}}
+
+    def step(self, actions: Any) -> Any:
+        self.time += 1
+        if self.fault == "crash" and self.time == 7:
+            os._exit(3)
+        size = 3 if self.fault == "shape" and self.time == 3 else 2
+        reward = float("nan") if self.fault == "nan" and self.time == 4 else 1.0
+        late = self.time == 9
+        seen = {"a": np.resize(self.x, size).astype(np.float32)}
+        self.agents = [] if late else ["a"]
+        return seen, {"a": reward}, {"a": False}, {"a": late}, {"a": {}}
+
+
+def concord(*words: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a command in this process; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["concord", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+        raise SystemExit(0)
+    return int(stop.value.code or 0)
+
+
+def echo(fault: str, *more: str) -> list[str]:
+    return ["cooperative/spread", "env={pettingzoo: 'tests.marl.test_cli:Echo', args: {fault: %s}, num_envs: 2}" % fault,
+            *SMALL, *more]  # fmt: skip
+
+
+def test_a_run_leaves_everything_and_can_be_evaluated_compared_and_filmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = [w for w in SMALL if not w.startswith(("evaluation.twin", "evaluation.film"))]
+    args = ["cooperative/spread", *words, "evaluation.twin.episodes=2", "evaluation.film_episodes=1", "--out", out]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 0
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "report.json",
+        "learning_curve.png",
+        "film.gif",
+        "events",
+        "checkpoints",
+    ):
+        assert (out / name).exists(), name
+    report = json.loads((out / "report.json").read_text())
+    assert {"recipe", "seed", "config", "versions", "metrics", "tables"} <= set(report)
+    wanted = {"env_steps", "agent_steps", "wall_seconds", "cpu_seconds", "return_per_agent", "return_team"}
+    assert wanted <= set(report["metrics"])
+    assert set(report["metrics"]["return_team"]) == {"value", "low", "high", "n"}
+    assert report["metrics"]["return_team"]["value"] == pytest.approx(
+        3 * report["metrics"]["return_per_agent"]["value"]
+    )
+    assert report["metrics"]["env_steps"]["value"] == 2048
+    assert concord("run", *args, monkeypatch=monkeypatch) == 2  # never overwrites
+    assert "already holds a run" in capsys.readouterr().err
+    assert concord("evaluate", out, "evaluation.episodes=16", monkeypatch=monkeypatch) == 0
+    assert concord("evaluate", out, "env.args.agents=4", monkeypatch=monkeypatch) == 2
+    assert "does not fit this environment" in capsys.readouterr().err
+    assert concord("render", out, monkeypatch=monkeypatch) == 0
+    assert concord("compare", out, "--out", tmp_path / "c.png", monkeypatch=monkeypatch) == 0
+    assert (tmp_path / "c.png").exists()
+
+
+def test_a_sweep_reports_statistics_and_differences_and_stacks_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sweep"
+    args = ["cooperative/spread", *SMALL, "seed=0,1", "critic.sees=state,agent", "--out", out]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 0
+    metrics = json.loads((out / "report.json").read_text())["metrics"]
+    for stat in ("min", "median", "iqm", "max"):
+        assert f"critic.sees=state/return_per_agent/{stat}" in metrics
+    difference = metrics["difference/critic.sees=state-critic.sees=agent"]
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    # Each seed's folder is as a run of its own would have left it.
+    alone = tmp_path / "alone"
+    args = ["cooperative/spread", *SMALL, "seed=1", "critic.sees=state", "--out", alone]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 0
+    values = [
+        json.loads((path / "report.json").read_text())["metrics"]["return_per_agent"]["value"]
+        for path in (alone, out / "seed=1,critic.sees=state")
+    ]
+    assert values[0] == pytest.approx(values[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "cooperative/spred"], 2, "Did you mean cooperative/spread"),
+        (["run", "cooperative/spread", "learner.cliip=1"], 2, "Did you mean learner.clip?"),
+        (["run", "cooperative/spread", "env.world=envs.particles:SimpleSpred"], 2, "Did you mean SimpleSpread?"),
+        (["run", "cooperative/spread", "env.args={agnts: 3}"], 2, "Did you mean env.args.agents?"),
+        (["run", "cooperative/spread", "env.args.agents=0"], 2, "at least one agent"),
+        (["run", "cooperative/spread", "device=cuda:77"], 2, "device: expected"),
+        (["run", "cooperative/spread", "learner.segment=3"], 2, "steps must be a multiple of segment"),
+        (["run", "cooperative/spread", "learner.steps=1", "env.num_envs=2"], 2, "cannot be dealt into 4 minibatches"),
+        (["run", "cooperative/spread", "learner.discount=[0.9,0.8]"], 2, "learner.discount must be one number"),
+        (["run", "cooperative/spread", "policy.network.kind=transformer"], 2, "network.kind must be one of"),
+        (["resume", "nowhere"], 2, "holds no run"),
+        (["render", "nowhere"], 2, "holds no run"),
+        (["evaluate", "nowhere"], 2, "holds no run"),
+        (["compare", "nowhere"], 2, "holds no finished run"),
+        (["bench", "trian"], 2, "train"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_code_2(
+    words: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = ["--out", str(tmp_path / "out")] if words[0] == "run" else []
+    assert concord(*words, *out, monkeypatch=monkeypatch) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("fault", "workers", "code", "message"),
+    [("shape", 0, 2, "shape"), ("nan", 0, 2, "nan"), ("crash", 1, 1, "worker")],
+)
+def test_an_environment_that_breaks_its_contract_is_explained(
+    fault: str, workers: int, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = echo(fault, f"env.workers={workers}")
+    assert concord("run", *words, "--out", tmp_path / "out", monkeypatch=monkeypatch) == code
+    error = capsys.readouterr().err
+    assert message in error.lower()
+    assert "Traceback" not in error
+
+
+def test_an_irreproducible_environment_is_told_on_resume_and_can_be_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    interrupt_after(3, monkeypatch)
+    assert concord("run", *echo("irreproducible", "train.save_seconds=0"), "--out", out, monkeypatch=monkeypatch) == 130
+    monkeypatch.undo()
+    assert concord("resume", out, monkeypatch=monkeypatch) == 1
+    assert "resume.restart_episodes=true" in capsys.readouterr().err
+    assert concord("resume", out, "resume.restart_episodes=true", monkeypatch=monkeypatch) == 0
+
+
+def interrupt_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the update after this many."""
+    from marl.learners import ActorCritic
+
+    whole, count = ActorCritic.update, [0]
+
+    def update(self: ActorCritic, batch: Any) -> Any:
+        count[0] += 1
+        if count[0] > updates:
+            raise KeyboardInterrupt
+        return whole(self, batch)
+
+    monkeypatch.setattr(ActorCritic, "update", update)
+
+
+def test_a_nan_loss_stops_the_run_names_the_term_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, count = TensorEnv.step, [0]
+
+    def step(self: TensorEnv, action: torch.Tensor) -> Any:
+        count[0] += 1
+        result = whole(self, action)
+        if count[0] == 60:
+            result.reward[:] = float("nan")
+        return result
+
+    monkeypatch.setattr(TensorEnv, "step", step)
+    out = tmp_path / "out"
+    args = ["cooperative/spread", *SMALL, "train.save_seconds=0", "--out", out]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert "value_error" in error
+    assert "update 4" in error
+    assert [p.name for p in checkpoints.checkpoints(out / "checkpoints" / "train")][-1] == "000000003"
+    monkeypatch.undo()
+    assert concord("resume", out, monkeypatch=monkeypatch) == 0
+
+
+def test_a_full_disk_keeps_what_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, count = checkpoints._write, [0]
+
+    def write(path: Path, content: bytes) -> None:
+        count[0] += 1
+        if count[0] > 5:
+            whole(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(path, content)
+
+    monkeypatch.setattr(checkpoints, "_write", write)
+    out = tmp_path / "out"
+    args = ["cooperative/spread", *SMALL, "train.save_seconds=0", "--out", out]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert [p.name for p in checkpoints.checkpoints(out / "checkpoints" / "train")] == ["000000001", "000000002"]
+    monkeypatch.undo()
+    assert concord("resume", out, monkeypatch=monkeypatch) == 0
+
+
+def test_an_unreadable_checkpoint_is_told_and_never_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    interrupt_after(3, monkeypatch)
+    args = ["cooperative/spread", *SMALL, "train.save_seconds=0", "--out", out]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 130
+    monkeypatch.undo()
+    newest = checkpoints.checkpoints(out / "checkpoints" / "train")[-1]
+    damaged = bytearray((newest / "tensors.safetensors").read_bytes())
+    damaged[-5] ^= 1
+    (newest / "tensors.safetensors").write_bytes(damaged)
+    assert concord("resume", out, monkeypatch=monkeypatch) == 1
+    assert f"{newest} cannot be read" in capsys.readouterr().err.replace("\n", " ")
+    import shutil
+
+    shutil.rmtree(newest)
+    assert concord("resume", out, monkeypatch=monkeypatch) == 0
+
+
+def test_listing_and_showing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert concord("list", monkeypatch=monkeypatch) == 0
+    assert "cooperative/spread" in capsys.readouterr().out
+    assert concord("show", "cooperative/spread", "learner.clip=0.3", monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "learner.clip" in shown
+    assert "0.3" in shown

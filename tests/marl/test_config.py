@@ -1,0 +1,88 @@
+"""Configs say exactly what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from envs.core import InputError
+from marl.catalog import catalog, find_config
+from marl.config import describe, dump, read_yaml, resolve, split_assignments
+
+SPREAD = read_yaml(find_config("cooperative/spread"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("learner.learing_rate=1", "Unknown key learner.learing_rate. Did you mean learner.learning_rate?"),
+        ("learner.num_envs=4", "Did you mean env.num_envs?"),
+        ("sed=1", "Unknown key sed. Did you mean seed?"),
+        ("learner.lr=0.1", "Unknown key learner.lr. Known keys: "),
+        ("learner.clip=high", "learner.clip: expected a valid number"),
+        ("learner.epochs=0", "learner.epochs: expected greater than or equal to 1; got 0"),
+        ("seed=-1", "seed: expected greater than or equal to 0; got -1"),
+        ("critic.sees=everything", "critic.sees: expected 'state' or 'agent'; got 'everything'"),
+        ("env.pettingzoo=a.b:c", "needs exactly one of env.world and env.pettingzoo"),
+        ("env.workers=2", "env.workers is for PettingZoo environments"),
+        ("recipe.x=1", "recipe.x cannot be set: recipe is 'marl.algorithms.mappo', not a section"),
+        ("recipe=marl.algorithms.mapo", "Cannot import marl.algorithms.mapo"),
+        ("recipe=marl.returns", "marl.returns lacks Config and recipe"),
+        ("recipe=no-such", "Expected a dotted path"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_path(assignment: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve(SPREAD, split_assignments([assignment])[0])
+    assert message in str(caught.value)
+
+
+def test_a_bare_comma_list_sweeps_and_a_bracketed_one_is_a_vector() -> None:
+    points = split_assignments(["seed=0,1", "learner.discount=[0.9,0.99]", "learner.clip=1e-1"])
+    assert points == [
+        {"seed": 0, "learner.discount": [0.9, 0.99], "learner.clip": 0.1},
+        {"seed": 1, "learner.discount": [0.9, 0.99], "learner.clip": 0.1},
+    ]
+    assert split_assignments(["env.args={a: 1, b: 2}"]) == [{"env.args": {"a": 1, "b": 2}}]
+    assert split_assignments(["recipe='a,b'"]) == [{"recipe": "a,b"}]
+
+
+@pytest.mark.parametrize("words", [["seed"], ["=1"], ["se ed=1"], ["seed=1", "seed=2"], ["seed=[1"]])
+def test_words_that_are_no_assignments_are_refused(words: list[str]) -> None:
+    with pytest.raises(InputError):
+        split_assignments(words)
+
+
+def test_a_resolved_config_survives_being_written_and_read() -> None:
+    config = resolve(SPREAD, {"seed": 3, "policy.network.hidden": [8, 8]})
+    assert resolve(yaml.safe_load(dump(config)), {}) == config
+
+
+def test_every_field_has_a_meaning() -> None:
+    rows = describe(resolve(SPREAD, {}))
+    assert len(rows) > 30
+    assert [name for name, _, _, meaning in rows if not meaning] == []
+
+
+def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:
+    entries = catalog()
+    assert entries
+    for entry in entries:
+        resolve(read_yaml(entry.path), {})
+        assert entry.summary, entry.name
+
+
+def test_a_misspelled_config_name_gets_the_nearest() -> None:
+    with pytest.raises(InputError, match="Did you mean cooperative/spread"):
+        find_config("cooperative/spred")
+
+
+def test_files_that_are_no_config_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: [1")
+    with pytest.raises(InputError, match="not valid YAML"):
+        read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("- 1")
+    with pytest.raises(InputError, match="must hold a mapping"):
+        read_yaml(tmp_path / "b.yaml")
+    with pytest.raises(InputError, match="names its algorithm"):
+        resolve({"env": {}}, {})

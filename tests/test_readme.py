@@ -1,0 +1,62 @@
+"""What the README shows works as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+QUICK = ["evaluation.episodes=16", "evaluation.num_envs=8"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def file_names() -> list[str]:
+    return re.findall(r"[Pp]ut (?:this|it) into `(\w+\.py)`", README)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["environment", "recipe"])
+def test_the_examples_run_as_printed_and_are_short(number: int, tmp_path: Path) -> None:
+    code = blocks("python")[number]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 40
+    (tmp_path / file_names()[number]).write_text(code)
+    commands = re.findall(rf"^concord run .*{file_names()[number][:-3]}.*$", README, re.MULTILINE)
+    words = re.findall(r"(?:[^\s']|'[^']*')+", commands[0])[1:]
+    words = [re.sub(r"train.env_steps=\d+", "train.env_steps=8000", word.replace("'", "")) for word in words]
+    extra = [*QUICK, *([] if any("twin" in word for word in words) else ["evaluation.twin.episodes=4"])]
+    command = [sys.executable, "-m", "marl", *words, *extra, "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_the_core_exists_once() -> None:
+    """One rollout, one GAE, one clipped surrogate, one training loop in the whole repository."""
+    sources = [p.read_text() for folder in ("envs", "marl", "recsys", "planners") for p in (ROOT / folder).rglob("*.py")]
+    for name in ("rollout", "gae", "clipped_surrogate", "fit"):
+        assert sum(len(re.findall(rf"^\s*def {name}\(", source, re.MULTILINE)) for source in sources) == 1, name
+
+
+def test_from_yaml_to_gradient_in_seven_files() -> None:
+    """The files that README names are all that a reader needs; each is where it says."""
+    path = ["__main__", "algorithms/mappo/__init__", "run", "sources", "learners", "returns", "losses"]
+    files = [ROOT / "marl" / f"{name}.py" for name in path]
+    assert len(files) <= 7
+    text = [file.read_text() for file in files]
+    assert "load_recipe" in text[0] or "run_training" in text[0]
+    assert "run.fit(" in text[1] and "OnPolicy(" in text[1] and "ActorCritic(" in text[1]
+    assert "learner.update(batch)" in text[2]
+    assert "def rollout(" in text[3]
+    assert ".backward()" in text[4] and "gae(" in text[4] and "clipped_surrogate(" in text[4]
+    assert "def gae(" in text[5] and "def clipped_surrogate(" in text[6]
