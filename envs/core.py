@@ -216,18 +216,21 @@ class VectorEnv(Protocol):
 class Streams:
     """Random numbers, one generator a policy, so that a policy draws the same alone and among others.
 
-    Draws have P·n rows, policy-major.
+    Draws have P·n rows, policy-major. `on_host` holds generators of the same seeds on the CPU, for what must not depend
+    on the device, such as first weights.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        self.on_host = [torch.Generator().manual_seed(seed) for seed in seeds]
+        on_cpu = self.device.type == "cpu"
+        self.generators = self.on_host if on_cpu else [torch.Generator(self.device).manual_seed(s) for s in seeds]
 
     def __len__(self) -> int:
         return len(self.generators)
 
     def draw(self, sample: Callable[[int, torch.Generator], Tree], rows: int) -> Tree:
-        """`sample(rows/P, generator)` for each policy's generator, joined policy-major. Trees are joined leaf by leaf."""
+        """`sample(rows/P, generator)` for each policy's generator, joined policy-major, leaf by leaf."""
         if len(self.generators) == 1:
             return sample(rows, self.generators[0])
         return self.draw_ragged(sample, [rows // len(self.generators)] * len(self.generators))
@@ -237,12 +240,12 @@ class Streams:
         drawn = [sample(count, g) for count, g in zip(rows, self.generators, strict=True)]
         return tree_map(lambda *leaves: torch.cat(leaves), *drawn)
 
-    def exponential(self, shape: Sequence[int]) -> Float[Tensor, "..."]:
+    def exponential(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         """Exponential variables of rate 1; shape[0] must be a multiple of P."""
         rest = tuple(shape[1:])
         return self.draw(lambda n, g: torch.empty((n, *rest), device=self.device).exponential_(generator=g), shape[0])
 
-    def normal(self, shape: Sequence[int]) -> Float[Tensor, "..."]:
+    def normal(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         """Standard normal variables; shape[0] must be a multiple of P."""
         rest = tuple(shape[1:])
         return self.draw(lambda n, g: torch.randn((n, *rest), generator=g, device=self.device), shape[0])
@@ -264,8 +267,8 @@ class Streams:
 def import_dotted(path: str) -> Any:
     """The module `package.module`, or the object `package.module:name`.
 
-    The current folder is searched too, so that a user's own file needs no installation. Raises InputError for a path that
-    is malformed, a module that is missing or fails to import, or a name that the module lacks (the nearest is told).
+    The current folder is searched too, so that a user's own file needs no installation. Raises InputError for a path
+    that is malformed, a module that is missing or fails to import, or a name that it lacks (the nearest is told).
     """
     module_path, colon, name = path.partition(":")
     if not all(part.isidentifier() for part in module_path.split(".")) or (colon and not name.isidentifier()):

@@ -137,7 +137,7 @@ class _SpreadConstants(NamedTuple):
         push = DT * torch.kron(plane, velocity.T.contiguous()).unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
         silence = torch.zeros(3 * n, n - 1, dtype=dtype)
         observations = [
-            torch.cat([velocity[:, [i]], me, landmark - me, torch.cat([agent[:, :i], agent[:, i + 1 :]], 1) - me, silence], 1)
+            torch.cat([velocity[:, [i]], me, landmark - me, agent[:, :i] - me, agent[:, i + 1 :] - me, silence], 1)
             for i, me in enumerate(agent.split(1, 1))
         ]
         # x and y of a quantity stand side by side in an observation, and blockwise in the body.
@@ -155,9 +155,9 @@ class _SpreadConstants(NamedTuple):
 class SpeakerListener(World[Any]):
     """A speaker names one of three landmarks to a listener who must go there (mpe2 `simple_speaker_listener_v4`).
 
-    The speaker sees the goal's color (3) and says one of 3 words; the listener sees its velocity, the landmarks relative
-    to itself and the word said in the step before (11), and moves (5 choices). Both earn minus the squared distance from
-    listener to goal. Positions are [E, 2, 5]: speaker, listener, landmarks.
+    The speaker sees the goal's color (3) and says one of 3 words; the listener sees its velocity, the landmarks
+    relative to itself and the word said in the step before (11), and moves (5 choices). Both earn minus the squared
+    distance from listener to goal. Positions are [E, 2, 5]: speaker, listener, landmarks.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32):
@@ -228,7 +228,7 @@ class SpeakerListenerState(NamedTuple):
 
 
 def draw_particles(discs: list[tuple[Any, float, str]], points: list[tuple[Any, str]]) -> Any:
-    """A picture [400, 400, 3] uint8 of the square [-1.5, 1.5]²: discs (center, radius, color) and points (center, color)."""
+    """A picture [400,400,3] uint8 of the square [-1.5, 1.5]²: discs (center, radius, color), points (center, color)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Circle

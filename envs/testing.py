@@ -27,10 +27,11 @@ def check_env(make_env: VectorEnv | Callable[..., VectorEnv], steps: int = 200, 
     be checked.
 
     Checked: shapes, types and devices against `spec`; finite numbers; zeros in the padding; a legal choice for whoever
-    is alive; agents leave once, flagged as either terminated or truncated, and earn nothing afterwards; rows end where
-    and only where nobody is left, at the horizon at the latest, which terminates; `final_obs` is the true successor;
-    tensors that were handed out are never overwritten; a seed fixes whole episodes; other seeds and other rows differ
-    where the world is random; a saved state continues identically; each of P seeds rules its own rows as if alone.
+    is alive; agents leave flagged as either terminated or truncated, and earn nothing until they come back, if they do;
+    rows end where and only where nobody is left, at the horizon at the latest, which terminates; `final_obs` is the
+    true successor; tensors that were handed out are never overwritten; a seed fixes whole episodes; other seeds and
+    other rows differ where the world is random; a saved state continues identically; each of P seeds rules its own rows
+    as if alone.
     """
     problems: dict[str, str] = {}
     for what, problem in _violations(_maker(make_env), steps, seed):
@@ -203,7 +204,6 @@ def _of_play(env: VectorEnv, steps: int, seed: int) -> Problems:
     obs = env.reset(seed)
     handed_out: list[tuple[str, Any, Any]] = [("reset's observation", obs, _copy(obs))]
     age = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
-    left = torch.zeros_like(obs.alive)
     changes, restarts, restarts_seen = False, 0, False
     for t in range(steps):
         decision, _ = actor.act(obs, None, streams)
@@ -219,16 +219,13 @@ def _of_play(env: VectorEnv, steps: int, seed: int) -> Problems:
         if any(problem.what.startswith("form") for problem in form):
             return
         age = age + 1
-        yield from _of_leaving(step, obs.alive, left, name)
+        yield from _of_leaving(step, obs.alive, name)
         yield from _of_ending(env.spec, step, obs.alive, age, name)
         yield from _of_final_obs(step, obs.alive, name)
         changes |= bool((~_same_view(obs, step.obs) & ~step.ended).any())
         restarts += int(step.ended.sum())
         restarts_seen |= bool((step.ended & ~_same_view(step.final_obs, step.obs)).any())
-        age, left = (
-            age.masked_fill(step.ended, 0),
-            (left | step.terminated | step.truncated) & ~step.ended.unsqueeze(-1),
-        )
+        age = age.masked_fill(step.ended, 0)
         handed_out.append((name, step, _copy(step)))
         obs = step.obs
     if changes and restarts > 1 and not restarts_seen:
@@ -245,7 +242,7 @@ def _of_play(env: VectorEnv, steps: int, seed: int) -> Problems:
             )
 
 
-def _of_leaving(step: Step, acted: Tensor, left: Tensor, name: str) -> Problems:
+def _of_leaving(step: Step, acted: Tensor, name: str) -> Problems:
     leaving = step.terminated | step.truncated
     if bool((step.terminated & step.truncated).any()):
         yield _Problem(
@@ -280,14 +277,7 @@ def _of_leaving(step: Step, acted: Tensor, left: Tensor, name: str) -> Problems:
         yield _Problem(
             "lingering",
             f"{name}: {_rows(lingering.any(-1))} an agent that is terminated or truncated is alive in obs. Whoever "
-            "left is not alive until the row starts anew.",
-        )
-    returned = left & step.obs.alive & going_on
-    if bool(returned.any()):
-        yield _Problem(
-            "returned",
-            f"{name}: {_rows(returned.any(-1))} an agent that had left is alive again. Whoever left stays away until "
-            "the row starts anew.",
+            "leaves is not alive then, and comes back, if at all, at a later step, as a new life.",
         )
 
 

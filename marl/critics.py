@@ -101,10 +101,10 @@ class ValueScale(nn.Module):
         super().__init__()
         self.rate = rate
         self.mean: Tensor
-        self.square: Tensor
+        self.variance: Tensor
         self.batches: Tensor
         self.register_buffer("mean", torch.zeros(policies, channels, device=device))
-        self.register_buffer("square", torch.ones(policies, channels, device=device))
+        self.register_buffer("variance", torch.ones(policies, channels, device=device))
         self.register_buffer("batches", torch.zeros(policies, 1, device=device))
 
     def update(self, target: Float[Tensor, "B N K"], alive: Bool[Tensor, "B N"]) -> None:
@@ -116,8 +116,12 @@ class ValueScale(nn.Module):
         self.batches = self.batches + seen
         step = seen * (1 / self.batches.clamp(min=1)).clamp(min=self.rate)
         total = count.clamp(min=1)
-        self.mean = self.mean + step * ((x * weight).sum(1) / total - self.mean)
-        self.square = self.square + step * ((x * x * weight).sum(1) / total - self.square)
+        # Deviations around the batch's own mean: the difference of two squares would lose a small one near a huge mean.
+        mean = (x * weight).sum(1) / total
+        variance = ((x - mean.unsqueeze(1)).square() * weight).sum(1) / total
+        shift = mean - self.mean
+        self.mean = self.mean + step * shift
+        self.variance = self.variance + step * (variance - self.variance + (1 - step) * shift.square())
 
     def restore(self, value: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
         """From the critic's units to returns."""
@@ -131,4 +135,4 @@ class ValueScale(nn.Module):
         return self.mean[:, None, None]
 
     def _deviation(self) -> Float[Tensor, "P 1 1 K"]:
-        return (self.square - self.mean.square()).clamp(min=1e-8).sqrt()[:, None, None]
+        return self.variance.clamp(min=1e-8).sqrt()[:, None, None]

@@ -111,6 +111,7 @@ class ActorCritic:
         log_prob, entropy, value = self._replay(samples, memory, critic_memory)
         old = samples.decision.log_prob
         assert old is not None
+        log_prob = log_prob.where(samples.acting, old)  # the ratio of the dead may overflow, and infinity times 0 is NaN
         surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
         error = squared_error(value, samples.target)
         # Rows are policy-major along S, so S goes first.

@@ -65,11 +65,9 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, gain: float, copies: int, streams: Streams):
         super().__init__()
         weights = []
-        for generator in streams.generators:
+        for generator in streams.on_host:
             for _ in range(copies):
-                # Drawn on the CPU: the same seed then starts the same network on every device.
-                weight = torch.empty(inputs, outputs)
-                weights.append(nn.init.orthogonal_(weight, gain, generator=_on_cpu(generator)))
+                weights.append(nn.init.orthogonal_(torch.empty(inputs, outputs), gain, generator=generator))
         self.weight = nn.Parameter(torch.stack(weights).to(streams.device))
         self.bias = nn.Parameter(torch.zeros(len(weights), 1, outputs, device=streams.device))
 
@@ -80,13 +78,6 @@ class Linear(nn.Module):
         # Few outputs of many rows: computing them transposed is several times faster.
         transposed = torch.baddbmm(self.bias.transpose(1, 2), self.weight.transpose(1, 2), x.transpose(1, 2))
         return transposed.transpose(1, 2)
-
-
-def _on_cpu(generator: torch.Generator) -> torch.Generator:
-    if generator.device.type == "cpu":
-        return generator
-    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-    return torch.Generator().manual_seed(int(seed))
 
 
 class Network(nn.Module):

@@ -25,7 +25,10 @@ FILES = {
 
 def print_report(report: Report, folder: Path, console: Console) -> None:
     """The metrics, then the paths of what was made."""
-    print_metrics(report.metrics, str(folder), console)
+    if "points" in report.tables:
+        _print_sweep(report.metrics, str(folder), console)
+    else:
+        print_metrics(report.metrics, str(folder), console)
     for name, file in FILES.items():
         if (folder / file).exists():
             console.print(f"{name:<10} {folder / file}")
@@ -33,14 +36,37 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
 
 def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> None:
     """Name, value and interval of each metric."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column, justify in (("metric", "left"), ("value", "right"), ("95 % interval", "right"), ("n", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table = _table(title, "metric", "value", "95 % interval", "n")
     for name, metric in metrics.items():
         exact = metric.low == metric.high
-        interval = "" if exact else f"[{metric.low:.2f}, {metric.high:.2f}]".replace("[", "\\[")
-        table.add_row(name, number(metric.value), interval, "" if exact else str(metric.n))
+        table.add_row(name, number(metric.value), "" if exact else _interval(metric), "" if exact else str(metric.n))
     console.print(table)
+
+
+def _print_sweep(metrics: dict[str, Metric], title: str, console: Console) -> None:
+    """A row for each metric: its statistics over the points; then the differences."""
+    table = _table(title, "metric", "IQM", "95 % interval", "min", "median", "max", "n")
+    for name, iqm in metrics.items():
+        if name.endswith("/iqm"):
+            base = name.removesuffix("/iqm")
+            rest = (number(metrics[f"{base}/{stat}"].value) for stat in ("min", "median", "max"))
+            table.add_row(base, number(iqm.value), _interval(iqm), *rest, str(iqm.n))
+    console.print(table)
+    differences = {name: metric for name, metric in metrics.items() if name.startswith("difference/")}
+    if differences:
+        print_metrics(differences, "differences of return_per_agent", console)
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _interval(metric: Metric) -> str:
+    return f"\\[{number(metric.low)}, {number(metric.high)}]"
 
 
 def number(value: float) -> str:
@@ -53,31 +79,28 @@ def number(value: float) -> str:
 
 
 def print_config(config: RunConfig, console: Console) -> None:
-    """Every field with its value, range and meaning."""
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for column in ("key", "value", "range", "meaning"):
-        table.add_column(column, overflow="fold")
-    for row in describe(config):
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    console.print(table)
+    """Every field with its value, range and meaning, a line each."""
+    rows = describe(config)
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for key, value, limits, meaning in rows:
+        line = f"{key:<{widths[0]}}  {value:<{widths[1]}}  # {limits}: {meaning}"
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def print_catalog(entries: Sequence[Entry], console: Console) -> None:
     """Every config's name and header."""
-    table = Table(box=None, pad_edge=False, show_header=False)
     for entry in entries:
-        table.add_row(f"[bold]{entry.name}[/bold]", entry.summary.replace("[", "\\["))
-    console.print(table)
+        console.print(f"[bold]{entry.name}[/bold]")
+        for line in entry.summary.splitlines():
+            console.print(f"    {line}", markup=False, soft_wrap=True)
 
 
 def print_comparison(groups: Sequence[Group], metric: str, console: Console) -> None:
     """Each group's interquartile mean with its interval over seeds."""
-    table = Table(title=metric, title_justify="left", box=None, pad_edge=False)
-    for column in ("runs", "seeds", "IQM", "95 % interval", "min", "median", "max"):
-        table.add_column(column, justify="left" if column == "runs" else "right")
+    table = _table(metric, "runs", "seeds", "IQM", "95 % interval", "min", "median", "max")
     for group in groups:
         iqm = group.summary["iqm"]
-        interval = f"\\[{iqm.low:.3f}, {iqm.high:.3f}]"
         rest = (number(group.summary[name].value) for name in ("min", "median", "max"))
-        table.add_row(group.label.replace("[", "\\["), str(len(group.values)), f"{iqm.value:.3f}", interval, *rest)
+        label = group.label.replace("[", "\\[")
+        table.add_row(label, str(len(group.values)), number(iqm.value), _interval(iqm), *rest)
     console.print(table)

@@ -2,10 +2,10 @@
 
 PettingZoo to tensors, from the inside out: `interfaces` plays one environment, parallel or AEC, in one way; `spaces`
 turns observations into numbers and numbers into actions; `layout` finds what an environment needs and where it lies
-in one piece of memory; `rows` plays several environments into that memory, `workers` does so in other processes; and
-`vector` hands the memory out as tensors. The way back is `export`.
+in one piece of memory; `rows` plays several environments into that memory, `workers` does so in other processes;
+`episodes` keeps what is needed to resume; and `vector` hands the memory out as tensors. The way back is `export`.
 
-Only `vector` and `export` import torch, so that workers start quickly; that is why the names below come lazily.
+Workers import only the first five, and no torch, to start quickly; that is why the names below come lazily.
 """
 
 from __future__ import annotations

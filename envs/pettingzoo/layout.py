@@ -24,7 +24,7 @@ CACHE_LINE = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """What one environment needs of the arrays; `state` tells whether state() or the observations side by side are it."""
+    """What one environment needs of the arrays. state: "env" for its state(), or its observations side by side."""
 
     agents: tuple[Any, ...]
     observation_spaces: tuple[Space, ...]
@@ -125,7 +125,11 @@ class Codec:
             )
         row = self.base[slot].copy()
         row[columns] = mask
-        return row if np.logical_or.reduceat(row, self._starts).all() else None
+        return row if all(part.any() for part in self.by_component(row)) else None
+
+    def by_component(self, legal: np.ndarray) -> list[np.ndarray]:
+        """A row [C] of legal choices, parted."""
+        return np.split(legal, self._starts[1:])
 
 
 def lay(memory: Any, places: Mapping[str, Place]) -> Arrays:
@@ -210,15 +214,13 @@ def _tried(play: Play, codec: Codec) -> Iterator[Turn]:
 def _any_action(codec: Codec, generator: np.random.Generator, name: Any, turn: Turn) -> Any:
     """Something that the agent may do."""
     slot = codec.slots[name]
-    own = codec.choices[slot]
-    if own is None:
+    if not codec.discrete:
         return codec.decode[slot](generator.uniform(-1, 1, codec.components))
     ignored = np.empty(codec.sizes[slot])
-    mask = codec.encode[slot](turn.observations.get(name), turn.infos.get(name), ignored)
-    if np.shape(mask) != (sum(own),) or not np.any(mask):
-        mask = np.ones(sum(own))  # a wrong mask is reported when the first episode starts
-    parts = np.split(np.asarray(mask), np.cumsum(own)[:-1])
-    return codec.decode[slot]([int(generator.choice(np.flatnonzero(part))) for part in parts])
+    legal = codec.legal(slot, codec.encode[slot](turn.observations.get(name), turn.infos.get(name), ignored))
+    if legal is None:
+        legal = codec.base[slot]  # such a mask is refused when the first episode starts
+    return codec.decode[slot]([int(generator.choice(np.flatnonzero(part))) for part in codec.by_component(legal)])
 
 
 def _try_state(env: Any) -> np.ndarray | None:

@@ -188,7 +188,9 @@ class Rows:
         with self._explained():
             for self._current, joint in enumerate(action):
                 self._rows[self._current].step(joint)
-        self._finish("final_")
+        self._finish()
+        if arrays["terminated"].any() or arrays["truncated"].any():
+            self._finish("final_")
         self._require_finite("reward")
 
     def picture(self) -> Any:
@@ -202,13 +204,12 @@ class Rows:
         while self._rows:
             self._rows.pop().play.env.close()
 
-    def _finish(self, *prefixes: str) -> None:
+    def _finish(self, prefix: str = "") -> None:
         """Check what was written, and put observations side by side where they are the state."""
-        for prefix in ("", *prefixes):
-            agent = self._arrays[prefix + "agent"]
-            self._require_finite(prefix + "agent")
-            if self.layout.state == "observations":
-                self._arrays[prefix + "state"][:] = agent.reshape(len(agent), -1)[:, self._codec.own_features]
+        agent = self._arrays[prefix + "agent"]
+        self._require_finite(prefix + "agent")
+        if self.layout.state == "observations":
+            self._arrays[prefix + "state"][:] = agent.reshape(len(agent), -1)[:, self._codec.own_features]
 
     def _require_finite(self, name: str) -> None:
         array = self._arrays[name]

@@ -24,9 +24,10 @@ from envs.core import (
     import_dotted,
     tree_where,
 )
+from envs.pettingzoo.episodes import Episodes
 from envs.pettingzoo.interfaces import BrokenContractError, EnvironmentRaisedError
 from envs.pettingzoo.layout import Codec, StateSource, lay, prepare
-from envs.pettingzoo.rows import Begin, Rows
+from envs.pettingzoo.rows import Rows
 from envs.pettingzoo.workers import Workers
 
 
@@ -48,7 +49,7 @@ class PettingZooEnv:
     environment is not a function of its seed and the actions. Actions are kept (and saved) until their episode ends,
     one byte for a choice of up to 256 and four for a real number: let an environment that never ends truncate itself
     (`max_cycles`). Raises InputError where an environment breaks its contract and ConcordError where it crashes, or
-    takes longer than `timeout` seconds in a worker.
+    takes longer than ten minutes for one step in a worker.
     """
 
     def __init__(
@@ -62,7 +63,6 @@ class PettingZooEnv:
         channels: Sequence[str] | None = None,
         state: StateSource = "auto",
         restart_episodes: bool = False,
-        timeout: float = 600.0,
     ):
         if num_envs < 1:
             raise InputError(f"num_envs must be at least 1; got {num_envs}.")
@@ -71,7 +71,7 @@ class PettingZooEnv:
         function = import_dotted(make) if isinstance(make, str) else make
         if not callable(function):
             raise InputError(
-                f"make must be a function that makes an environment; got {make!r}, a {type(make).__name__}."
+                f"make must be a function that makes an environment; got {make!r}, a {type(function).__name__}."
             )
         function, count = partial(function, **(options or {})), len(channels) if channels else None
         self.num_envs, self.device = num_envs, torch.device(device)
@@ -79,11 +79,11 @@ class PettingZooEnv:
         self._rows: Rows | Workers
         with _told():
             if workers:
-                self._rows = Workers(function, num_envs, workers, count, state, timeout)
+                self._rows = Workers(function, num_envs, workers, count, state)
             else:
                 plays, layout = prepare(function, num_envs, 0, count, state)
                 self._rows = Rows(plays, layout, bytearray(Codec(layout).size(num_envs)), num_envs)
-        codec = Codec(self._rows.layout)
+        codec = self._codec = Codec(self._rows.layout)
         self.spec, self._limits = _spec(codec, channels), codec.limits if codec.discrete else None
         self._places = codec.places(num_envs)
         self._arrays = lay(self._rows.memory, self._places)
@@ -93,28 +93,25 @@ class PettingZooEnv:
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Start every row anew; P seeds seed P equal blocks of rows. Seeds are not negative."""
-        none = np.zeros((0, *self._arrays["action"].shape[1:]))
-        self._plan([seed] if isinstance(seed, int) else seed, np.zeros(self.num_envs), [none] * self.num_envs)
+        self._episodes = Episodes(self._codec, self.num_envs, [seed] if isinstance(seed, int) else seed)
         self._begin(range(self.num_envs))
         return _observation(self._copied("state"))
 
     def step(self, action: Num[Tensor, "E N A"]) -> Step:
         """Advance every row by one joint action; real actions are clipped to their bounds."""
         self._require_begun()
-        arrays = self._arrays
         self._take(action)
         with _told():
             self._rows.step()
-        self._remember()
+        arrays = self._arrays
+        self._episodes.remember(arrays["action"], arrays["ended"])
         somebody_left = arrays["terminated"].any() or arrays["truncated"].any()
         new = self._copied("final_state" if somebody_left else "ended")
-        obs = _observation(new)
-        final_obs = Observation(obs.agent, obs.state, new["acted"], obs.legal)
+        final_obs = _observation(new, alive="acted")
         if somebody_left:
             left = (new["terminated"] | new["truncated"]).any(-1)
-            final = Observation(new["final_agent"], new["final_state"], new["acted"], new.get("final_legal"))
-            final_obs = tree_where(left, final, final_obs)
-        return Step(obs, new["reward"], new["terminated"], new["truncated"], new["ended"], final_obs)
+            final_obs = tree_where(left, _observation(new, "final_", "acted"), final_obs)
+        return Step(_observation(new), new["reward"], new["terminated"], new["truncated"], new["ended"], final_obs)
 
     def frame(self) -> Any:
         """What row 0 renders, [height, width, 3] uint8; needs `render_mode: rgb_array` in options, and no workers."""
@@ -134,28 +131,21 @@ class PettingZooEnv:
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Seeds, the running episodes' numbers, their actions so far [sum of lengths, N, A], and what is seen now."""
+        """The running episodes with their actions so far, and what is seen now."""
         self._require_begun()
-        actions = np.concatenate([self._actions[:length, row] for row, length in enumerate(self._length)])
-        return {
-            "seeds": list(self._seeds),
-            "episode": torch.tensor(self._episode),
-            "length": torch.tensor(self._length),
-            "actions": torch.from_numpy(actions),
-            "seen": {name: torch.tensor(self._arrays[name]) for name in self._seen},
-        }
+        seen = {name: torch.tensor(self._arrays[name]) for name in self._seen}
+        return {**self._episodes.state_dict(), "seen": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observation:
         """Continue where `state` was taken, by replaying the actions of every running episode.
 
         Raises ConcordError where that does not lead to the same observation, unless episodes may be restarted.
         """
-        lengths = state["length"].tolist()
-        if len(lengths) != self.num_envs:
-            raise InputError(f"The saved state has {len(lengths)} rows; this environment has num_envs={self.num_envs}.")
-        self._plan(
-            state["seeds"], state["episode"].tolist(), [a.cpu().numpy() for a in state["actions"].split(lengths)]
-        )
+        rows = len(state["length"])
+        if rows != self.num_envs:
+            raise InputError(f"The saved state has {rows} rows; this environment has num_envs={self.num_envs}.")
+        self._episodes = Episodes(self._codec, rows, state["seeds"])
+        self._episodes.load_state_dict(state)
         failed = set(self._begin(range(self.num_envs)))
         for name in self._seen:
             different = self._arrays[name] != state["seen"][name].cpu().numpy()
@@ -164,34 +154,9 @@ class PettingZooEnv:
             self._start_instead(sorted(failed))
         return _observation(self._copied("state"))
 
-    def _plan(self, seeds: Sequence[int], episode: Any, actions: Sequence[np.ndarray]) -> None:
-        """The episode that is to run in each row, and its actions so far."""
-        if not seeds or self.num_envs % len(seeds):
-            raise InputError(f"{self.num_envs} environments cannot be shared equally by {len(seeds)} seeds.")
-        if min(seeds) < 0:
-            raise InputError(f"A seed is not negative; got {min(seeds)}.")
-        self._seeds, self._episode = [int(seed) for seed in seeds], np.array(episode, np.int64)
-        self._length = np.array([len(taken) for taken in actions])
-        kind = np.float32 if self._limits is None else np.uint8 if self._limits.max() <= 256 else np.int64
-        self._actions = np.zeros((max(64, *self._length), *self._arrays["action"].shape), kind)
-        for row, taken in enumerate(actions):
-            self._actions[: len(taken), row] = taken
-
     def _begin(self, rows: Sequence[int]) -> list[int]:
-        """Start the planned episodes; returns the rows that could not be replayed."""
-        block, kind = self.num_envs // len(self._seeds), self._arrays["action"].dtype
-        episodes = [
-            Begin(
-                row,
-                self._seeds[row // block],
-                row % block,
-                int(self._episode[row]),
-                self._actions[: self._length[row], row].astype(kind),
-            )
-            for row in rows
-        ]
         with _told():
-            failed = self._rows.begin(episodes)
+            failed = self._rows.begin(self._episodes.begins(rows))
         self._begun = True
         return failed
 
@@ -204,18 +169,8 @@ class PettingZooEnv:
                 "seed and the actions. Let all its randomness come from reset(seed), or accept an inexact resume, in "
                 "which these rows start a new episode, with resume.restart_episodes=true."
             )
-        self._episode[rows] += 1
-        self._length[rows] = 0
+        self._episodes.skip(rows)
         self._begin(rows)
-
-    def _remember(self) -> None:
-        """Keep the actions of the running episodes."""
-        if self._length.max() == len(self._actions):
-            self._actions = np.concatenate([self._actions, np.zeros_like(self._actions)])
-        self._actions[self._length, np.arange(self.num_envs)] = self._arrays["action"]
-        ended = self._arrays["ended"]
-        self._length = np.where(ended, 0, self._length + 1)
-        self._episode += ended
 
     def _take(self, action: Tensor) -> None:
         """Check the joint action and put it where the environments read it."""
@@ -281,18 +236,17 @@ def _to_host(action: Tensor) -> Tensor:
     return staged
 
 
-def _observation(new: Mapping[str, Tensor]) -> Observation:
-    return Observation(new["agent"], new["state"], new["alive"], new.get("legal"))
+def _observation(new: Mapping[str, Tensor], prefix: str = "", alive: str = "alive") -> Observation:
+    return Observation(new[f"{prefix}agent"], new[f"{prefix}state"], new[alive], new.get(f"{prefix}legal"))
 
 
 def _spec(codec: Codec, channels: Sequence[str] | None) -> EnvSpec:
     layout = codec.layout
     if channels is None:
         channels = ["reward"] if layout.channels == 1 else [f"reward_{k}" for k in range(layout.channels)]
-    likeness: list[tuple[Any, ...]] = []
-    for name, *spaces in zip(layout.agents, layout.observation_spaces, layout.action_spaces):
-        likeness.append((re.sub(r"_?\d+$", "", str(name)), *spaces))
-    first = [likeness.index(mine) for mine in likeness]
+    names = [re.sub(r"_?\d+$", "", str(name)) for name in layout.agents]
+    likeness = list(zip(names, layout.observation_spaces, layout.action_spaces))
+    first = [likeness.index(mine) for mine in likeness]  # spaces cannot be hashed
     return EnvSpec(
         agents=tuple(map(str, layout.agents)),
         kind=tuple(sorted(set(first)).index(kind) for kind in first),

@@ -34,30 +34,22 @@ from envs.pettingzoo.layout import Codec, Layout, StateSource, prepare
 from envs.pettingzoo.rows import Begin, Rows
 
 STEP, CLOSE = b"s", b"c"  # every other message is pickled
+PATIENCE = 600.0  # seconds that a worker may take for one step before it counts as stuck
 PATIENCE_AT_CLOSE = 5.0
 
 
 class Workers:
     """As `envs.pettingzoo.rows.Rows`, in `count` processes that each hold an equal share of the rows.
 
-    timeout: seconds that a worker may take for one step before it counts as stuck. A worker that stops, raises or takes
-    longer closes all of them and raises EnvironmentRaisedError; workers end with this process, however it ends.
+    A worker that stops, raises or takes longer than PATIENCE closes all of them and raises EnvironmentRaisedError;
+    workers end with this process, however it ends.
     """
 
-    def __init__(
-        self,
-        make: Callable[[], Any],
-        num_envs: int,
-        count: int,
-        channels: int | None,
-        state: StateSource,
-        timeout: float,
-    ):
+    def __init__(self, make: Callable[[], Any], num_envs: int, count: int, channels: int | None, state: StateSource):
         if os.name != "posix":
             raise BrokenContractError("Workers need Linux or macOS. Use workers=0, which steps in this process.")
         bounds = np.linspace(0, num_envs, count + 1).astype(int).tolist()
         self._spans = [range(start, stop) for start, stop in itertools.pairwise(bounds)]
-        self._timeout = timeout
         function, file = _pickled(make), _anonymous_file()
         pipes = [multiprocessing.Pipe() for _ in self._spans]
         self._connections = [mine for mine, _ in pipes]
@@ -108,9 +100,9 @@ class Workers:
         values: list[Any] = []
         for number, connection in enumerate(self._connections):
             try:
-                if not connection.poll(self._timeout):
+                if not connection.poll(PATIENCE):
                     self._processes[number].kill()
-                    self._give_up(number, f"did not answer within {self._timeout:g} s")
+                    self._give_up(number, f"did not answer within {PATIENCE:g} s")
                 answer = connection.recv_bytes()
             except (EOFError, OSError):
                 self._give_up(number, f"stopped ({_exit_of(self._processes[number])})")

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from envs.core import ConcordError, Discrete, EnvSpec, InputError, Observation, tree_map
 from envs.particles import SimpleSpread, SpeakerListener
-from envs.pettingzoo import ParallelWorld, PettingZooEnv, parallel_env
+from envs.pettingzoo import ParallelWorld, PettingZooEnv, parallel_env, workers
 from envs.testing import check_env
 from envs.world import TensorEnv, Transition, World
 
@@ -392,6 +392,7 @@ def test_spec_tells_padding_kinds_and_choices() -> None:
         lambda rows: PettingZooEnv("pettingzoo.classic.rps.rps:raw_env", rows, options={"max_cycles": 3}),
         lambda rows: PettingZooEnv(Zoo, rows),
         lambda rows: PettingZooEnv(Reals, rows),
+        lambda rows: PettingZooEnv(Clockwork, rows),
         lambda rows: PettingZooEnv(Bidding, rows),
         lambda rows: PettingZooEnv(lambda: Bidding(real=True), rows),
         lambda rows: PettingZooEnv(lambda: parallel_env(Bursts()), rows),
@@ -635,9 +636,9 @@ def test_workers_give_the_same_rollout_as_the_list_and_resume_it() -> None:
     ("fault", "message"),
     [("exits", "exit code 7"), ("raises", "ZeroDivisionError: the clock stands still"), ("hangs", "within 2 s")],
 )
-def test_a_worker_that_fails_says_so(fault: str, message: str) -> None:
+def test_a_worker_that_fails_says_so(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     env = PettingZooEnv(lambda: Broken(fault), 2, workers=1)
-    env._rows._timeout = 2.0
+    monkeypatch.setattr(workers, "PATIENCE", 2.0)
     env.reset(0)
     with pytest.raises(ConcordError, match=message) as caught:
         play(env)

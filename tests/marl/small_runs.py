@@ -1,0 +1,168 @@
+"""Small worlds and small training runs for the tests of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs.core import Continuous, Discrete, EnvSpec, Observation, Streams, Tree, tree_map
+from envs.world import TensorEnv, Transition, World
+from marl.critics import Critic, CriticConfig, build_critic
+from marl.learners import ActorCritic, LearnerConfig, per_channel
+from marl.policies import IndependentPolicy, PolicyConfig
+from marl.sources import OnPolicy
+from marl.weighing import Weighing, own
+
+
+class Lives(NamedTuple):
+    """age [E], lifetime [E,N], and what each agent sees of the noise [E,N,2]."""
+
+    age: Tensor
+    lifetime: Tensor
+    seen: Tensor
+
+
+class Mortals(World[Lives]):
+    """Agents with random lifetimes of 1 to `longest` steps who see noise and are paid in two channels.
+
+    Where an agent's second feature is positive, its choice 2 is illegal. Dead agents see zeros.
+    """
+
+    def __init__(self, agents: int = 3, longest: int = 5, horizon: int | None = None):
+        self.longest = longest
+        self.spec = EnvSpec(
+            agents=tuple(f"agent_{i}" for i in range(agents)),
+            kind=(0,) * agents,
+            channels=("bet", "age"),
+            observation_sizes=(2,) * agents,
+            actions=(Discrete((3,)),) * agents,
+            state_size=1 + 2 * agents,
+            horizon=horizon,
+        )
+
+    def initial_noise(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        shape = (num, len(self.spec.agents))
+        return torch.randint(1, self.longest + 1, shape, generator=generator), self.noise(num, generator)
+
+    def initial(self, noise: tuple[Tensor, Tensor]) -> Lives:
+        return Lives(torch.zeros(len(noise[0])), *noise)
+
+    def noise(self, num: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(num, len(self.spec.agents), 2, generator=generator)
+
+    def transition(self, state: Lives, action: Tensor, noise: Tensor) -> Transition:
+        age = state.age + 1
+        bet = state.seen[..., 0] * (action.squeeze(-1) - 1)
+        reward = torch.stack([bet, age.unsqueeze(-1).expand_as(bet)], -1)
+        return Transition(Lives(age, state.lifetime, noise), reward, age.unsqueeze(-1) >= state.lifetime)
+
+    def observe(self, state: Lives) -> Observation:
+        alive = state.age.unsqueeze(-1) < state.lifetime
+        seen = state.seen * alive.unsqueeze(-1)
+        legal = torch.ones(*alive.shape, 3, dtype=torch.bool)
+        legal[..., 2] = seen[..., 1] <= 0
+        return Observation(seen, torch.cat([state.age.unsqueeze(-1), seen.flatten(1)], -1), alive, legal)
+
+
+class Walk(World[Tensor]):
+    """Two random walkers, each gone beyond distance 2; the start is fixed, only the steps are random."""
+
+    def __init__(self, horizon: int | None = None):
+        self.spec = EnvSpec(
+            agents=("x", "y"),
+            kind=(0, 1),
+            channels=("distance",),
+            observation_sizes=(1, 1),
+            actions=(Continuous((-1.0,), (3.0,)), Continuous((-1.0, -0.5), (1.0, 0.5))),
+            state_size=2,
+            horizon=horizon,
+        )
+
+    def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
+        return torch.empty(num, 0)
+
+    def initial(self, noise: Tensor) -> Tensor:
+        return noise.new_zeros(len(noise), 2)
+
+    def noise(self, num: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(num, 2, 2, generator=generator)
+
+    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Transition:
+        position = state + 0.2 * action[..., 0] + 0.5 * noise[..., 0]
+        return Transition(position, position.abs().unsqueeze(-1), position.abs() > 2)
+
+    def observe(self, state: Tensor) -> Observation:
+        return Observation(state.unsqueeze(-1), state, torch.ones_like(state, dtype=torch.bool))
+
+
+class Small(NamedTuple):
+    """Everything of one small training run."""
+
+    env: TensorEnv
+    policy: IndependentPolicy
+    critic: Critic
+    learner: ActorCritic
+    source: OnPolicy
+
+    def train(self, updates: int) -> dict[str, Tensor]:
+        """The last update's terms."""
+        terms = {}
+        for batch, _ in zip(self.source, range(updates)):
+            terms = self.learner.update(batch)
+        return terms
+
+    def parameters(self) -> list[Tensor]:
+        return [*self.policy.parameters(), *self.critic.parameters()]
+
+
+def build(
+    world: World[Any],
+    num_envs: int = 4,
+    *,
+    seeds: Sequence[int] = (0,),
+    time_limit: int | None = None,
+    select_rows: bool | None = None,
+    policy: dict[str, Any] | None = None,
+    critic: dict[str, Any] | None = None,
+    weigh: Weighing = own,
+    learner: type[ActorCritic] = ActorCritic,
+    **settings: Any,
+) -> Small:
+    """A run of one policy a seed, `num_envs` environments each, with networks of one layer of 8 unless told."""
+    network = {"network": {"hidden": (8,)}}
+    config = LearnerConfig(**{"steps": 8, "epochs": 2, "minibatches": 2, **settings})
+    env = TensorEnv(world, num_envs * len(seeds), time_limit=time_limit, select_rows=select_rows)
+
+    def streams(purpose: int) -> Streams:
+        return Streams([100 * seed + purpose for seed in seeds])
+
+    actor = IndependentPolicy(env.spec, PolicyConfig(**{**network, **(policy or {})}), streams(1))
+    values = build_critic(env.spec, CriticConfig(**{**network, **(critic or {})}), streams(2))
+    source = OnPolicy(
+        env,
+        actor,
+        steps=config.steps,
+        segment=config.segment,
+        discount=per_channel(config.discount, len(env.spec.channels)),
+        streams=streams(4),
+        seeds=[100 * seed + 5 for seed in seeds],
+    )
+    return Small(env, actor, values, learner(actor, values, config, weigh, streams(3)), source)
+
+
+GRU = {"network": {"kind": "gru", "hidden": (8,)}}
+ATTENTION = {"network": {"kind": "attention", "hidden": (8,), "heads": 2}}
+LOCAL = {"sees": "agent"}
+
+
+def assert_close(one: Tree, other: Tree, tolerance: float = 0.0) -> None:
+    """Trees of equal form whose tensors differ by at most `tolerance`, and as much again of their size."""
+
+    def compare(a: Tensor, b: Tensor) -> Tensor:
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+        return a
+
+    tree_map(compare, one, other)

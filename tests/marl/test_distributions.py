@@ -1,0 +1,163 @@
+"""Joint distributions against torch's own and against counting."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from torch.distributions import Categorical, Normal
+
+from envs.core import Continuous, Streams
+from marl.distributions import IndependentCategorical, IndependentGaussian, log_softmax
+
+CHOICES = (3, 2, 4)
+
+
+def random_logits(rows: int = 5, agents: int = 2, seed: int = 0) -> Tensor:
+    return 2 * torch.randn(rows, agents, sum(CHOICES), generator=torch.Generator().manual_seed(seed))
+
+
+def random_legal(shape: torch.Size, seed: int = 1) -> Tensor:
+    """The first choice of each component is always legal."""
+    legal = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    legal[..., [0, 3, 5]] = True
+    return legal
+
+
+def components(x: Tensor) -> list[Tensor]:
+    return list(x.split(CHOICES, -1))
+
+
+@pytest.mark.parametrize("rows", [5, 500], ids=["few rows", "many rows"])
+def test_categorical_log_probabilities_and_entropies_are_torch_s(rows: int) -> None:
+    logits = random_logits(rows)
+    joint = IndependentCategorical(logits, CHOICES)
+    theirs = [Categorical(logits=part) for part in components(logits)]
+    decision = joint.sample(Streams([0]))
+    action = decision.action
+    assert action.shape == (rows, 2, 3)
+    wanted = torch.stack([d.log_prob(action[..., i]) for i, d in enumerate(theirs)]).sum(0)
+    assert decision.log_prob is not None
+    torch.testing.assert_close(joint.log_prob(decision), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(decision.log_prob, wanted, atol=1e-5, rtol=1e-5)
+    entropy = torch.stack([d.entropy() for d in theirs]).sum(0)
+    torch.testing.assert_close(joint.entropy(decision), entropy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(joint.log_probs(), torch.cat([d.logits for d in theirs], -1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_categorical_s_mode_is_the_most_probable_legal_choice_of_each_component() -> None:
+    logits = random_logits()
+    legal = random_legal(logits.shape)
+    joint = IndependentCategorical(logits, CHOICES, legal)
+    best = torch.stack([part.argmax(-1) for part in components(logits.masked_fill(~legal, -torch.inf))], -1)
+    mode = joint.mode()
+    assert torch.equal(mode.action, best)
+    assert mode.log_prob is not None
+    assert torch.equal(mode.log_prob, joint.log_prob(mode))
+
+
+def test_illegal_choices_have_probability_zero_and_are_never_drawn() -> None:
+    logits = random_logits(2000)
+    logits[..., 1] = 50.0  # what is illegal may look best
+    legal = random_legal(logits.shape)
+    joint = IndependentCategorical(logits, CHOICES, legal)
+    assert bool((joint.log_probs().exp()[~legal] == 0).all())
+    torch.testing.assert_close(joint.log_probs().exp().sum(-1), torch.full((2000, 2), 3.0))
+    for decision in (joint.sample(Streams([0])), joint.mode()):
+        for part, allowed in zip(decision.action.split(1, -1), components(legal), strict=True):
+            assert bool(allowed.gather(-1, part).all())
+
+
+def test_entropy_counts_legal_choices_only() -> None:
+    logits = torch.zeros(1, 1, sum(CHOICES))
+    legal = torch.tensor([[[True, False, True, True, False, True, True, True, False]]])
+    joint = IndependentCategorical(logits, CHOICES, legal)
+    expected = torch.tensor([2.0, 1.0, 3.0]).log().sum()
+    torch.testing.assert_close(joint.entropy(joint.mode()).squeeze(), expected)
+
+
+@pytest.mark.parametrize("rows", [2, 500], ids=["few rows", "many rows"])
+def test_gradients_are_finite_and_zero_for_what_is_illegal(rows: int) -> None:
+    logits = random_logits(rows).requires_grad_()
+    legal = random_legal(logits.shape)
+    legal[0] = False  # nobody may do anything, as where nobody is alive
+    legal[1, :, 1:] = False
+    legal[1, :, [3, 5]] = True  # one choice each: nothing to decide
+    joint = IndependentCategorical(logits, CHOICES, legal)
+    decision = joint.mode()
+    (joint.log_prob(decision) + joint.entropy(decision)).sum().backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+    assert bool((logits.grad[~legal] == 0).all())
+    assert bool((logits.grad[1] == 0).all())
+    assert decision.log_prob is not None
+    assert bool((decision.log_prob[1] == 0).all())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_racing_clocks_draw_with_the_right_frequencies(masked: bool) -> None:
+    logits = torch.tensor([1.0, -0.5, 0.3, -3.0, 0.0])
+    legal = torch.tensor([True, True, False, True, True]) if masked else torch.ones(5, dtype=torch.bool)
+    count = 100_000
+    joint = IndependentCategorical(logits.expand(count, 1, -1), (5,), legal.expand(count, 1, -1) if masked else None)
+    drawn = torch.bincount(joint.sample(Streams([0])).action.flatten(), minlength=5)[legal]
+    expected = logits[legal].softmax(-1).double() * count
+    assert chisquare(drawn, expected / expected.sum() * count).pvalue > 1e-3
+
+
+def test_the_mean_negative_log_probability_of_draws_is_the_entropy() -> None:
+    space = Continuous((-1.0, -torch.inf), (3.0, torch.inf))
+    mean, log_std = torch.tensor([0.3, -0.2]), torch.tensor([-0.5, 0.4])
+    shape = (40_000, 1, -1)
+    for joint in (
+        IndependentCategorical(random_logits(1, 1).expand(40_000, -1, -1), CHOICES),
+        IndependentGaussian(mean.expand(shape), log_std.expand(shape), space),
+    ):
+        decision = joint.sample(Streams([0]))
+        assert decision.log_prob is not None
+        assert -decision.log_prob.mean() == pytest.approx(float(joint.entropy(decision)[0, 0]), abs=0.02)
+
+
+def test_gaussians_are_torch_s_in_the_units_of_the_space() -> None:
+    """A bounded component is centered between its bounds and as wide as its half-range; an unbounded one is as it is."""
+    space = Continuous((-1.0, -torch.inf, 0.0), (3.0, torch.inf, torch.inf))
+    draw = torch.Generator().manual_seed(0)
+    mean, log_std = torch.randn(50, 2, 3, generator=draw), torch.randn(50, 2, 3, generator=draw)
+    theirs = Normal(
+        torch.tensor([1.0, 0, 0]) + torch.tensor([2.0, 1, 1]) * mean, torch.tensor([2.0, 1, 1]) * log_std.exp()
+    )
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])  # the second agent has no second component
+    joint = IndependentGaussian(mean, log_std, space, mask)
+    decision = joint.sample(Streams([0]))
+    assert decision.log_prob is not None
+    torch.testing.assert_close(decision.log_prob, (theirs.log_prob(decision.action) * mask).sum(-1))
+    torch.testing.assert_close(joint.log_prob(decision), decision.log_prob)
+    torch.testing.assert_close(joint.entropy(decision), (theirs.entropy() * mask).sum(-1))
+    torch.testing.assert_close(joint.mode().action, theirs.mean)
+    with pytest.raises(TypeError, match="continuous"):
+        joint.log_probs()
+
+
+def test_gaussian_draws_have_their_mean_and_deviation() -> None:
+    space = Continuous((-1.0,), (3.0,))
+    shape = (100_000, 1, 1)
+    action = IndependentGaussian(torch.full(shape, 0.5), torch.full(shape, -1.0), space).sample(Streams([0])).action
+    assert float(action.mean()) == pytest.approx(2.0, abs=0.01)
+    assert float(action.std()) == pytest.approx(2 * math.exp(-1), rel=0.01)
+
+
+def test_each_policy_draws_from_its_own_stream() -> None:
+    logits = random_logits(6)
+    together = IndependentCategorical(logits, CHOICES).sample(Streams([5, 6]))
+    for p, seed in enumerate((5, 6)):
+        alone = IndependentCategorical(logits[3 * p : 3 * p + 3], CHOICES).sample(Streams([seed]))
+        assert torch.equal(together.action[3 * p : 3 * p + 3], alone.action)
+
+
+def test_log_softmax_agrees_with_the_library_for_few_and_many_rows() -> None:
+    for rows in (1, 4096):
+        x = 10 * torch.randn(rows, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        torch.testing.assert_close(log_softmax(x), x.log_softmax(-1), atol=1e-12, rtol=0)

@@ -1,0 +1,415 @@
+"""PPO from batch to parameters: what it must keep exactly, whatever the policy, the critic and who is alive."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import ATTENTION, GRU, LOCAL, Mortals, Small, Walk, assert_close, build
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_flatten
+
+import marl.learners
+from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
+from envs.games import Constant
+from envs.particles import SimpleSpread, SpeakerListener
+from envs.world import TensorEnv, World
+from marl.batch import Batch, join_steps
+from marl.learners import ActorCritic, clip_gradients, per_channel
+from marl.losses import clipped_surrogate
+from marl.weighing import own, team
+
+RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "segment": 4}
+SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
+    "mlp": (Mortals(), {}),
+    "gru": (Mortals(), RECURRENT),
+    "gru policy, mlp critic": (Mortals(), {"policy": GRU, "segment": 8}),
+    "attention": (Mortals(), {"policy": ATTENTION, "critic": {**ATTENTION, **LOCAL}}),
+    "local critic": (Mortals(), {"critic": LOCAL, "scale_values": True}),
+    "networks by kind": (SpeakerListener(), {"time_limit": 5}),
+    "recurrent networks by kind": (SpeakerListener(), {"time_limit": 5, **RECURRENT, "critic": {**GRU, **LOCAL}}),
+    "gaussian": (Walk(), {"policy": {"network": {"hidden": (8,)}}, "time_limit": 5}),
+    "team, three policies": (Mortals(), {"weigh": team, "seeds": (0, 1, 2)}),
+}
+
+
+def setup(name: str, **changes: Any) -> Small:
+    world, settings = SETUPS[name]
+    return build(world, **{**settings, **changes})
+
+
+class Recording(ActorCritic):
+    """Keeps what each call of its loss was given."""
+
+    def loss(self, *given: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        self.given = given
+        return super().loss(*given)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_the_first_minibatch_of_each_batch_has_ratio_1(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the second batch: after an update, with memory carried over and episodes that end within segments."""
+    ratios: list[Tensor] = []
+
+    def spied(log_prob: Tensor, old: Tensor, *rest: Any) -> Tensor:
+        ratios.append((log_prob - old).detach().exp())
+        return clipped_surrogate(log_prob, old, *rest)
+
+    monkeypatch.setattr(marl.learners, "clipped_surrogate", spied)
+    small = setup(name, epochs=1, minibatches=2)
+    ended = 0
+    for batch, _ in zip(small.source, range(2)):
+        ratios.clear()
+        ended += int(batch.ended.sum())
+        small.learner.update(batch)
+        torch.testing.assert_close(ratios[0], torch.ones_like(ratios[0]), atol=1e-6, rtol=0)
+        assert not torch.allclose(ratios[1], torch.ones_like(ratios[1]), atol=1e-6, rtol=0), "the policy has moved"
+    assert ended > 4
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_one_step_on_the_whole_batch_clips_nothing_and_has_no_divergence(name: str) -> None:
+    small = setup(name, epochs=1, minibatches=1)
+    for batch, _ in zip(small.source, range(2)):
+        terms = small.learner.update(batch)
+        assert bool((terms["clipped"] == 0).all())
+        torch.testing.assert_close(terms["kl"], torch.zeros_like(terms["kl"]), atol=1e-12, rtol=0)
+        torch.testing.assert_close(terms["surrogate"], torch.zeros_like(terms["kl"]), atol=1e-5, rtol=0)
+
+
+# Dead agents
+
+
+def gradients(small: Small, batch: Batch) -> Tree:
+    """Of one step on the whole batch, before Adam; and the loss's terms with the value scale."""
+    found: list[Tensor] = []
+
+    def look(*_: Any) -> None:
+        found.extend(p.grad.clone() for p in small.parameters() if p.grad is not None)
+
+    hook = small.learner.optimizer.register_step_pre_hook(look)
+    terms = small.learner.update(batch)
+    hook.remove()
+    scale = small.learner.scale
+    return tuple(found), {"terms": terms, "scale": {} if scale is None else dict(scale.state_dict())}
+
+
+def whole(name: str, agents: int = 3, **changes: Any) -> Small:
+    settings = {"epochs": 1, "minibatches": 1, "max_gradient": 1e9, "scale_values": True, **changes}
+    return build(Mortals(agents), **{**SETUPS[name][1], **settings})
+
+
+def over_agents(batch: Batch, change: Any) -> Batch:
+    """`change(x, fill)` applied to every tensor with an agent axis, which comes second."""
+
+    def seen(obs: Observation) -> Observation:
+        legal = None if obs.legal is None else change(obs.legal, True)
+        return Observation(change(obs.agent, 7.0), obs.state, change(obs.alive, False), legal)
+
+    assert batch.decision.log_prob is not None
+    return dataclasses.replace(
+        batch,
+        obs=seen(batch.obs),
+        final_obs=seen(batch.final_obs),
+        decision=Decision(change(batch.decision.action, 1), log_prob=change(batch.decision.log_prob, -3.0)),
+        reward=change(batch.reward, 0.0),
+        terminated=change(batch.terminated, False),
+        truncated=change(batch.truncated, False),
+        memory=None if batch.memory is None else change(batch.memory.transpose(1, 2), 0.5).transpose(1, 2),
+        outcome=None,
+    )
+
+
+SLOT_FREE = {
+    "mlp": {"critic": LOCAL},
+    "gru": {"critic": {**GRU, **LOCAL}},
+    "attention": {},
+}
+
+
+@pytest.mark.parametrize("weigh", [own, team], ids=["own", "team"])
+@pytest.mark.parametrize("name", SLOT_FREE)
+def test_permuting_agents_changes_neither_loss_nor_gradient_nor_value_scale(name: str, weigh: Any) -> None:
+    settings = {**SLOT_FREE[name], "weigh": weigh}
+    small = whole(name, **settings)
+    batch = next(iter(small.source))
+    moved = over_agents(batch, lambda x, fill: x[:, [2, 0, 1]])
+    assert_close(gradients(whole(name, **settings), moved), gradients(small, batch), 1e-6)
+
+
+@pytest.mark.parametrize("weigh", [own, team], ids=["own", "team"])
+@pytest.mark.parametrize("name", SLOT_FREE)
+def test_dead_slots_change_neither_loss_nor_gradient_nor_value_scale(name: str, weigh: Any) -> None:
+    def with_dead(x: Tensor, fill: Any) -> Tensor:
+        dead = torch.full_like(x[:, :1], fill)
+        return torch.cat([dead, x[:, :2], dead, x[:, 2:]], 1)
+
+    settings = {**SLOT_FREE[name], "weigh": weigh}
+    small = whole(name, **settings)
+    batch = next(iter(small.source))
+    assert not batch.obs.alive.all()
+    larger = whole(name, agents=5, **settings)
+    assert_close(gradients(larger, over_agents(batch, with_dead)), gradients(small, batch), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["mlp", "gru", "attention", "team, three policies"])
+def test_an_environment_with_nobody_alive_changes_nothing(name: str) -> None:
+    small = whole(name)
+    batch = next(iter(small.source))
+
+    def with_empty(tree: Tree, steps: int) -> Tree:
+        """One more environment for each policy, in which the first one's numbers remain, but nobody is alive."""
+
+        def widen(x: Tensor) -> Tensor:
+            x = x.unflatten(0, (batch.policies, steps, batch.rows))
+            empty = x[:, :, :1]
+            return torch.cat([x, empty & False if x.dtype == torch.bool else empty], 2).flatten(0, 2)
+
+        return tree_map(widen, tree)
+
+    flags = ("terminated", "truncated", "ended")
+    wider = dataclasses.replace(
+        batch,
+        **{name: with_empty(getattr(batch, name), batch.steps) for name in ("obs", "final_obs", "decision", "reward")},
+        **{name: with_empty(getattr(batch, name), batch.steps) for name in flags},
+        memory=with_empty(batch.memory, batch.steps // batch.segment),
+        outcome=None,
+    )
+    assert wider.rows == batch.rows + 1
+    assert_close(gradients(whole(name, num_envs=5), wider), gradients(small, batch), 1e-6)
+
+
+def test_what_the_dead_would_do_may_be_any_number() -> None:
+    """Their ratio overflows here; nothing else notices."""
+    small = whole("mlp", critic=LOCAL)
+    batch = next(iter(small.source))
+    dead = ~batch.obs.alive
+    assert batch.decision.log_prob is not None
+    wild = dataclasses.replace(batch.decision, log_prob=batch.decision.log_prob.masked_fill(dead, -1e4))
+    found = gradients(whole("mlp", critic=LOCAL), dataclasses.replace(batch, decision=wild))
+    assert_close(found, gradients(small, batch), 1e-6)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("name", ["mlp", "gru", "attention"])
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    tiny = {"hidden": (4,), "heads": 2, "kind": name}
+    small = build(
+        Mortals(),
+        2,
+        steps=4,
+        segment=4 if name == "gru" else 1,
+        epochs=1,
+        minibatches=1,
+        policy={"network": tiny},
+        critic={"network": {**tiny, "kind": "gru" if name == "gru" else "mlp"}},
+        learner=Recording,
+        discount=(0.9, 0.5),
+    )
+    learner = small.learner
+    learner.update(next(iter(small.source)))  # parameters move, so that some ratios are clipped
+    double = tree_map(lambda x: x.double() if x.is_floating_point() else x, learner.given)
+    for module in (small.policy, small.critic):
+        module.double()
+        for p in module.parameters():
+            p.data += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    loss, terms = learner.loss(*double)
+    assert 0 < float(terms["clipped"]) < 1
+    slopes = torch.autograd.grad(loss, small.parameters())
+    with torch.no_grad():
+        for parameter, slope in zip(small.parameters(), slopes, strict=True):
+            flat = parameter.view(-1)
+            for i in range(0, len(flat), 1 + len(flat) // 7):
+                value, around = flat[i].clone(), []
+                for step in (1e-6, -1e-6):
+                    flat[i] = value + step
+                    around.append(float(learner.loss(*double)[0]))
+                flat[i] = value
+                measured = (around[0] - around[1]) / 2e-6
+                assert measured == pytest.approx(float(slope.view(-1)[i]), rel=1e-4, abs=1e-7)
+
+
+def test_gradients_are_clipped_for_each_policy_alone() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(4, 3)), torch.nn.Parameter(torch.zeros(2, 5))]
+    sizes = torch.tensor([0.01, 10.0])  # the second policy's gradient is too long
+    for p in parameters:
+        p.grad = torch.ones_like(p) * sizes.repeat_interleave(len(p) // 2).unsqueeze(1)
+    clip_gradients(parameters, 0.5, 2)
+    halves = [torch.cat([p.grad.chunk(2)[i].flatten() for p in parameters if p.grad is not None]) for i in range(2)]
+    assert bool((halves[0] == 0.01).all())
+    assert float(halves[1].norm()) == pytest.approx(0.5, abs=1e-5)
+    assert bool((halves[1] == halves[1][0]).all())
+
+
+# Time
+
+
+@pytest.mark.parametrize(
+    ("horizon", "limit"), [(None, 5), (5, None)], ids=["truncated", "terminated with a clock"]
+)
+def test_reward_one_is_learned_to_be_worth_the_endless_sum_or_the_finite_one(
+    horizon: int | None, limit: int | None
+) -> None:
+    small = build(
+        Constant(horizon=horizon),
+        4,
+        time_limit=limit,
+        steps=10,
+        epochs=8,
+        minibatches=1,
+        discount=0.8,
+        learning_rate=0.02,
+        max_gradient=10.0,
+        critic={"network": {"hidden": (32,)}},
+    )
+    small.train(50)
+    batch = next(iter(small.source))
+    value = small.critic(batch.obs, None)[0].detach().flatten()
+    if horizon is None:
+        wanted = torch.full_like(value, 5.0)
+    else:
+        left = (horizon * (1 - batch.obs.state[:, 0])).round()
+        assert set(left.tolist()) == set(range(1, 6))
+        wanted = (1 - 0.8**left) / 0.2
+    torch.testing.assert_close(value, wanted, rtol=0.03, atol=0)
+
+
+# Channels
+
+
+@pytest.mark.parametrize("sees", ["state", "agent"])
+def test_three_channels_with_critics_of_their_own_are_three_critics(sees: str) -> None:
+    """One update of two channels' critics equals that of a critic of one channel on that channel's reward."""
+    small = build(
+        Mortals(), critic={"sees": sees}, discount=(0.9, 0.5), trace=0.7, max_gradient=1e9, scale_values=True
+    )
+    start = copy.deepcopy(small.critic.state_dict())
+    batch = next(iter(small.source))
+    small.learner.update(batch)
+    for k, discount in enumerate((0.9, 0.5)):
+        world = Mortals()
+        world.spec = dataclasses.replace(world.spec, channels=("one",))
+        alone = build(world, critic={"sees": sees}, discount=discount, trace=0.7, max_gradient=1e9, scale_values=True)
+        alone.critic.load_state_dict({name: value[k : k + 1] for name, value in start.items()})
+        alone.learner.update(dataclasses.replace(batch, reward=batch.reward[..., k : k + 1], outcome=None))
+        for name, value in alone.critic.state_dict().items():
+            torch.testing.assert_close(small.critic.state_dict()[name][k : k + 1], value, atol=1e-5, rtol=0)
+
+
+def test_a_discount_for_each_channel_must_be_one_for_each_channel_between_0_and_1() -> None:
+    assert per_channel(0.5, 2).tolist() == [0.5, 0.5]
+    for wrong in ((0.5,), (0.5, 0.5, 0.5), 1.5):
+        with pytest.raises(InputError, match=r"learner\.discount"):
+            per_channel(wrong, 2)
+
+
+# State
+
+
+@pytest.mark.parametrize("name", ["mlp", "gru", "attention", "recurrent networks by kind", "gaussian"])
+def test_learner_and_source_continue_bit_for_bit_from_their_state(name: str) -> None:
+    first = setup(name, scale_values=True, steps=12, segment=4 if "gru" in str(SETUPS[name][1]) else 1, seeds=(0, 1))
+    first.train(2)
+    saved = copy.deepcopy((first.learner.state_dict(), first.source.state_dict()))
+    fresh = setup(name, scale_values=True, steps=12, segment=4 if "gru" in str(SETUPS[name][1]) else 1, seeds=(7, 8))
+    for part, state in zip((fresh.learner, fresh.source), saved, strict=True):
+        part.load_state_dict(state)
+    for _ in range(2):
+        assert_close(fresh.train(1), first.train(1))
+    assert_close(tuple(fresh.parameters()), tuple(first.parameters()))
+    assert _digest(fresh.learner.state_dict()) == _digest(first.learner.state_dict())
+    assert _digest(fresh.source.state_dict()) == _digest(first.source.state_dict())
+
+
+def _digest(state: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in tree_flatten(state)[0]:
+        digest.update(leaf.numpy().tobytes() if isinstance(leaf, Tensor) else repr(leaf).encode())
+    return digest.hexdigest()
+
+
+def digest_of_two_updates(name: str = "gru") -> str:
+    small = setup(name)
+    small.train(2)
+    return _digest([p.detach() for p in small.parameters()])
+
+
+def test_two_processes_with_one_seed_give_the_same_parameters_byte_for_byte() -> None:
+    here = Path(__file__).parent
+    code = "import torch; torch.set_num_threads(1); import test_learners; print(test_learners.digest_of_two_updates())"
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "PYTHONHASHSEED": "1"}
+    other = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert other.stdout.strip() == digest_of_two_updates()
+
+
+def test_another_seed_gives_other_parameters() -> None:
+    assert digest_of_two_updates("mlp") != _digest([p.detach() for p in setup("mlp", seeds=(1,)).parameters()])
+
+
+# Devices
+
+
+@pytest.fixture
+def no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
+    """Tensors without data: whatever needs a value on the host (`.item()`, `bool()`, `nonzero`) raises.
+
+    torch cannot fake exponential draws from a generator; uniform ones stand in.
+    """
+
+    def exponential(streams: Streams, shape: Any) -> Tensor:
+        return streams.draw(lambda n, g: -torch.rand((n, *shape[1:]), generator=g).log(), shape[0])
+
+    monkeypatch.setattr(Streams, "exponential", exponential)
+    # Worlds make their constants once, for real.
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+WORLDS = {"spread": SimpleSpread(), "speaker": SpeakerListener(), "mortals": Mortals(), "walk": Walk()}
+for _world in WORLDS.values():
+    TensorEnv(_world, 2).reset(0)
+
+
+@pytest.mark.parametrize(
+    ("world", "settings"),
+    [
+        ("spread", {}),
+        ("spread", {**RECURRENT, "seeds": (0, 1)}),
+        ("speaker", {"critic": LOCAL}),
+        ("mortals", {"policy": ATTENTION, "weigh": team, "scale_values": True}),
+        ("walk", {}),
+    ],
+)
+def test_rollout_and_update_never_wait_for_the_device(
+    world: str, settings: dict[str, Any], no_host_synchronization: FakeTensorMode
+) -> None:
+    small = build(WORLDS[world], time_limit=5, select_rows=True, **settings)
+    terms = small.train(2)
+    assert all(isinstance(term, FakeTensor) for term in terms.values())
+
+
+def test_restarting_by_index_does_wait_for_the_device(no_host_synchronization: FakeTensorMode) -> None:
+    with pytest.raises(Exception, match="nonzero"):
+        build(WORLDS["spread"], time_limit=5, select_rows=False).train(1)
+
+
+def test_a_batch_s_segments_must_divide_its_steps_and_fill_its_minibatches() -> None:
+    with pytest.raises(InputError, match="multiple of segment"):
+        build(Mortals(), steps=8, segment=3).train(1)
+    with pytest.raises(InputError, match="minibatches"):
+        build(Mortals(), 2, steps=8, segment=8, minibatches=3).train(1)
+    assert join_steps([torch.zeros(2)], 1).shape == (2,)
