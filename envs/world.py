@@ -26,6 +26,8 @@ from envs.core import (
 )
 
 State = TypeVar("State")
+# reward [E,N,K], terminated, truncated [E,N], ended [E]
+Outcomes = tuple[Float[Tensor, "E N K"], Bool[Tensor, "E N"], Bool[Tensor, "E N"], Bool[Tensor, " E"]]
 
 
 class Transition(NamedTuple):
@@ -72,6 +74,14 @@ class World(ABC, Generic[State]):
         raise InputError(f"{type(self).__name__} has no picture; give it a method frame(state) to render it.")
 
 
+class Rows(NamedTuple):
+    """Where each row of a `TensorEnv` is: its physics, the steps taken in its episode, and who has not left it yet."""
+
+    state: Any
+    clock: Int[Tensor, " E"]
+    present: Bool[Tensor, "E N"]
+
+
 class TensorEnv:
     """E rows of a `World`, stepped together on one device.
 
@@ -104,6 +114,7 @@ class TensorEnv:
         self.spec = _spec_with_clock(world)
         self._select_rows = self.device.type != "cpu" if select_rows is None else select_rows
         self._never = torch.zeros(num_envs, len(self.spec.agents), dtype=torch.bool, device=self.device)
+        self._start = torch.zeros(num_envs, dtype=torch.int64, device=self.device), ~self._never
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Start every row anew; P seeds seed P equal blocks of rows."""
@@ -114,27 +125,40 @@ class TensorEnv:
                 "policies, a divisor of num_envs."
             )
         self._streams = Streams(seeds, self.device)
-        self._state = self.world.initial(self._streams.draw(self.world.initial_noise, self.num_envs))
-        self._clock = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        self._present = ~self._never
-        self._obs = self._observe(self._state, self._clock)
+        self._rows, self._obs = self._begin(self._streams.draw(self.world.initial_noise, self.num_envs), self.num_envs)
         return self._obs
 
     def step(self, action: Num[Tensor, "E N A"]) -> Step:
         """Advance every row by one joint action, [E,N,A]."""
         noise = self._streams.draw(self.world.noise, self.num_envs)
-        state, reward, terminated = self.world.transition(self._state, action, noise)
-        acted, clock = self._obs.alive, self._clock + 1
+        rows, obs, (reward, terminated, truncated, ended), final_obs = self.advance(
+            self._rows, self._obs.alive, action, noise
+        )
+        restart = self._restart_by_selection if self._select_rows else self._restart_by_index
+        self._rows, self._obs = restart(rows, obs, ended)
+        return Step(self._obs, reward, terminated, truncated, ended, final_obs)
+
+    def advance(
+        self, rows: Rows, acted: Bool[Tensor, "E N"], action: Num[Tensor, "E N A"], noise: Tree
+    ) -> tuple[Rows, Observation, Outcomes, Observation]:
+        """One step without restarts: the rows, what is seen next, what happened, and what those who acted see.
+
+        Pure, so that it can be compiled.
+        """
+        state, reward, terminated = self.world.transition(rows.state, action, noise)
+        clock, present = rows.clock + 1, rows.present
         seen = self._observe(state, clock)
         final_obs = Observation(seen.agent, seen.state, acted, seen.legal)
+        over, truncated, ended = self._leaving_together(clock, acted)
         if terminated is None:
-            obs, (terminated, truncated, ended) = seen, self._leaving_together(clock, acted)
-        else:
-            reward = reward * acted.unsqueeze(-1)
-            obs, (terminated, truncated, ended) = self._leaving(terminated & acted, clock, acted, seen)
-        restart = self._restart_by_selection if self._select_rows else self._restart_by_index
-        self._state, self._clock, self._obs = restart(state, clock, obs, ended)
-        return Step(self._obs, reward, terminated, truncated, ended, final_obs)
+            return Rows(state, clock, present), seen, (reward, over, truncated, ended), final_obs
+        terminated = (terminated & acted) | over
+        truncated = truncated & ~terminated
+        present = present & ~(terminated | truncated)
+        alive = seen.alive & present
+        obs = Observation(seen.agent, seen.state, alive, seen.legal)
+        outcomes = (reward * acted.unsqueeze(-1), terminated, truncated, ~alive.any(-1))
+        return Rows(state, clock, present), obs, outcomes, final_obs
 
     def close(self) -> None:
         """Nothing to free."""
@@ -142,29 +166,22 @@ class TensorEnv:
     def state_dict(self) -> dict[str, Any]:
         """Physics, clocks, who is present, and the random streams."""
         leaves: list[Tensor] = []
-        tree_map(leaves.append, self._state)
-        physics = {str(i): leaf for i, leaf in enumerate(leaves)}
-        return {
-            "physics": physics,
-            "clock": self._clock,
-            "present": self._present,
-            "streams": self._streams.state_dict(),
-        }
+        tree_map(leaves.append, self._rows)
+        return {"rows": {str(i): leaf for i, leaf in enumerate(leaves)}, "streams": self._streams.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observation:
         """Continue exactly where `state` was taken."""
         self.reset([0] * len(state["streams"]["generators"]))
         self._streams.load_state_dict(state["streams"])
-        leaves = iter(state["physics"][str(i)] for i in range(len(state["physics"])))
-        self._state = tree_map(lambda _: next(leaves).to(self.device), self._state)
-        self._clock, self._present = state["clock"].to(self.device), state["present"].to(self.device)
-        seen = self._observe(self._state, self._clock)
-        self._obs = Observation(seen.agent, seen.state, seen.alive & self._present, seen.legal)
+        leaves = iter(state["rows"][str(i)] for i in range(len(state["rows"])))
+        self._rows = tree_map(lambda _: next(leaves).to(self.device), self._rows)
+        seen = self._observe(self._rows.state, self._rows.clock)
+        self._obs = Observation(seen.agent, seen.state, seen.alive & self._rows.present, seen.legal)
         return self._obs
 
     def frame(self) -> Any:
         """A picture of the first row, [height, width, 3] uint8."""
-        return self.world.frame(tree_map(lambda leaf: leaf[:1], self._state))
+        return self.world.frame(tree_map(lambda leaf: leaf[:1], self._rows.state))
 
     def _leaving_together(
         self, clock: Int[Tensor, " E"], acted: Bool[Tensor, "E N"]
@@ -181,18 +198,6 @@ class TensorEnv:
         out = clock >= self.time_limit
         return self._never, acted & out.unsqueeze(-1), out
 
-    def _leaving(
-        self, terminated: Bool[Tensor, "E N"], clock: Int[Tensor, " E"], acted: Bool[Tensor, "E N"], seen: Observation
-    ) -> tuple[Observation, tuple[Bool[Tensor, "E N"], Bool[Tensor, "E N"], Bool[Tensor, " E"]]]:
-        """What is seen without those who leave, and terminated, truncated, ended, where agents may leave one by one."""
-        over, truncated, _ = self._leaving_together(clock, acted)
-        terminated = terminated | over
-        truncated = truncated & ~terminated
-        self._present = self._present & ~(terminated | truncated)
-        alive = seen.alive & self._present
-        obs = Observation(seen.agent, seen.state, alive, seen.legal)
-        return obs, (terminated, truncated, ~alive.any(-1))
-
     def _observe(self, state: Any, clock: Int[Tensor, " E"]) -> Observation:
         seen = self.world.observe(state)
         if self.spec.horizon is None:
@@ -203,32 +208,28 @@ class TensorEnv:
             agent = torch.cat([elapsed.unsqueeze(1).expand(*agent.shape[:2], 1), agent], -1)
         return Observation(agent, torch.cat([elapsed, seen.state], -1), seen.alive, seen.legal)
 
-    def _restart_by_index(
-        self, state: Any, clock: Int[Tensor, " E"], obs: Observation, ended: Bool[Tensor, " E"]
-    ) -> tuple[Any, Int[Tensor, " E"], Observation]:
+    def _begin(self, noise: Tree, count: int) -> tuple[Rows, Observation]:
+        """`count` rows at the start of an episode, and what is seen there."""
+        clock, present = self._start
+        rows = Rows(self.world.initial(noise), clock[:count], present[:count])
+        return rows, self._observe(rows.state, rows.clock)
+
+    def _restart_by_index(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]) -> tuple[Rows, Observation]:
         """Draw and observe only the rows that ended."""
-        rows = ended.nonzero().squeeze(1)
-        if not len(rows):
-            return state, clock, obs
-        policies = len(self._streams)
-        counts = [len(rows)] if policies == 1 else ended.view(policies, -1).sum(1).tolist()
-        fresh = self.world.initial(self._streams.draw_ragged(self.world.initial_noise, counts))
-        clock, self._present = clock.index_fill(0, rows, 0), self._present.index_fill(0, rows, True)
-
-        def overwrite(old: Tensor, new: Tensor) -> Tensor:
-            return old.index_copy(0, rows, new)
-
-        observed = tree_map(overwrite, obs, self._observe(fresh, torch.zeros_like(rows)))
-        return tree_map(overwrite, state, fresh), clock, observed
+        places = ended.nonzero().squeeze(1)
+        count, policies = len(places), len(self._streams)
+        if not count:
+            return rows, obs
+        counts = [count] if policies == 1 else ended.view(policies, -1).sum(1).tolist()
+        fresh = self._begin(self._streams.draw_ragged(self.world.initial_noise, counts), count)
+        return tree_map(lambda old, new: old.index_copy(0, places, new), (rows, obs), fresh)
 
     def _restart_by_selection(
-        self, state: Any, clock: Int[Tensor, " E"], obs: Observation, ended: Bool[Tensor, " E"]
-    ) -> tuple[Any, Int[Tensor, " E"], Observation]:
+        self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]
+    ) -> tuple[Rows, Observation]:
         """Draw and observe every row, keep those that ended: no host synchronization."""
-        fresh = self.world.initial(self._streams.draw(self.world.initial_noise, self.num_envs))
-        clock, self._present = clock.masked_fill(ended, 0), self._present | ended.unsqueeze(-1)
-        observed = self._observe(fresh, torch.zeros_like(clock))
-        return tree_where(ended, fresh, state), clock, tree_where(ended, observed, obs)
+        noise = self._streams.draw(self.world.initial_noise, self.num_envs)
+        return tree_where(ended, self._begin(noise, self.num_envs), (rows, obs))
 
 
 class Scripted:

@@ -400,8 +400,8 @@ def train(effort: Effort) -> Findings:
 
 
 def train_compiled(effort: Effort) -> Findings:
-    """The same training with learner.compile=true; the first update's compilation is told apart."""
-    watch, steps = watch_rounds(effort, learner__compile=True)
+    """The same training with compile=true; the first update's compilation is told apart."""
+    watch, steps = watch_rounds(effort, compile=True)
     found = _training_findings("train-compiled", watch, steps)
     found.metrics["train-compiled/first_update_seconds"] = Metric.exact(watch.ends[0][0] - watch.begun)
     return found

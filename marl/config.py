@@ -81,6 +81,7 @@ class RunConfig(Section):
     recipe: str = Field(description="the algorithm, by dotted path of its module")
     seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
     threads: int = Field(1, ge=1, description="torch threads; more than 1 slows small networks down")
     env: EnvConfig
     train: TrainConfig = TrainConfig()

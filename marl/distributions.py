@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -54,15 +53,17 @@ class IndependentCategorical:
         self, logits: Float[Tensor, "*B N A"], choices: tuple[int, ...], legal: Bool[Tensor, "*B N A"] | None = None
     ):
         self.choices = choices
-        self._logits = logits if legal is None else logits.masked_fill(~legal, ILLEGAL)
-
-    @cached_property
-    def _components(self) -> list[Float[Tensor, "*B N _"]]:
-        return [log_softmax(part) for part in self._split(self._logits)]
+        allowed = logits if legal is None else logits.masked_fill(~legal, ILLEGAL)
+        self._components = [log_softmax(part) for part in self._split(allowed)]
+        self._shape = allowed.shape
 
     def sample(self, streams: Streams) -> Decision:
-        """Draw by racing exponential clocks: argmax p/q with q ~ Exp(1) has distribution p."""
-        clocks = self._split(streams.exponential(self._logits.shape))
+        """Draw a decision."""
+        return self.choose(streams.exponential(self._shape))
+
+    def choose(self, noise: Float[Tensor, "*B N A"]) -> Decision:
+        """Draw by racing exponential clocks: argmax p/q with noise q ~ Exp(1) has distribution p."""
+        clocks = self._split(noise)
         return self._with_log_prob([(p.exp() / q).argmax(-1, keepdim=True) for p, q in zip(self._components, clocks)])
 
     def mode(self) -> Decision:
@@ -116,8 +117,11 @@ class IndependentGaussian:
         self._mask = mask
 
     def sample(self, streams: Streams) -> Decision:
-        """Draw by location and scale."""
-        noise = streams.normal(self._normal.loc.shape)
+        """Draw a decision."""
+        return self.choose(streams.normal(self._normal.loc.shape))
+
+    def choose(self, noise: Float[Tensor, "*B N A"]) -> Decision:
+        """Draw by location and scale, noise ~ N(0, 1)."""
         return self._with_log_prob(torch.addcmul(self._normal.loc, self._normal.scale, noise))
 
     def mode(self) -> Decision:

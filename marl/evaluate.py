@@ -11,6 +11,7 @@ import torch
 
 from envs.core import Actor, InputError, Streams, VectorEnv, tree_map, tree_where
 from marl.report import Metric
+from marl.run import stage_seed
 from marl.sources import EpisodeTracker, rollout
 
 PATIENCE = 100_000  # steps without an episode's end after which an evaluation gives up
@@ -47,7 +48,7 @@ def play(env: VectorEnv, actor: Actor, episodes: int, seed: int) -> Episodes:
     Raises InputError where episodes do not end.
     """
     quota = math.ceil(episodes / env.num_envs)
-    streams = Streams([seed], env.device)
+    streams = Streams([stage_seed(seed, "actions")], env.device)  # not the numbers that the world draws
     obs, memory = env.reset(seed), actor.initial_memory(env.num_envs)
     tracker = EpisodeTracker(torch.ones(len(env.spec.channels), device=env.device))
     totals: list[list[np.ndarray]] = [[] for _ in range(env.num_envs)]
@@ -57,10 +58,10 @@ def play(env: VectorEnv, actor: Actor, episodes: int, seed: int) -> Episodes:
         batch, obs, memory = rollout(env, actor, obs, memory, streams, CHUNK)
         total, _, length = tracker.observe(batch)
         ends = batch.over_time(batch.ended).flatten(1, 2).nonzero().tolist()
-        quiet = 0 if ends else quiet + CHUNK
+        quiet = 0 if any(len(totals[row]) < quota for _, row in ends) else quiet + CHUNK
         if quiet > PATIENCE:
             raise InputError(
-                f"No episode ended within {PATIENCE:,} steps, so there is no return to report. "
+                f"Some environments did not end an episode within {PATIENCE:,} steps, so there is no return to report. "
                 "Give the environment an end, for a native world env.time_limit."
             )
         for t, row in ends:
@@ -76,7 +77,7 @@ def film(env: Any, actor: Actor, episodes: int, seed: int, longest: int = 1000) 
 
     `env` has a `frame()`. Raises InputError where it cannot be drawn.
     """
-    streams = Streams([seed], env.device)
+    streams = Streams([stage_seed(seed, "actions")], env.device)
     obs, memory = env.reset(seed), actor.initial_memory(env.num_envs)
     frames, ended = [env.frame()], 0
     with torch.inference_mode():

@@ -51,7 +51,6 @@ class LearnerConfig(Section):
     entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
     max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of policy and critic each")
     scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
-    compile: bool = Field(False, description="compile the loss with torch.compile: slow start, faster updates")
 
 
 class Samples(NamedTuple):
@@ -86,7 +85,6 @@ class ActorCritic:
         everything = [p for group in self._groups for p in group]
         self.optimizer = torch.optim.Adam(everything, lr=config.learning_rate, eps=1e-5, fused=True)
         self._critic_memory: Tree = None
-        self._loss = torch.compile(self.loss) if config.compile else self.loss
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs of clipped gradient steps on one batch."""
@@ -111,7 +109,9 @@ class ActorCritic:
         log_prob, entropy, value = self._replay(samples, memory, critic_memory)
         old = samples.decision.log_prob
         assert old is not None
-        log_prob = log_prob.where(samples.acting, old)  # the ratio of the dead may overflow, and infinity times 0 is NaN
+        log_prob = log_prob.where(
+            samples.acting, old
+        )  # the ratio of the dead may overflow, and infinity times 0 is NaN
         surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
         error = squared_error(value, samples.target)
         # Rows are policy-major along S, so S goes first.
@@ -150,7 +150,7 @@ class ActorCritic:
         self._critic_memory = state["critic_memory"]
 
     def _step(self, samples: Samples, memory: Tree, critic_memory: Tree) -> dict[str, Tensor]:
-        total, terms = self._loss(samples, memory, critic_memory)
+        total, terms = self.loss(samples, memory, critic_memory)
         total.backward()
         for group in self._groups:
             clip_gradients(group, self.config.max_gradient, self.policies)

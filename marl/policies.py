@@ -134,7 +134,7 @@ class IndependentPolicy(nn.Module):
         super().__init__()
         self.space = spec.action
         self.policies = len(streams)
-        outputs = sum(self.space.choices) if isinstance(self.space, Discrete) else self.space.size
+        self.outputs = outputs = sum(self.space.choices) if isinstance(self.space, Discrete) else self.space.size
         self.network = AgentNetwork(
             spec, outputs, config.network, streams, share=config.share, agent_id=config.agent_id, gain=0.01
         )
@@ -148,7 +148,7 @@ class IndependentPolicy(nn.Module):
         """Memory at the start of an episode."""
         return self.network.initial_memory(num_envs)
 
-    def forward(self, obs: Observation, memory: Tree) -> tuple[JointDistribution, Tree]:
+    def forward(self, obs: Observation, memory: Tree) -> tuple[IndependentCategorical | IndependentGaussian, Tree]:
         """The joint distribution in each row, and what is remembered."""
         y, memory = self.network(obs, memory)
         if isinstance(self.space, Discrete):
@@ -158,8 +158,14 @@ class IndependentPolicy(nn.Module):
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw what all agents do."""
+        shape = (*obs.alive.shape, self.outputs)
+        noise = streams.exponential(shape) if isinstance(self.space, Discrete) else streams.normal(shape)
+        return self.decide(obs, memory, noise)
+
+    def decide(self, obs: Observation, memory: Tree, noise: Float[Tensor, "B N out"]) -> tuple[Decision, Tree]:
+        """What all agents do, given the random numbers. Pure, so that it can be compiled."""
         distribution, memory = self(obs, memory)
-        return distribution.sample(streams), memory
+        return distribution.choose(noise), memory
 
 
 class Greedy:

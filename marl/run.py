@@ -8,6 +8,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -100,6 +101,22 @@ class Run:
     def streams(self, name: str, device: torch.device | str | None = None) -> Streams:
         """Random numbers for one named purpose."""
         return Streams(self.stage_seeds(name), self.device if device is None else device)
+
+    @contextmanager
+    def compiled(self, *methods: tuple[Any, str]) -> Iterator[None]:
+        """Within, pure methods (owner, name) are replaced by compiled ones, where the config asks for it."""
+        if not self.config.compile:
+            yield
+            return
+        # What these methods read besides tensors never changes while they are compiled, so it need not be checked.
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+        for owner, name in methods:
+            setattr(owner, name, torch.compile(getattr(owner, name), options=options))
+        try:
+            yield
+        finally:
+            for owner, name in methods:
+                delattr(owner, name)
 
     def fit(
         self,

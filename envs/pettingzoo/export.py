@@ -14,7 +14,7 @@ from pettingzoo.utils.env import ParallelEnv
 from torch import Tensor
 
 from envs.core import Continuous, Discrete, InputError, Observation
-from envs.world import TensorEnv, World
+from envs.world import Rows, TensorEnv, World
 
 # Finite bounds: PettingZoo's own test refuses infinite ones for any environment that is not its own.
 LARGEST = float(np.finfo(np.float32).max)
@@ -177,13 +177,11 @@ class _OneEpisode(TensorEnv):
     def again(self) -> Observation:
         """Start an episode with the next numbers of the random stream."""
         everywhere = torch.ones(1, dtype=torch.bool)
-        self._state, self._clock, self._obs = super()._restart_by_index(self._state, self._clock, self._obs, everywhere)
+        self._rows, self._obs = super()._restart_by_index(self._rows, self._obs, everywhere)
         return self._obs
 
-    def _restart_by_index(
-        self, state: Any, clock: Tensor, obs: Observation, ended: Bool[Tensor, " E"]
-    ) -> tuple[Any, Tensor, Observation]:
-        return state, clock, obs
+    def _restart_by_index(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]) -> tuple[Rows, Observation]:
+        return rows, obs
 
 
 def _any_numbers(size: int) -> spaces.Box:

@@ -7,9 +7,9 @@ side by side, K reward channels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from envs.pettingzoo.spaces import Encoder, Space, choices, components, decoder
 Arrays = dict[str, np.ndarray]
 StateSource = Literal["auto", "env", "observations"]
 PROBE_STEPS = 4
-CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,6 @@ class Layout:
                     f"{getattr(self, field)} against {getattr(other, field)}. Fix the environment's configuration, and "
                     "let its randomness come from reset(seed) alone."
                 )
-
-
-class Place(NamedTuple):
-    """Where one array lies: bytes `start` to `stop`."""
-
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    dtype: Any
 
 
 class Codec:
@@ -89,29 +79,18 @@ class Codec:
             # Without masks, turns and padding everything is always legal.
             self.has_legal = layout.masked or layout.in_turns or not self.base.all()
 
-    def places(self, rows: int) -> dict[str, Place]:
-        """Where every array of this many rows lies, those first that are read at every step."""
+    def record(self, rows: int) -> np.dtype[Any]:
+        """All arrays of this many rows as the fields of one record, those first that are read at every step."""
         agents, reals, flags = len(self.slots), np.float32, np.bool_
-        by_agent: tuple[int, ...] = (agents,)
-        seen: dict[str, tuple[tuple[int, ...], Any]] = {"agent": ((agents, self.width), reals)}
+        seen: list[tuple[str, Any, tuple[int, ...]]] = [("agent", reals, (rows, agents, self.width))]
         if self.has_legal:
-            seen["legal"] = (self.base.shape, flags)
-        seen["state"] = ((self.layout.state_size,), reals)
-        fields = {"alive": (by_agent, flags), **seen, "reward": ((agents, self.layout.channels), reals)}
-        fields |= dict.fromkeys(("acted", "terminated", "truncated"), (by_agent, flags))
-        fields |= {"ended": ((), flags), **{f"final_{name}": field for name, field in seen.items()}}
-        fields["action"] = ((agents, self.components), np.int64 if self.discrete else reals)
-        places, start = {}, 0
-        for name, (shape, dtype) in fields.items():
-            shape = (rows, *shape)
-            stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
-            places[name] = Place(start, stop, shape, dtype)
-            start = -(-stop // CACHE_LINE) * CACHE_LINE
-        return places
-
-    def size(self, rows: int) -> int:
-        """Bytes of memory for this many rows."""
-        return max(place.stop for place in self.places(rows).values())
+            seen.append(("legal", flags, (rows, *self.base.shape)))
+        seen.append(("state", reals, (rows, self.layout.state_size)))
+        fields = [("alive", flags, (rows, agents)), *seen, ("reward", reals, (rows, agents, self.layout.channels))]
+        fields += [(name, flags, (rows, agents)) for name in ("acted", "terminated", "truncated")]
+        fields += [("ended", flags, (rows,)), *((f"final_{name}", kind, shape) for name, kind, shape in seen)]
+        fields.append(("action", np.int64 if self.discrete else reals, (rows, agents, self.components)))
+        return np.dtype(fields, align=True)
 
     def legal(self, slot: int, mask: Any) -> np.ndarray | None:
         """The row [C] of legal choices, or None where the mask forbids every choice of a component."""
@@ -132,9 +111,10 @@ class Codec:
         return np.split(legal, self._starts[1:])
 
 
-def lay(memory: Any, places: Mapping[str, Place]) -> Arrays:
+def lay(memory: Any, record: np.dtype[Any]) -> Arrays:
     """The arrays within one piece of memory."""
-    return {name: np.ndarray(place.shape, place.dtype, memory, place.start) for name, place in places.items()}
+    everything = np.ndarray((), record, memory)
+    return {name: everything[name] for name in record.names or ()}
 
 
 def prepare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,7 +158,7 @@ class Rows:
 
     def __init__(self, plays: Sequence[Play], layout: Layout, memory: Any, num_envs: int, first: int = 0):
         self.layout, self.memory, self._codec = layout, memory, Codec(layout)
-        everything = lay(memory, self._codec.places(num_envs))
+        everything = lay(memory, self._codec.record(num_envs))
         self._arrays = {name: array[first : first + len(plays)] for name, array in everything.items()}
         self._rows = [
             Row(play, self._codec, {name: array[row : row + 1] for name, array in self._arrays.items()})
@@ -169,7 +169,7 @@ class Rows:
     def begin(self, episodes: Sequence[Begin]) -> list[int]:
         """Start these episodes; returns the rows whose actions could not be replayed to their end."""
         failed = []
-        with self._explained():
+        with explained(self._who):
             for episode in episodes:
                 self._current = episode.row - self._first
                 if not self._rows[self._current].begin(episode):
@@ -185,7 +185,7 @@ class Rows:
         for name in ("terminated", "truncated", "ended"):
             arrays[name][:] = False
         action = arrays["action"].tolist() if self._codec.discrete else arrays["action"]
-        with self._explained():
+        with explained(self._who):
             for self._current, joint in enumerate(action):
                 self._rows[self._current].step(joint)
         self._finish()
@@ -196,7 +196,7 @@ class Rows:
     def picture(self) -> Any:
         """What the environment of the first row renders."""
         self._current = 0
-        with self._explained(), contextlib.suppress(NotImplementedError):
+        with explained(self._who), contextlib.suppress(NotImplementedError):
             return self._rows[0].play.env.render()
 
     def close(self) -> None:
@@ -223,7 +223,5 @@ class Rows:
             "or a logarithm of 0."
         )
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        with explained(lambda: f"Environment {self._first + self._current}"):
-            yield
+    def _who(self) -> str:
+        return f"Environment {self._first + self._current}"

@@ -82,12 +82,11 @@ class PettingZooEnv:
                 self._rows = Workers(function, num_envs, workers, count, state)
             else:
                 plays, layout = prepare(function, num_envs, 0, count, state)
-                self._rows = Rows(plays, layout, bytearray(Codec(layout).size(num_envs)), num_envs)
+                self._rows = Rows(plays, layout, bytearray(Codec(layout).record(num_envs).itemsize), num_envs)
         codec = self._codec = Codec(self._rows.layout)
         self.spec, self._limits = _spec(codec, channels), codec.limits if codec.discrete else None
-        self._places = codec.places(num_envs)
-        self._arrays = lay(self._rows.memory, self._places)
-        self._kinds = {name: torch.from_numpy(array).dtype for name, array in self._arrays.items()}
+        self._record = codec.record(num_envs)
+        self._arrays = lay(self._rows.memory, self._record)
         self._memory = torch.frombuffer(self._rows.memory, dtype=torch.uint8)
         self._seen = [name for name in ("agent", "legal", "state", "alive") if name in self._arrays]
 
@@ -199,15 +198,18 @@ class PettingZooEnv:
 
         A GPU fetches it from pinned memory while the host goes on.
         """
-        end = self._places[last].stop
+        assert self._record.fields is not None
+        end = self._record.fields[last][1] + self._arrays[last].nbytes
         piece = torch.empty(end, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         piece.copy_(self._memory[:end])
         piece = piece.to(self.device, non_blocking=True)
-        return {
-            name: piece[place.start : place.stop].view(self._kinds[name]).view(place.shape)
-            for name, place in self._places.items()
-            if place.stop <= end
-        }
+        parts = {}
+        for name, (_, start, *_) in self._record.fields.items():
+            if start < end:
+                array = self._arrays[name]
+                kind = torch.float32 if array.dtype == np.float32 else torch.bool
+                parts[name] = piece[start : start + array.nbytes].view(kind).view(array.shape)
+        return parts
 
     def _require_begun(self) -> None:
         if not self._begun:

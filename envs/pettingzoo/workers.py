@@ -60,9 +60,8 @@ class Workers:
             self.layout = layouts[0]
             for layout in layouts:
                 self.layout.require_like(layout)
-            size = Codec(self.layout).size(num_envs)
-            os.ftruncate(file, size)
-            self.memory = mmap.mmap(file, size)
+            os.ftruncate(file, Codec(self.layout).record(num_envs).itemsize)
+            self.memory = mmap.mmap(file, 0)
             self._ask([self.layout] * count)
         except BaseException:
             self.close()
@@ -143,8 +142,7 @@ def _serve(connection: Connection, file: int) -> None:
     plays, layout = prepare(make, len(span), span.start, channels, state)
     connection.send((None, layout))
     layout = connection.recv()  # that of the first worker
-    memory = mmap.mmap(file, Codec(layout).size(num_envs))
-    with contextlib.closing(Rows(plays, layout, memory, num_envs, span.start)) as rows:
+    with contextlib.closing(Rows(plays, layout, mmap.mmap(file, 0), num_envs, span.start)) as rows:
         connection.send_bytes(b"")
         while (message := connection.recv_bytes()) != CLOSE:
             if message == STEP:

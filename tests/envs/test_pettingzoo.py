@@ -1,6 +1,7 @@
 import copy
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import torch
 from gymnasium import spaces
 from mpe2 import simple_speaker_listener_v4, simple_spread_v3
 from pettingzoo import AECEnv, ParallelEnv
-from pettingzoo.utils.conversions import aec_to_parallel, parallel_to_aec
+from pettingzoo.utils.conversions import parallel_to_aec
 from torch.nn.functional import pad
 
 from envs.core import ConcordError, Discrete, EnvSpec, InputError, Observation, tree_map
@@ -421,7 +422,7 @@ def test_the_cycled_shortcut_agrees_with_pettingzoos_own_wrapper() -> None:
     assert_same(rollout(fast, actions), rollout(plain, actions))
 
 
-@pytest.mark.parametrize("state", ["auto", "env", "observations"])
+@pytest.mark.parametrize("state", ["env", "observations"])
 def test_every_state_source_gives_the_same_where_state_is_the_observations(state: Any) -> None:
     env = spread(2, 4, state=state)
     actions = random_actions(env, 9)
@@ -634,12 +635,12 @@ def test_workers_give_the_same_rollout_as_the_list_and_resume_it() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("exits", "exit code 7"), ("raises", "ZeroDivisionError: the clock stands still"), ("hangs", "within 2 s")],
+    [("exits", "exit code 7"), ("raises", "ZeroDivisionError: the clock stands still"), ("hangs", "within 1 s")],
 )
 def test_a_worker_that_fails_says_so(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     env = PettingZooEnv(lambda: Broken(fault), 2, workers=1)
-    monkeypatch.setattr(workers, "PATIENCE", 2.0)
     env.reset(0)
+    monkeypatch.setattr(workers, "PATIENCE", 1.0)
     with pytest.raises(ConcordError, match=message) as caught:
         play(env)
     assert caught.value.exit_code == 1
@@ -647,6 +648,11 @@ def test_a_worker_that_fails_says_so(fault: str, message: str, monkeypatch: pyte
     assert "\n" not in str(caught.value)
     with pytest.raises(ConcordError, match="closed"):
         play(env)
+
+
+def test_workers_import_no_torch() -> None:
+    code = "import sys, envs.pettingzoo.workers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_worker_reports_bad_environments_as_bad_input() -> None:
@@ -686,6 +692,16 @@ def test_resuming_mid_episode_continues_exactly(make: Any) -> None:
     assert all(torch.equal(again[name], saved[name]) for name in ("episode", "length", "actions"))
     generator.set_state(resume_at)
     assert_same([other.step(act()) for _ in range(7)], rest)
+
+
+def test_episodes_without_end_can_be_resumed_too() -> None:
+    env = PettingZooEnv(Reals, 2)
+    env.reset(0)
+    for t in range(150):  # longer than the memory of actions is at first
+        last = env.step(torch.full((2, 3, 4), t / 150))
+    saved = env.state_dict()
+    assert saved["actions"].shape == (300, 3, 4)
+    assert_same([PettingZooEnv(Reals, 2).load_state_dict(saved)], [last.obs])
 
 
 def test_irreproducible_environments_are_refused_unless_episodes_may_restart() -> None:
@@ -889,8 +905,3 @@ def test_misuse_of_a_parallel_world_is_explained() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             attempt()
-
-
-def test_a_parallel_env_of_an_aec_env_can_be_used_as_such() -> None:
-    env = PettingZooEnv(lambda: aec_to_parallel(simple_spread_v3.env(max_cycles=3)), 1)
-    assert env.reset(0).agent.shape == (1, 3, 18)

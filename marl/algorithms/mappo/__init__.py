@@ -7,11 +7,13 @@ the critic, and advantages are normalized over the whole batch.
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Literal
 
 from pydantic import Field
 
 from envs.core import Actor, VectorEnv
+from envs.world import TensorEnv
 from marl import weighing
 from marl.config import RunConfig
 from marl.critics import CriticConfig, build_critic
@@ -60,10 +62,9 @@ def train(config: Config, run: Run) -> IndependentPolicy:
         seeds=run.stage_seeds("train"),
     )
     updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
-    try:
+    physics = [(env, "advance")] if isinstance(env, TensorEnv) else []
+    with closing(env), run.compiled((policy, "decide"), (learner, "loss"), *physics):
         run.fit("train", learner, source, updates, cpu_seconds=config.train.cpu_seconds)
-    finally:
-        env.close()
     return policy
 
 
