@@ -7,25 +7,20 @@ sees the action that agent i has sampled before j acts. Agents share no other ra
 
 from __future__ import annotations
 
-import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from envs.core import Discrete, EnvSpec, InputError, Observation
+from envs.dags import Edges, descendants, parents, search_for_value, twin_groups, value_of_blocks, value_with_full_sight
 from envs.world import Transition, World
 
-Edges = Iterable[Sequence[int]]
 Hidden = Float[Tensor, "E S"]
-# Groups of agents: their parents, and all agents who have exactly these. Parents come first.
-Twins = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 # The permutation game's optimum has no closed form on every graph; the search for it is reliable up to so many agents.
 LARGEST_SEARCH = 4
@@ -98,7 +93,7 @@ class MatrixGame(OneShot):
 
     def optimal_value(self, graph: Edges) -> float:
         """The largest payoff, under every graph: always playing one best joint action is a product of policies."""
-        _parents(graph, self.payoff.dim())
+        parents(graph, self.payoff.dim())
         return float(self.payoff.max())
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -182,8 +177,8 @@ class PermutationGame(OneShot):
         Raises InputError for an impossible graph, and for one that needs the search with more than 4 agents.
         """
         agents = len(self.spec.agents)
-        twins = _twins(_parents(graph, agents))
-        least, most = _best_blocks(twins), _full_sight(twins)
+        twins = twin_groups(parents(graph, agents))
+        least, most = value_of_blocks(twins), value_with_full_sight(twins)
         if math.isclose(least, most):
             return least
         if agents > LARGEST_SEARCH:
@@ -192,7 +187,7 @@ class PermutationGame(OneShot):
                 f"known closed form; it is searched for up to {LARGEST_SEARCH} agents, and this game has {agents}. Use "
                 "a graph in which no two agents have the same parents, or in which each agent sees all before it."
             )
-        found = _search(twins)
+        found = search_for_value(twins)
         return most if math.isclose(found, most, rel_tol=1e-6) else max(least, found)
 
 
@@ -229,7 +224,7 @@ class CopyGame(OneShot):
 
         With the edge, agent 0's free action carries the bit. Without it agent 1's action is independent of the bit.
         """
-        return 1.0 if 0 in _parents(graph, 2)[1] else 0.5
+        return 1.0 if 0 in parents(graph, 2)[1] else 0.5
 
 
 class WhoIsInformed(OneShot):
@@ -282,7 +277,7 @@ class WhoIsInformed(OneShot):
         agents = len(self.spec.agents)
         edges = None if callable(graph) else tuple(graph)
         reached = [
-            len(_descendants(graph(context) if edges is None else edges, agents, context))  # type: ignore[operator]
+            len(descendants(graph(context) if edges is None else edges, agents, context))  # type: ignore[operator]
             for context in range(agents)
         ]
         return 0.5 + 0.5 * sum(reached) / (agents * (agents - 1))
@@ -364,7 +359,7 @@ class CoordinationGame(World[Float[Tensor, "E N"]]):
         for a discount outside [0, 1], or of 1 where the game is endless.
         """
         agents, horizon = len(self.spec.agents), self.spec.horizon
-        _parents(graph, agents)
+        parents(graph, agents)
         if not 0 <= discount <= 1 or (horizon is None and discount == 1):
             raise InputError(
                 f"A discount lies between 0 and 1, and below 1 where the game is endless; got {discount} with "
@@ -493,118 +488,3 @@ def _binomial(count: int, probability: float) -> list[float]:
     """P(Bin(count, probability) = i) for i = 0, …, count."""
     p, q = probability, 1 - probability
     return [math.comb(count, i) * p**i * q ** (count - i) for i in range(count + 1)]
-
-
-def _graph(edges: Edges, agents: int) -> Any:
-    """The networkx graph of `edges`, if it is one that agents can act along."""
-    import networkx as nx
-
-    graph = nx.DiGraph()
-    graph.add_nodes_from(range(agents))
-    for edge in edges:
-        if not isinstance(edge, Sequence) or len(edge) != 2 or not all(agent in range(agents) for agent in edge):
-            raise InputError(
-                f"Edge {edge}: a graph is a list of edges (i, j), agent j sees i's action, with agents from 0 to "
-                f"{agents - 1}. Mend this edge."
-            )
-        if edge[0] == edge[1]:
-            raise InputError(f"Edge {edge}: an agent cannot see its own action before it acts; leave this edge out.")
-        graph.add_edge(*edge)
-    if not nx.is_directed_acyclic_graph(graph):
-        cycle = nx.find_cycle(graph)
-        raise InputError(
-            f"Edge {cycle[-1]} closes the cycle {', '.join(map(str, cycle))}, on which everybody would wait for "
-            "another. Leave one of these edges out."
-        )
-    return graph
-
-
-def _parents(edges: Edges, agents: int) -> dict[int, tuple[int, ...]]:
-    """Each agent's parents in increasing order; agents in an order in which parents come first."""
-    import networkx as nx
-
-    graph = _graph(edges, agents)
-    return {agent: tuple(sorted(graph.predecessors(agent))) for agent in nx.lexicographical_topological_sort(graph)}
-
-
-def _descendants(edges: Edges, agents: int, agent: int) -> set[int]:
-    import networkx as nx
-
-    return nx.descendants(_graph(edges, agents), agent)
-
-
-def _twins(parents: dict[int, tuple[int, ...]]) -> Twins:
-    """Agents with the same parents, group by group."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for agent, seen in parents.items():
-        groups.setdefault(seen, []).append(agent)
-    # Two groups never wait for one another: a member of each would be the other's parent, which is a cycle.
-    return tuple((seen, tuple(members)) for seen, members in groups.items())
-
-
-def _all_different(twins: int, free: int) -> float:
-    """The best probability that `twins` independent equal draws hit different ones of `free` actions: m!·C(k,m)/k^m."""
-    return math.perm(free, twins) / free**twins
-
-
-def _full_sight(twins: Twins) -> float:
-    """The value if each group saw all actions before its own, in the order that makes this least."""
-    agents = sum(len(members) for _, members in twins)
-
-    @cache
-    def least(acted: frozenset[int]) -> float:
-        ready = [members for seen, members in twins if members[0] not in acted and acted.issuperset(seen)]
-        free = agents - len(acted)
-        return min((_all_different(len(m), free) * least(acted.union(m)) for m in ready), default=1.0)
-
-    return least(frozenset())
-
-
-def _best_blocks(twins: Twins) -> float:
-    """The best product over blocks of actions, each played by groups who see all of the block's earlier members."""
-
-    def best(index: int, blocks: tuple[tuple[int, ...], ...]) -> float:
-        if index == len(twins):
-            return math.prod(map(_block, blocks))
-        seen, _ = twins[index]
-        joined = [b for b, block in enumerate(blocks) if all(set(twins[g][1]) <= set(seen) for g in block)]
-        options = [(*blocks[:b], (*blocks[b], index), *blocks[b + 1 :]) for b in joined]
-        return max(best(index + 1, option) for option in [*options, (*blocks, (index,))])
-
-    def _block(groups: tuple[int, ...]) -> float:
-        sizes = [len(twins[g][1]) for g in groups]
-        return math.prod(_all_different(size, sum(sizes[i:])) for i, size in enumerate(sizes))
-
-    return best(0, ())
-
-
-@cache
-def _search(twins: Twins, starts: int = 256, rounds: int = 400) -> float:
-    """The largest P(all actions differ) that Baum and Eagon's ascent finds from many random starts."""
-    agents = sum(len(members) for _, members in twins)
-    wins = torch.tensor(list(itertools.permutations(range(agents))))
-    generator = torch.Generator().manual_seed(0)
-    policies, chosen = [], []
-    for group, (seen, members) in enumerate(twins):
-        situation = sum((wins[:, agent] * agents**place for place, agent in enumerate(seen)), torch.zeros(len(wins)))
-        chosen += [(group, situation.long(), wins[:, member]) for member in members]
-        # Sparse starts lie near each of the many deterministic corners, where the local maxima are.
-        start = torch.rand(starts, agents ** len(seen), agents, generator=generator, dtype=torch.float64) ** 4
-        policies.append(F.normalize(start, p=1, dim=-1))
-
-    def probability(policies: list[Tensor]) -> Float[Tensor, " starts"]:
-        factors = [policies[group][:, situation, action] for group, situation, action in chosen]
-        return torch.stack(factors).prod(0).sum(-1)
-
-    for _ in range(rounds):
-        policies = [policy.requires_grad_() for policy in policies]
-        slopes = torch.autograd.grad(probability(policies).sum(), policies)
-        policies = [_grown(policy.detach(), slope) for policy, slope in zip(policies, slopes, strict=True)]
-    return float(probability(policies).max())
-
-
-def _grown(policy: Float[Tensor, "starts situations A"], slope: Float[Tensor, "starts situations A"]) -> Tensor:
-    """p·∂P/∂p, normalized; unchanged in situations that cannot be won any more."""
-    grown = policy * slope
-    total = grown.sum(-1, keepdim=True)
-    return torch.where(total > 0, grown / total.clamp(min=1e-300), policy)

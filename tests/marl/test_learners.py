@@ -261,9 +261,7 @@ def test_gradients_are_clipped_for_each_policy_alone() -> None:
 # Time
 
 
-@pytest.mark.parametrize(
-    ("horizon", "limit"), [(None, 5), (5, None)], ids=["truncated", "terminated with a clock"]
-)
+@pytest.mark.parametrize(("horizon", "limit"), [(None, 5), (5, None)], ids=["truncated", "terminated with a clock"])
 def test_reward_one_is_learned_to_be_worth_the_endless_sum_or_the_finite_one(
     horizon: int | None, limit: int | None
 ) -> None:
@@ -297,9 +295,7 @@ def test_reward_one_is_learned_to_be_worth_the_endless_sum_or_the_finite_one(
 @pytest.mark.parametrize("sees", ["state", "agent"])
 def test_three_channels_with_critics_of_their_own_are_three_critics(sees: str) -> None:
     """One update of two channels' critics equals that of a critic of one channel on that channel's reward."""
-    small = build(
-        Mortals(), critic={"sees": sees}, discount=(0.9, 0.5), trace=0.7, max_gradient=1e9, scale_values=True
-    )
+    small = build(Mortals(), critic={"sees": sees}, discount=(0.9, 0.5), trace=0.7, max_gradient=1e9, scale_values=True)
     start = copy.deepcopy(small.critic.state_dict())
     batch = next(iter(small.source))
     small.learner.update(batch)

@@ -1,4 +1,4 @@
-"""Small worlds are learned within seconds; `tests/learning` holds what takes longer."""
+"""Small worlds are learned within seconds; `tests/learning` asks more seeds, from config to report."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def test_independent_agents_learn_to_answer_and_to_coordinate() -> None:
 
 
 def test_only_an_agent_that_remembers_learns_to_repeat_what_it_saw() -> None:
-    assert learned(Echo(), 40, "gru", segment=8) > 0.95
-    assert 0.4 < learned(Echo(), 10) < 0.6
+    assert learned(Echo(), 20, "gru", segment=8) > 0.95
+    assert 0.4 < learned(Echo(), 20) < 0.6

@@ -10,7 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.core import InputError, Streams
-from marl.networks import GRU, MANY, NARROW, Attention, ByKind, Linear, Network, NetworkConfig, Trunk, build_network, tanh
+from marl.networks import (
+    GRU,
+    MANY,
+    NARROW,
+    Attention,
+    ByKind,
+    Linear,
+    Network,
+    NetworkConfig,
+    Trunk,
+    build_network,
+    tanh,
+)
 
 KINDS = ("mlp", "gru", "attention")
 

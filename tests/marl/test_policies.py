@@ -55,7 +55,9 @@ def test_permuting_rows_permutes_decisions(world: World[Any], config: dict[str, 
 def test_a_row_decides_the_same_alone(config: dict[str, Any]) -> None:
     policy, obs, memory = make(Mortals(), config)
     row, row_memory = tree_map(lambda x: x[2:3], (obs, memory))
-    torch.testing.assert_close(log_probs(policy, row, row_memory), log_probs(policy, obs, memory)[2:3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        log_probs(policy, row, row_memory), log_probs(policy, obs, memory)[2:3], atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("config", KINDS, ids=["mlp", "gru", "attention"])

@@ -25,7 +25,9 @@ def step_by_step(env: TensorEnv, policy: Any, streams: Streams, seed: int, steps
             before = memory
             decision, memory = policy.act(obs, memory, streams)
             step = env.step(decision.action)
-            trail.append((obs, step.final_obs, decision, step.reward, step.terminated, step.truncated, step.ended, before))
+            trail.append(
+                (obs, step.final_obs, decision, step.reward, step.terminated, step.truncated, step.ended, before)
+            )
             obs = step.obs
             if memory is not None:
                 memory = memory.clone()
@@ -45,7 +47,15 @@ def test_batches_hold_what_happened_step_by_step_one_after_the_other(policy: dic
             rows = slice(3 * t, 3 * t + 3)
             held = tree_map(
                 lambda x, rows=rows: x[rows],
-                (batch.obs, batch.final_obs, batch.decision, batch.reward, batch.terminated, batch.truncated, batch.ended),
+                (
+                    batch.obs,
+                    batch.final_obs,
+                    batch.decision,
+                    batch.reward,
+                    batch.terminated,
+                    batch.truncated,
+                    batch.ended,
+                ),
             )
             assert_close(held, (obs, final_obs, decision, reward, terminated, truncated, ended), 1e-6)
             if t % 4 == 0 and memory is not None:
@@ -68,7 +78,8 @@ def test_restarting_by_index_or_by_selection_gives_the_same_rollout_where_starts
 ) -> None:
     seeds = tuple(range(policies))
     by_index, by_selection = (
-        build(world, 6, seeds=seeds, time_limit=limit, select_rows=select, steps=32, policy=GRU) for select in (False, True)
+        build(world, 6, seeds=seeds, time_limit=limit, select_rows=select, steps=32, policy=GRU)
+        for select in (False, True)
     )
     for one, other, _ in zip(by_index.source, by_selection.source, range(2)):
         assert bool(one.ended.any())

@@ -68,8 +68,11 @@ def test_each_of_five_policies_acts_learns_and_saves_as_it_would_alone(name: str
 def test_a_policy_taken_from_five_continues_alone() -> None:
     together = build(Mortals(), 4, seeds=SEEDS)
     together.train(1)
-    state = {"learner": together.learner.state_dict(), "source": together.source.state_dict(), "used": dict.fromkeys(
-        ("wall_seconds", "cpu_seconds"), 1.0)}
+    state = {
+        "learner": together.learner.state_dict(),
+        "source": together.source.state_dict(),
+        "used": dict.fromkeys(("wall_seconds", "cpu_seconds"), 1.0),
+    }
     part = take_policy(copy.deepcopy(state), 2, len(SEEDS))
     alone = build(Mortals(), 4)
     alone.learner.load_state_dict(part["learner"])
