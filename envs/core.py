@@ -231,12 +231,13 @@ class Streams:
 
     def draw(self, sample: Callable[[int, torch.Generator], Tree], rows: int) -> Tree:
         """`sample(rows/P, generator)` for each policy's generator, joined policy-major, leaf by leaf."""
-        if len(self.generators) == 1:
-            return sample(rows, self.generators[0])
-        return self.draw_ragged(sample, [rows // len(self.generators)] * len(self.generators))
+        policies = len(self.generators)
+        return self.draw_ragged(sample, [rows // policies] * policies)
 
     def draw_ragged(self, sample: Callable[[int, torch.Generator], Tree], rows: Sequence[int]) -> Tree:
         """As `draw`, with rows[p] rows for policy p."""
+        if len(self.generators) == 1:
+            return sample(rows[0], self.generators[0])
         drawn = [sample(count, g) for count, g in zip(rows, self.generators, strict=True)]
         return tree_map(lambda *leaves: torch.cat(leaves), *drawn)
 

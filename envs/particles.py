@@ -65,12 +65,13 @@ class SimpleSpread(World[SpreadState]):
         self._constants: dict[torch.device, _SpreadConstants] = {}
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E 2 M"]:
-        """Uniform numbers in [0, 1) for the positions of agents and landmarks."""
-        return torch.rand(num, 2, 2 * self.agents, generator=generator, device=generator.device, dtype=self.dtype)
+        """Uniform numbers in [-1, 1) for the positions of agents and landmarks."""
+        positions = torch.empty(num, 2, 2 * self.agents, device=generator.device, dtype=self.dtype)
+        return positions.uniform_(-1, 1, generator=generator)
 
     def initial(self, noise: Float[Tensor, "E 2 M"]) -> SpreadState:
         """At rest, uniform in the square [-1, 1]²."""
-        return self.at(F.pad(2 * noise - 1, (self.agents, 0)))
+        return self.at(F.pad(noise, (self.agents, 0)))
 
     def at(self, body: Float[Tensor, "E 2 columns_per_axis"]) -> SpreadState:
         """The state with these 3N columns: velocities, positions, landmarks."""

@@ -85,7 +85,9 @@ class PettingZooEnv:
                 self._rows = Rows(plays, layout, bytearray(Codec(layout).record(num_envs).itemsize), num_envs)
         codec = self._codec = Codec(self._rows.layout)
         self.spec, self._limits = _spec(codec, channels), codec.limits if codec.discrete else None
-        self._arrays = lay(self._rows.memory, codec.record(num_envs))
+        record = codec.record(num_envs)
+        self._starts = {name: start for name, (_, start, *_) in (record.fields or {}).items()}
+        self._arrays = lay(self._rows.memory, record)
         self._tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
         self._memory = torch.frombuffer(self._rows.memory, dtype=torch.uint8)
         self._seen = [name for name in ("agent", "legal", "state", "alive") if name in self._arrays]
@@ -198,16 +200,14 @@ class PettingZooEnv:
 
         A GPU fetches it from pinned memory while the host goes on.
         """
-        first = self._memory.data_ptr()
-        end = self._tensors[last].data_ptr() + self._tensors[last].nbytes - first
+        end = self._starts[last] + self._tensors[last].nbytes
         end += -end % 4  # flags may end within a number
         piece = torch.empty(end, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         piece = piece.copy_(self._memory[:end]).to(self.device, non_blocking=True)
         whole = {kind: piece.view(kind) for kind in (torch.float32, torch.bool)}
         parts = {}
         for name, like in self._tensors.items():
-            start = like.data_ptr() - first
-            if start < end:
+            if (start := self._starts[name]) + like.nbytes <= end:
                 parts[name] = whole[like.dtype].as_strided(like.shape, like.stride(), start // like.element_size())
         return parts
 
