@@ -166,15 +166,18 @@ class TensorEnv:
     def state_dict(self) -> dict[str, Any]:
         """Physics, clocks, who is present, and the random streams."""
         leaves: list[Tensor] = []
-        tree_map(leaves.append, self._rows)
-        return {"rows": {str(i): leaf for i, leaf in enumerate(leaves)}, "streams": self._streams.state_dict()}
+        state, clock, present = self._rows
+        tree_map(leaves.append, state)
+        physics = {str(i): leaf for i, leaf in enumerate(leaves)}
+        return {"physics": physics, "clock": clock, "present": present, "streams": self._streams.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> Observation:
         """Continue exactly where `state` was taken."""
         self.reset([0] * len(state["streams"]["generators"]))
         self._streams.load_state_dict(state["streams"])
-        leaves = iter(state["rows"][str(i)] for i in range(len(state["rows"])))
-        self._rows = tree_map(lambda _: next(leaves).to(self.device), self._rows)
+        leaves = iter(state["physics"][str(i)] for i in range(len(state["physics"])))
+        physics = tree_map(lambda _: next(leaves), self._rows.state)
+        self._rows = tree_map(lambda leaf: leaf.to(self.device), Rows(physics, state["clock"], state["present"]))
         seen = self._observe(self._rows.state, self._rows.clock)
         self._obs = Observation(seen.agent, seen.state, seen.alive & self._rows.present, seen.legal)
         return self._obs

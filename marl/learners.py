@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -109,9 +110,7 @@ class ActorCritic:
         log_prob, entropy, value = self._replay(samples, memory, critic_memory)
         old = samples.decision.log_prob
         assert old is not None
-        log_prob = log_prob.where(
-            samples.acting, old
-        )  # the ratio of the dead may overflow, and infinity times 0 is NaN
+        log_prob = log_prob.where(samples.acting, old)  # the dead's ratio may overflow, and infinity times 0 is NaN
         surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
         error = squared_error(value, samples.target)
         # Rows are policy-major along S, so S goes first.
@@ -186,12 +185,14 @@ class ActorCritic:
 
     def _values(self, batch: Batch) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"], Tree]:
         """Of the observations, of their true successors, and the critic's memory at each segment's start."""
+        # final_obs still has those who just died, as they saw it; those who go on will not hear them at the next step.
+        successor = dataclasses.replace(batch.final_obs, alive=batch.final_obs.alive & ~batch.terminated)
         start = self.critic.initial_memory(batch.policies * batch.rows)
         if start is None:
-            return self.critic(batch.obs, None)[0], self.critic(batch.final_obs, None)[0], None
+            return self.critic(batch.obs, None)[0], self.critic(successor, None)[0], None
         memory = start if self._critic_memory is None else self._critic_memory
         values, next_values, starts = [], [], []
-        by_time = batch.over_time((batch.obs, batch.final_obs, batch.ended))
+        by_time = batch.over_time((batch.obs, successor, batch.ended))
         for t in range(batch.steps):
             obs, final_obs, ended = tree_map(lambda x: x.flatten(0, 1), tree_map(itemgetter(t), by_time))
             if t % batch.segment == 0:

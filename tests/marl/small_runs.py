@@ -110,7 +110,7 @@ class Small(NamedTuple):
     def train(self, updates: int) -> dict[str, Tensor]:
         """The last update's terms."""
         terms = {}
-        for batch, _ in zip(self.source, range(updates)):
+        for _, batch in zip(range(updates), self.source):
             terms = self.learner.update(batch)
         return terms
 

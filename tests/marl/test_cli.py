@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from pettingzoo import ParallelEnv
 
 from envs.world import TensorEnv
-from marl import checkpoints
+from marl import checkpoints, sweep
 from marl.__main__ import main
 
 SMALL = [
@@ -114,6 +115,11 @@ def test_a_run_leaves_everything_and_can_be_evaluated_compared_and_filmed(
 def test_a_sweep_reports_statistics_and_differences_and_stacks_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def one_after_the_other(folders: Sequence[Path], processes: int) -> None:
+        for folder in folders:
+            sweep.resume_folder(folder)
+
+    monkeypatch.setattr(sweep, "_run_processes", one_after_the_other)
     out = tmp_path / "sweep"
     args = ["cooperative/spread", *SMALL, "seed=0,1", "critic.sees=state,agent", "--out", out]
     assert concord("run", *args, monkeypatch=monkeypatch) == 0
@@ -131,6 +137,18 @@ def test_a_sweep_reports_statistics_and_differences_and_stacks_seeds(
         for path in (alone, out / "seed=1,critic.sees=state")
     ]
     assert values[0] == pytest.approx(values[1], abs=1e-3)
+
+
+def test_a_sweep_runs_in_processes_and_says_which_point_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    words = [*echo("none"), "env.args.fault=none,nan"]
+    assert concord("run", *words, "--out", out, monkeypatch=monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 runs failed" in error
+    assert f"concord resume {out}" in error.replace("\n", " ")
+    assert (out / "env.args.fault=none" / "report.json").exists()
 
 
 @pytest.mark.parametrize(

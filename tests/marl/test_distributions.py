@@ -122,7 +122,7 @@ def test_the_mean_negative_log_probability_of_draws_is_the_entropy() -> None:
 
 
 def test_gaussians_are_torch_s_in_the_units_of_the_space() -> None:
-    """Bounded components are centered between their bounds, as wide as the half-range; unbounded ones stay as they are."""
+    """Bounded components are centered and as wide as their half-range; unbounded ones stay as they are."""
     space = Continuous((-1.0, -torch.inf, 0.0), (3.0, torch.inf, torch.inf))
     draw = torch.Generator().manual_seed(0)
     mean, log_std = torch.randn(50, 2, 3, generator=draw), torch.randn(50, 2, 3, generator=draw)

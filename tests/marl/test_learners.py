@@ -32,6 +32,7 @@ from envs.world import TensorEnv, World
 from marl.batch import Batch
 from marl.learners import ActorCritic, clip_gradients, per_channel
 from marl.losses import clipped_surrogate
+from marl.returns import gae
 from marl.weighing import own, team
 
 RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "segment": 4}
@@ -73,7 +74,7 @@ def test_the_first_minibatch_of_each_batch_has_ratio_1(name: str, monkeypatch: p
     monkeypatch.setattr(marl.learners, "clipped_surrogate", spied)
     small = setup(name, epochs=1, minibatches=2)
     ended = 0
-    for batch, _ in zip(small.source, range(2)):
+    for _, batch in zip(range(2), small.source):
         ratios.clear()
         ended += int(batch.ended.sum())
         small.learner.update(batch)
@@ -85,7 +86,7 @@ def test_the_first_minibatch_of_each_batch_has_ratio_1(name: str, monkeypatch: p
 @pytest.mark.parametrize("name", SETUPS)
 def test_one_step_on_the_whole_batch_clips_nothing_and_has_no_divergence(name: str) -> None:
     small = setup(name, epochs=1, minibatches=1)
-    for batch, _ in zip(small.source, range(2)):
+    for _, batch in zip(range(2), small.source):
         terms = small.learner.update(batch)
         assert bool((terms["clipped"] == 0).all())
         torch.testing.assert_close(terms["kl"], torch.zeros_like(terms["kl"]), atol=1e-12, rtol=0)
@@ -258,6 +259,14 @@ def test_gradients_are_clipped_for_each_policy_alone() -> None:
     assert bool((halves[1] == halves[1][0]).all())
 
 
+def test_policy_and_critic_are_clipped_apart() -> None:
+    small = whole("mlp", max_gradient=1e-3)
+    found, _ = gradients(small, next(iter(small.source)))
+    count = len(list(small.policy.parameters()))
+    for group in (found[:count], found[count:]):
+        assert float(torch.cat([g.flatten() for g in group]).norm()) == pytest.approx(1e-3, rel=0.01)
+
+
 # Time
 
 
@@ -305,7 +314,7 @@ def test_a_recurrent_critic_remembers_across_batches_and_forgets_where_an_episod
         learner=Recording,
     )
     memory = small.critic.initial_memory(3)
-    for batch, _ in zip(small.source, range(3)):
+    for _, batch in zip(range(3), small.source):
         small.learner.update(batch)
         targets = []
         for t in range(batch.steps):
@@ -322,6 +331,27 @@ def test_a_recurrent_critic_remembers_across_batches_and_forgets_where_an_episod
         assert bool(batch.ended.any())
         found = small.learner.given[0].target  # shuffled
         torch.testing.assert_close(found.flatten().sort().values, torch.stack(targets).flatten().sort().values)
+
+
+@pytest.mark.parametrize("critic", [{**ATTENTION, **LOCAL}, GRU, {}], ids=["attention", "recurrent", "central"])
+def test_a_successor_is_worth_what_the_next_step_says_also_when_a_teammate_has_just_died(
+    critic: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns: list[tuple[Tensor, ...]] = []
+
+    def spied(*given: Any) -> Tensor:
+        columns.append(given)
+        return gae(*given)
+
+    monkeypatch.setattr(marl.learners, "gae", spied)
+    small = build(Mortals(), critic=critic, segment=8)
+    batch = next(iter(small.source))
+    small.learner.update(batch)
+    _, value, next_value, terminated, _, alive, *_ = columns[0]
+    goes_on = (alive & ~terminated)[:-1]
+    bereaved = goes_on & terminated[:-1].any(-1, keepdim=True)
+    assert bool(bereaved.any())
+    torch.testing.assert_close(next_value[:-1][goes_on], value[1:][goes_on], atol=1e-6, rtol=0)
 
 
 # Channels
@@ -362,7 +392,7 @@ def test_learner_and_source_continue_bit_for_bit_from_their_state(name: str) -> 
     fresh = setup(name, scale_values=True, seeds=(7, 8))
     for part, state in zip((fresh.learner, fresh.source), saved, strict=True):
         part.load_state_dict(state)
-    for batch, same, _ in zip(first.source, fresh.source, range(2)):
+    for _, batch, same in zip(range(2), first.source, fresh.source):
         assert_close(same.outcome, batch.outcome)
         assert_close(fresh.learner.update(same), first.learner.update(batch))
     assert_close(tuple(fresh.parameters()), tuple(first.parameters()))

@@ -128,7 +128,7 @@ def test_outcomes_are_each_policy_s_own_means_over_the_episodes_that_ended() -> 
     total, faded = torch.zeros(6, 3, 2), torch.zeros(6, 3, 2)
     age = torch.zeros(6)
     without_end = 0
-    for batch, _ in zip(small.source, range(8)):
+    for _, batch in zip(range(8), small.source):
         reward, ended = (x.flatten(1, 2) for x in batch.over_time((batch.reward, batch.ended)))
         finished: list[list[tuple[Tensor, Tensor, float]]] = [[], [], []]
         for t in range(4):

@@ -38,7 +38,7 @@ def step_by_step(env: TensorEnv, policy: Any, streams: Streams, seed: int, steps
 @pytest.mark.parametrize("policy", [{}, GRU, ATTENTION], ids=["mlp", "gru", "attention"])
 def test_batches_hold_what_happened_step_by_step_one_after_the_other(policy: dict[str, Any]) -> None:
     small = build(Mortals(), 3, steps=8, segment=4, policy=policy)
-    batches = [batch for batch, _ in zip(small.source, range(3))]
+    batches = [batch for _, batch in zip(range(3), small.source)]
     trail = step_by_step(TensorEnv(Mortals(), 3), small.policy, Streams([4]), 5, 24)
     assert any(bool(step[6].any()) for step in trail)
     for number, batch in enumerate(batches):
@@ -81,7 +81,7 @@ def test_restarting_by_index_or_by_selection_gives_the_same_rollout_where_starts
         build(world, 6, seeds=seeds, time_limit=limit, select_rows=select, steps=32, policy=GRU)
         for select in (False, True)
     )
-    for one, other, _ in zip(by_index.source, by_selection.source, range(2)):
+    for _, one, other in zip(range(2), by_index.source, by_selection.source):
         assert bool(one.ended.any())
         for name in ("obs", "final_obs", "decision", "memory", "reward", "terminated", "truncated", "ended", "outcome"):
             assert_close(getattr(one, name), getattr(other, name))
