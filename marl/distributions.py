@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -94,27 +95,39 @@ class IndependentCategorical:
         return Decision(picks[0] if len(picks) == 1 else torch.cat(picks, -1), log_prob=self._log_prob(picks))
 
 
-class IndependentGaussian:
-    """Agents draw real actions alone: a diagonal normal distribution, in the units of the action space.
+class ActionUnits(NamedTuple):
+    """The units of each agent's real actions: the middle and half-range of a bounded component, 0 and 1 of others.
 
-    mean, log_std [*B,N,A] are in units of the half-range around the middle of a bounded component (of 1 around 0 where
-    it is unbounded). Environments clip to their bounds; the log-probability is that of the unclipped draw. `mask` [N,A]
-    leaves out components that an agent does not have.
+    present is 0 for components that an agent does not have.
     """
 
-    def __init__(
-        self,
-        mean: Float[Tensor, "*B N A"],
-        log_std: Float[Tensor, "*B N A"],
-        space: Continuous,
-        mask: Float[Tensor, "N A"] | None = None,
-    ):
-        low, high = mean.new_tensor(space.low), mean.new_tensor(space.high)
-        bounded = (low.isfinite() & high.isfinite()).to(mean.dtype)
-        scale = torch.where(bounded > 0, (high - low) / 2, 1.0)
-        middle = torch.where(bounded > 0, (high + low) / 2, 0.0)
-        self._normal = torch.distributions.Normal(middle + scale * mean, scale * log_std.exp(), validate_args=False)
-        self._mask = mask
+    middle: Float[Tensor, "N A"]
+    scale: Float[Tensor, "N A"]
+    present: Float[Tensor, "N A"]
+
+    @classmethod
+    def of(cls, spaces: Sequence[Continuous], device: torch.device | str = "cpu") -> ActionUnits:
+        """Of agents with these action spaces, padded to the largest."""
+        size = max(space.size for space in spaces)
+        rows = torch.tensor([[[0.0, 1.0, 0.0]] * size] * len(spaces))
+        for agent, space in enumerate(spaces):
+            for component, (low, high) in enumerate(zip(space.low, space.high)):
+                bounded = math.isfinite(low) and math.isfinite(high)
+                units = ((high + low) / 2, (high - low) / 2) if bounded else (0.0, 1.0)
+                rows[agent, component] = torch.tensor([*units, 1.0])
+        return cls(*rows.to(device).unbind(-1))
+
+
+class IndependentGaussian:
+    """Agents draw real actions alone: a diagonal normal distribution, mean and log_std [*B,N,A] in the actions' units.
+
+    Environments clip to their bounds; the log-probability is that of the unclipped draw.
+    """
+
+    def __init__(self, mean: Float[Tensor, "*B N A"], log_std: Float[Tensor, "*B N A"], units: ActionUnits):
+        loc, scale = units.middle + units.scale * mean, units.scale * log_std.exp()
+        self._normal = torch.distributions.Normal(loc, scale, validate_args=False)
+        self._present = units.present
 
     def sample(self, streams: Streams) -> Decision:
         """Draw a decision."""
@@ -141,7 +154,7 @@ class IndependentGaussian:
         raise TypeError("log_probs lists the choices of discrete actions; these actions are continuous: use log_prob.")
 
     def _sum(self, x: Float[Tensor, "*B N A"]) -> Float[Tensor, "*B N"]:
-        return (x if self._mask is None else x * self._mask).sum(-1)
+        return (x * self._present).sum(-1)
 
     def _with_log_prob(self, action: Tensor) -> Decision:
         decision = Decision(action)

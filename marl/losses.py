@@ -1,4 +1,4 @@
-"""Losses as pure functions. Each gives one value a policy, [P]; the learner sums."""
+"""Losses as pure functions, one value an entry; `mean_weights` turns sums over them into means by policy."""
 
 from __future__ import annotations
 

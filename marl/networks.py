@@ -200,7 +200,7 @@ class Attention(Network):
 class ByKind(Network):
     """A network of its own for each kind of agent."""
 
-    def __init__(self, kind: Sequence[int], build: Callable[[], Network]):
+    def __init__(self, kind: Sequence[int], build: Callable[[], Network], device: torch.device | str = "cpu"):
         super().__init__()
         kinds = sorted(set(kind))
         groups = [[i for i, k in enumerate(kind) if k == wanted] for wanted in kinds]
@@ -208,8 +208,8 @@ class ByKind(Network):
         self.networks = nn.ModuleList(networks)
         self.memory_shape = networks[0].memory_shape
         order = [i for group in groups for i in group]
-        self._groups = [torch.tensor(group) for group in groups]
-        self._inverse = torch.tensor([order.index(i) for i in range(len(kind))])
+        self._groups = [torch.tensor(group, device=device) for group in groups]
+        self._inverse = torch.tensor([order.index(i) for i in range(len(kind))], device=device)
 
     def forward(
         self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "B N"], memory: Any
@@ -217,11 +217,10 @@ class ByKind(Network):
         """Each kind through its own network, back in slot order."""
         outputs, memories = [], []
         for group, network in zip(self._groups, self.networks):
-            group = group.to(x.device)
             y, kept = network(x[:, :, group], alive[:, group], None if memory is None else memory[:, :, group])
             outputs.append(y)
             memories.append(kept)
-        inverse = self._inverse.to(x.device)
+        inverse = self._inverse
         return torch.cat(outputs, 2)[:, :, inverse], None if memory is None else torch.cat(memories, 2)[:, :, inverse]
 
 

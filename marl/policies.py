@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
 from marl.config import Section
-from marl.distributions import IndependentCategorical, IndependentGaussian, JointDistribution
+from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, JointDistribution
 from marl.networks import ByKind, Network, NetworkConfig, build_network
 
 
@@ -92,7 +92,7 @@ class AgentNetwork(nn.Module):
         def build() -> Network:
             return build_network(network, inputs, outputs, gain=gain, copies=copies, streams=streams)
 
-        self.body = build() if len(set(groups)) == 1 else ByKind(groups, build)
+        self.body = build() if len(set(groups)) == 1 else ByKind(groups, build, streams.device)
         shape = self.body.memory_shape
         self.memory_shape = None if shape is None else (shape[0], agents, shape[1])
 
@@ -141,8 +141,7 @@ class IndependentPolicy(nn.Module):
         if isinstance(self.space, Continuous):
             start = torch.full((self.policies, 1, len(spec.agents), outputs), config.initial_std).log()
             self.log_std = nn.Parameter(start.to(streams.device))
-            mask = [[float(a < space.size) for a in range(outputs)] for space in spec.actions]
-            self._mask = torch.tensor(mask, device=streams.device)
+            self._units = ActionUnits.of([s for s in spec.actions if isinstance(s, Continuous)], streams.device)
 
     def initial_memory(self, num_envs: int) -> Tree:
         """Memory at the start of an episode."""
@@ -154,7 +153,7 @@ class IndependentPolicy(nn.Module):
         if isinstance(self.space, Discrete):
             return IndependentCategorical(y, self.space.choices, obs.legal), memory
         log_std = self.log_std.expand(-1, len(y) // self.policies, -1, -1).flatten(0, 1)
-        return IndependentGaussian(y, log_std, self.space, self._mask), memory
+        return IndependentGaussian(y, log_std, self._units), memory
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw what all agents do."""

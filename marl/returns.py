@@ -45,13 +45,14 @@ def episode_sums(
 
     carry: the sums of the episodes under way before step 0. Where `ended`, the first result is the episode's total.
     """
-    running = carry + amount.cumsum(0)
+    # In float64: totals are differences of running sums, and one huge reward must not spoil the next episode's.
+    running = carry.double() + amount.cumsum(0, dtype=torch.float64)
     time = torch.arange(1, len(ended) + 1, device=ended.device).unsqueeze(1)
     last_end = torch.where(ended, time, 0).cummax(0).values  # steps taken when the latest episode ended, 0 if none did
     padded = torch.cat([torch.zeros_like(running[:1]), running])
     base = padded.gather(0, last_end.unsqueeze(-1).expand_as(running))
     before = torch.cat([torch.zeros_like(base[:1]), base[:-1]])
-    return running - before, running[-1] - base[-1]
+    return (running - before).to(amount.dtype), (running[-1] - base[-1]).to(carry.dtype)
 
 
 def episode_age(

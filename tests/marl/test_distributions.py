@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from envs.core import Continuous, Streams
-from marl.distributions import IndependentCategorical, IndependentGaussian, log_softmax
+from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, log_softmax
 
 CHOICES = (3, 2, 4)
 
@@ -114,7 +114,7 @@ def test_the_mean_negative_log_probability_of_draws_is_the_entropy() -> None:
     shape = (40_000, 1, -1)
     for joint in (
         IndependentCategorical(random_logits(1, 1).expand(40_000, -1, -1), CHOICES),
-        IndependentGaussian(mean.expand(shape), log_std.expand(shape), space),
+        IndependentGaussian(mean.expand(shape), log_std.expand(shape), ActionUnits.of([space] * shape[-2])),
     ):
         decision = joint.sample(Streams([0]))
         assert decision.log_prob is not None
@@ -123,14 +123,17 @@ def test_the_mean_negative_log_probability_of_draws_is_the_entropy() -> None:
 
 def test_gaussians_are_torch_s_in_the_units_of_the_space() -> None:
     """Bounded components are centered and as wide as their half-range; unbounded ones stay as they are."""
-    space = Continuous((-1.0, -torch.inf, 0.0), (3.0, torch.inf, torch.inf))
+    units = ActionUnits.of(
+        [Continuous((-1.0, -torch.inf, 0.0), (3.0, torch.inf, torch.inf)), Continuous((-10.0,), (10.0,))]
+    )
     draw = torch.Generator().manual_seed(0)
     mean, log_std = torch.randn(50, 2, 3, generator=draw), torch.randn(50, 2, 3, generator=draw)
     theirs = Normal(
-        torch.tensor([1.0, 0, 0]) + torch.tensor([2.0, 1, 1]) * mean, torch.tensor([2.0, 1, 1]) * log_std.exp()
+        torch.tensor([[1.0, 0, 0], [0, 0, 0]]) + torch.tensor([[2.0, 1, 1], [10, 1, 1]]) * mean,
+        torch.tensor([[2.0, 1, 1], [10, 1, 1]]) * log_std.exp(),
     )
-    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])  # the second agent has no second component
-    joint = IndependentGaussian(mean, log_std, space, mask)
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])  # the second agent has one component, of its own width
+    joint = IndependentGaussian(mean, log_std, units)
     decision = joint.sample(Streams([0]))
     assert decision.log_prob is not None
     torch.testing.assert_close(decision.log_prob, (theirs.log_prob(decision.action) * mask).sum(-1))
@@ -142,9 +145,9 @@ def test_gaussians_are_torch_s_in_the_units_of_the_space() -> None:
 
 
 def test_gaussian_draws_have_their_mean_and_deviation() -> None:
-    space = Continuous((-1.0,), (3.0,))
+    units = ActionUnits.of([Continuous((-1.0,), (3.0,))])
     shape = (100_000, 1, 1)
-    action = IndependentGaussian(torch.full(shape, 0.5), torch.full(shape, -1.0), space).sample(Streams([0])).action
+    action = IndependentGaussian(torch.full(shape, 0.5), torch.full(shape, -1.0), units).sample(Streams([0])).action
     assert float(action.mean()) == pytest.approx(2.0, abs=0.01)
     assert float(action.std()) == pytest.approx(2 * math.exp(-1), rel=0.01)
 

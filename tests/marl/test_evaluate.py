@@ -13,7 +13,7 @@ import marl.evaluate
 from envs.core import Discrete, EnvSpec, InputError, Observation, Streams
 from envs.games import Constant
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
-from marl.distributions import IndependentGaussian
+from marl.distributions import ActionUnits, IndependentGaussian
 from marl.evaluate import CHUNK, play
 
 
@@ -117,7 +117,7 @@ def test_actions_and_world_do_not_share_their_random_numbers() -> None:
 
     def act(obs: Observation, streams: Streams) -> Tensor:
         shape = (500, 2, 2)
-        policy = IndependentGaussian(torch.zeros(shape), torch.zeros(shape), env.spec.action)
+        policy = IndependentGaussian(torch.zeros(shape), torch.zeros(shape), ActionUnits.of(env.spec.actions))
         drawn["action"].append(policy.sample(streams).action)
         return drawn["action"][-1]
 
