@@ -45,10 +45,10 @@ from marl.report import Metric, Report
 from marl.run import Probe, Run, Source
 from marl.sources import OnPolicy
 
-# What the calibration loop reaches per CPU-second on the reference machine: recorded once, never adjusted. The bars rest
-# on peers' figures from one machine. Where this loop reached 530, the same peers reached 24,000 (BenchMARL, vmas x600;
-# there 26,600 to 29,300), 2,500 (SB3; there 3,300 to 3,500) and 3,950 (raw mpe2; there 4,900 to 5,100) env-steps per
-# CPU-second. Of these ratios the smallest, 1.11, is taken, so that no figure is flattered.
+# What the calibration loop reaches per CPU-second on the reference machine: recorded once, never adjusted. The bars
+# rest on peers' figures from one machine. Where this loop reached 530, the same peers reached 24,000 (BenchMARL, vmas
+# x600; there 26,600 to 29,300), 2,500 (SB3; there 3,300 to 3,500) and 3,950 (raw mpe2; there 4,900 to 5,100) env-steps
+# per CPU-second. Of these ratios the smallest, 1.11, is taken, so that no figure is flattered.
 REFERENCE_LOOPS = 590.0
 
 SPREAD = "cooperative/spread"
