@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-QUICK = ["evaluation.episodes=16", "evaluation.num_envs=8"]
+QUICK = ["evaluation.episodes=16", "evaluation.num_envs=8", "train.env_steps=8000"]
 
 
 def blocks(language: str) -> list[str]:
@@ -25,11 +25,12 @@ def test_the_examples_run_as_printed_and_are_short(number: int, tmp_path: Path) 
     code = blocks("python")[number]
     assert len([line for line in code.splitlines() if line.strip()]) <= 40
     (tmp_path / file_names()[number]).write_text(code)
+    (tmp_path / "reinforce.yaml").write_text(blocks("yaml")[0])
     commands = re.findall(rf"^concord run .*{file_names()[number][:-3]}.*$", README, re.MULTILINE)
     words = re.findall(r"(?:[^\s']|'[^']*')+", commands[0])[1:]
-    words = [re.sub(r"train.env_steps=\d+", "train.env_steps=8000", word.replace("'", "")) for word in words]
-    extra = [*QUICK, *([] if any("twin" in word for word in words) else ["evaluation.twin.episodes=4"])]
-    command = [sys.executable, "-m", "marl", *words, *extra, "--out", "out"]
+    words = [word.replace("'", "") for word in words]
+    words = [word for word in words if not word.startswith("train.")]
+    command = [sys.executable, "-m", "marl", *words, *QUICK, "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "report.json").exists()
