@@ -42,7 +42,7 @@ from marl.display import console
 from marl.learners import Learner
 from marl.losses import squared_error
 from marl.report import Metric, Report
-from marl.run import Probe, Run, Source
+from marl.run import Run, Source
 from marl.sources import OnPolicy
 
 # What the calibration loop reaches per CPU-second on the reference machine: recorded once, never adjusted. The bars
@@ -307,22 +307,14 @@ class WatchedRun(Run):
         super().__init__(folder, config, seeds)
         self.watch = Watch(effort)
 
-    def fit(
-        self,
-        name: str,
-        learner: L,
-        source: Source,
-        updates: int,
-        probes: Sequence[Probe] = (),
-        cpu_seconds: float | None = None,
-    ) -> L:
+    def fit(self, name: str, learner: L, source: Source, *arguments: Any, **options: Any) -> L:
         """`Run.fit` with a stopwatch around stepping, acting, gathering and updating."""
         assert isinstance(source, OnPolicy)
         _replace(source.env, "step", self.watch.timed("stepping", source.env.step))
         _replace(source.actor, "act", self.watch.timed("acting", source.actor.act))
         _replace(learner, "update", self.watch.updating(learner.update))
         self.watch.begun = time.monotonic()
-        return super().fit(name, learner, _WatchedSource(source, self.watch), updates, probes, cpu_seconds)
+        return super().fit(name, learner, _WatchedSource(source, self.watch), *arguments, **options)
 
 
 class _WatchedSource:
