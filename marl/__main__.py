@@ -47,6 +47,7 @@ def run(
     raw = read_yaml(path)
     points = split_assignments(assignments or [])
     folder = out or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    console.print(f"writing to {folder}", markup=False)
     if len(points) > 1:
         report = run_sweep(raw, points, folder, processes)
     else:
@@ -164,9 +165,10 @@ def main() -> None:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         app()
-    except KeyboardInterrupt:
-        errors.print("\nInterrupted. What was saved is intact; continue with [bold]concord resume DIR[/bold].")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # how the command line's library ends after Ctrl-C
+            errors.print("\nInterrupted. What was saved is intact; continue with [bold]concord resume DIR[/bold].")
+        raise
     except Exception as error:
         exit_code = getattr(error, "exit_code", None)
         if exit_code is not None:

@@ -35,6 +35,10 @@ def interquartile_mean(values: np.ndarray) -> float:
 
 def summarize(values: np.ndarray) -> dict[str, Metric]:
     """min, median, iqm (bootstrapped over seeds, 95 %) and max."""
+    if len(values) < 2:
+        value = float(values[0])
+        alone = Metric.exact(value)
+        return {"min": alone, "median": alone, "max": alone, "iqm": Metric(value, -np.inf, np.inf)}
     resampled = np.random.default_rng(0).choice(values, (2000, len(values)))
     iqms = [interquartile_mean(row) for row in resampled]
     low, high = np.percentile(iqms, [2.5, 97.5])
@@ -84,7 +88,8 @@ def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:
 
 def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list[Group]:
     """Group the runs found in `folders`, summarize `metric`, draw learning curves. Raises InputError for no runs."""
-    found = [(path.parent, Report.load(path)) for folder in folders for path in _reports(folder)]
+    paths = dict.fromkeys(path.resolve() for folder in folders for path in _reports(folder))
+    found = [(path.parent, Report.load(path)) for path in paths]
     configs = [_flatten(report.config) for _, report in found]
     varying = sorted(
         {key for c in configs for key in c if any(other.get(key) != c[key] for other in configs)} - {"seed"}

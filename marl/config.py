@@ -18,7 +18,7 @@ from envs.core import InputError, import_dotted
 class Section(BaseModel):
     """A part of a config: unknown keys are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class EnvConfig(Section):
@@ -82,7 +82,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
-    threads: int = Field(1, ge=1, description="torch threads; more than 1 slows small networks down")
+    threads: int = Field(1, ge=1, le=256, description="torch threads; more than 1 slows small networks down")
     env: EnvConfig
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -104,7 +104,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"There is no config file {path}. `concord list` shows the configs that come with Concord.")
     try:
         raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} must hold a mapping such as 'recipe: marl.algorithms.mappo'; got {raw!r}.")

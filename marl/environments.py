@@ -36,7 +36,7 @@ def make_env(
         config.args,
         num_envs,
         device=device,
-        workers=config.workers,
+        workers=min(config.workers, num_envs),
         restart_episodes=restart_episodes,
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from typing import Any
 
-from envs.core import Actor, VectorEnv
+from envs.core import Actor, EnvSpec, InputError, VectorEnv
 from marl.display import console
 from marl.environments import make_env, pettingzoo_env
 from marl.evaluate import Episodes, film, play
@@ -26,12 +27,30 @@ def judge(run: Run, policy: JointPolicy) -> Report:
     if config.twin is not None:
         metrics |= _in_twin(run, policy, here["return_per_agent"])
     env.close()
-    learning_curve(run.folder, run.folder / "learning_curve.png")
-    if config.film_episodes:
-        picture(run, policy)
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
     report.save(run.folder / "report.json")
+    learning_curve(run.folder, run.folder / "learning_curve.png")
+    if config.film_episodes:
+        try:
+            picture(run, policy)
+        except InputError as error:
+            console.print(f"no film: {error}", markup=False)
     return report
+
+
+def check_twin(run: Run, spec: EnvSpec) -> None:
+    """Raise InputError where the twin's agents observe or act otherwise than those who are trained."""
+    twin = run.config.evaluation.twin
+    if twin is None:
+        return
+    with closing(pettingzoo_env(twin.pettingzoo, twin.args, 1)) as env:
+        for field in ("observation_sizes", "actions"):
+            here, there = getattr(spec, field), getattr(env.spec, field)
+            if here != there:
+                raise InputError(
+                    f"evaluation.twin is another task: its {field} are {there}, those of env are {here}. Mend its "
+                    "args, or set evaluation.twin=null."
+                )
 
 
 def evaluate(run: Run, policy: JointPolicy, env: VectorEnv) -> dict[str, Metric]:
@@ -61,7 +80,7 @@ def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:
     gap, half = there.value - here.value, math.hypot(there.value - there.low, here.value - here.low)
     found["twin/difference"] = Metric(gap, gap - half, gap + half, there.n)
     # 1 is the edge of the 95 % interval of the difference.
-    found["twin/difference_in_intervals"] = Metric.exact(abs(gap) / half)
+    found["twin/difference_in_intervals"] = Metric.exact(abs(gap) / half if half else math.inf if gap else 0.0)
     return found
 
 

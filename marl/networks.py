@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from envs.core import InputError, Streams, import_dotted
@@ -25,7 +25,7 @@ class NetworkConfig(Section):
     """The shape of a network."""
 
     kind: str = Field("mlp", description="mlp, gru, attention (over agents), or a class by dotted path, module:Class")
-    hidden: tuple[int, ...] = Field((64, 64), description="units of the hidden layers", min_length=1)
+    hidden: tuple[PositiveInt, ...] = Field((64, 64), description="units of the hidden layers", min_length=1)
     activation: Literal["tanh", "relu", "silu"] = Field("tanh", description="after each hidden layer")
     heads: int = Field(4, ge=1, description="attention heads; must divide the last hidden size")
 

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -74,10 +74,7 @@ class Run:
     @classmethod
     def create(cls, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None) -> Run:
         """Begin in a new folder. Raises InputError where the folder already holds a run."""
-        if (folder / "config.yaml").exists():
-            raise InputError(
-                f"{folder} already holds a run. Continue it with `concord resume {folder}`, or choose another --out."
-            )
+        refuse_used_folder(folder)
         write_atomically(folder / "config.yaml", dump(config))
         write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
         return cls(folder, config, seeds)
@@ -135,7 +132,11 @@ class Run:
         stage = _Stage(self, name, learner, source, probes)
         if stage.restore():
             return learner
-        with TrainingDisplay(name, updates, stage.update) as display, _Log(self.folder, name, stage.update) as log:
+        with (
+            sole_trainer(self.folder),
+            TrainingDisplay(name, updates, stage.update) as display,
+            _Log(self.folder, name, stage.update, stage.env_steps) as log,
+        ):
             tally = _Tally(self.policies)
             log_every = max(1, updates // LOGGED_ROWS)
             for batch in source if stage.goes_on(updates, cpu_seconds) else ():
@@ -315,9 +316,10 @@ class _Tally:
 class _Log:
     """metrics.csv and TensorBoard events; rows after the checkpoint that a run resumes from are dropped."""
 
-    def __init__(self, folder: Path, stage: str, update: int):
+    def __init__(self, folder: Path, stage: str, update: int, env_steps: int):
         self.folder, self.stage, self.path = folder, stage, folder / "metrics.csv"
-        self._start = update
+        # Events are drawn over environment steps; a resumed stage drops what came after its checkpoint.
+        self._purge = env_steps + 1 if update else None
         self._rows = _read_rows(self.path, stage, update)
         self._names: list[str] = []
         self._writer: Any = None
@@ -338,7 +340,7 @@ class _Log:
         for seed, row in zip(seeds, rows):
             full = {"stage": self.stage, "seed": seed, **used, **row}
             self._append(full)
-            self._to_tensorboard(full, f"seed={seed}/" if len(seeds) > 1 else "")
+            self._draw(full, f"seed={seed}/" if len(seeds) > 1 else "")
 
     def _append(self, row: dict[str, Any]) -> None:
         text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
@@ -368,15 +370,24 @@ class _Log:
         writer.writerows(self._rows)
         write_atomically(self.path, text.getvalue())
 
-    def _to_tensorboard(self, row: dict[str, Any], prefix: str) -> None:
+    def _draw(self, row: dict[str, Any], prefix: str) -> None:
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            self._writer = events_writer(self.folder, self.stage, self._purge)
+        draw_row(self._writer, row, prefix)
 
-            self._writer = SummaryWriter(str(self.folder / "events" / self.stage), purge_step=self._start or None)
-        step = int(row["env_steps"])
-        for name, value in row.items():
-            if isinstance(value, float) and math.isfinite(value):
-                self._writer.add_scalar(f"{prefix}{name}", value, step)
+
+def events_writer(folder: Path, stage: str, purge_step: int | None = None) -> Any:
+    """TensorBoard's writer for one stage of a run."""
+    from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+    return SummaryWriter(str(folder / "events" / stage), purge_step=purge_step)
+
+
+def draw_row(writer: Any, row: Mapping[str, Any], prefix: str = "") -> None:
+    """A row of metrics.csv as scalars over environment steps."""
+    for name, value in row.items():
+        if name not in ("stage", "seed", "updates", "env_steps") and value != "" and math.isfinite(float(value)):
+            writer.add_scalar(f"{prefix}{name}", float(value), int(row["env_steps"]))
 
 
 def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:
@@ -425,6 +436,30 @@ def _refuse_nan(state: Tree, update: int) -> None:
         )
 
 
+def refuse_used_folder(folder: Path) -> None:
+    """Raise InputError where a folder already holds a run, a sweep or a report: nothing is ever overwritten."""
+    if any((folder / name).exists() for name in ("config.yaml", "sweep.json", "report.json")):
+        raise InputError(
+            f"{folder} already holds a run. Continue it with `concord resume {folder}`, or choose another --out."
+        )
+
+
+@contextmanager
+def sole_trainer(folder: Path) -> Iterator[None]:
+    """Hold a folder while training in it. Raises ConcordError where another process does."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConcordError(
+                f"Another process is training in {folder}. Wait for it, or end it and run `concord resume {folder}`."
+            ) from None
+        yield
+
+
 def stage_seed(seed: int, name: str) -> int:
     """The seed of one named purpose: a function of the run's seed and the name only."""
     return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
@@ -436,6 +471,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("no such kind of device here")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(

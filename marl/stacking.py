@@ -1,10 +1,11 @@
-"""Seeds trained as one: P policies in one run, then taken apart into P runs as if each had been alone."""
+"""Seeds trained as one: P policies in one run, then taken apart into P runs, each as if alone but for rounding."""
 
 from __future__ import annotations
 
 import csv
 import io
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,7 @@ from marl.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from marl.config import RunConfig, dump, load_recipe
 from marl.display import console
 from marl.report import write_atomically
-from marl.run import Run
-
-STACK = ".stacked"
+from marl.run import Run, draw_row, events_writer
 
 
 def can_stack(configs: Sequence[RunConfig]) -> bool:
@@ -36,9 +35,15 @@ def can_stack(configs: Sequence[RunConfig]) -> bool:
 
 
 def train_stacked(folder: Path, configs: dict[str, RunConfig]) -> None:
-    """Train all runs of `configs` (folder name -> config) as one; each folder then holds its finished stages."""
+    """Train all runs of `configs` (folder name -> config) as one; each folder then holds its finished stages.
+
+    Each group of runs has a stack of its own, so that an interrupted sweep goes on with the right one.
+    """
     config = next(iter(configs.values()))
-    stack = folder / STACK
+    number = zlib.crc32(dump(config.model_copy(update={"seed": 0})).encode())
+    stack, finished = folder / f".stacked-{number:08x}", folder / f".stacked-{number:08x}.finished"
+    if finished.exists():
+        return
     console.print(f"training {len(configs)} seeds as one")
     write_atomically(stack / "config.yaml", dump(config))
     run = Run(stack, config, [c.seed for c in configs.values()])
@@ -46,22 +51,23 @@ def train_stacked(folder: Path, configs: dict[str, RunConfig]) -> None:
     for stage in sorted(p for p in (stack / "checkpoints").iterdir() if p.is_dir()):
         newest = checkpoints(stage)[-1]
         state = load_checkpoint(newest)
-        for number, (name, single) in enumerate(configs.items()):
+        for place, name in enumerate(configs):
             target = folder / name / "checkpoints" / stage.name / newest.name
             if not target.exists():
-                save_checkpoint(target, take_policy(state, number, len(configs)))
-            _write_metrics(stack, folder / name, single.seed)
+                save_checkpoint(target, take_policy(state, place, len(configs)))
+    for name, single in configs.items():
+        _write_metrics(stack, folder / name, single.seed)
+    finished.touch()
     shutil.rmtree(stack)
 
 
 def take_policy(state: Any, number: int, policies: int) -> Any:
     """One policy's part of a saved state: every tensor is policy-major on its first axis, or a scalar.
 
-    What was used (steps, seconds) is counted for one policy already, but for the clocks, which the policies shared.
+    Steps are counted for one policy already; the processor's time was shared by all, the time on the clock was not.
     """
     part = _slice(state, number, policies)
-    for clock in ("wall_seconds", "cpu_seconds"):
-        part["used"][clock] /= policies
+    part["used"]["cpu_seconds"] /= policies
     return part
 
 
@@ -76,7 +82,7 @@ def _slice(tree: Any, number: int, policies: int) -> Any:
 
 
 def _write_metrics(stack: Path, folder: Path, seed: int) -> None:
-    """The rows of one seed."""
+    """The rows of one seed, as a table and as TensorBoard events."""
     with (stack / "metrics.csv").open(newline="") as file:
         reader = csv.DictReader(file)
         rows = [row for row in reader if row["seed"] == str(seed)]
@@ -86,3 +92,9 @@ def _write_metrics(stack: Path, folder: Path, seed: int) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "metrics.csv", text.getvalue())
+    for stage in {row["stage"] for row in rows}:
+        shutil.rmtree(folder / "events" / stage, ignore_errors=True)
+        with events_writer(folder, stage) as drawer:
+            for row in rows:
+                if row["stage"] == stage:
+                    draw_row(drawer, row)

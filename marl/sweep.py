@@ -16,7 +16,7 @@ from marl.comparison import sweep_metrics
 from marl.config import RunConfig, dump, load_recipe, resolve, split_assignments, yaml_text
 from marl.display import console
 from marl.report import Report, write_atomically
-from marl.run import Run
+from marl.run import Run, refuse_used_folder
 from marl.stacking import can_stack, train_stacked
 
 SWEEP = "sweep.json"
@@ -30,10 +30,9 @@ def run_training(config: RunConfig, folder: Path) -> Report:
 
 def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Path, processes: int | None) -> Report:
     """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
-    if (folder / SWEEP).exists():
-        raise InputError(
-            f"{folder} already holds a sweep. Continue it with `concord resume {folder}`, or choose another."
-        )
+    refuse_used_folder(folder)
+    if len({json.dumps(point) for point in points}) < len(points):
+        raise InputError("A sweep has each point once; this comma list names a value twice.")
     for point in points:
         resolve(raw, point)
     write_atomically(folder / SWEEP, json.dumps({"raw": raw, "points": list(points), "processes": processes}, indent=2))
@@ -41,20 +40,20 @@ def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Pat
 
 
 def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
-    """Continue a run or a sweep. Only settings of how to resume may change."""
+    """Continue a run or a sweep. Only how to resume and how to evaluate may change."""
     (overrides,) = split_assignments(assignments) if assignments else [{}]
-    foreign = [key for key in overrides if not key.startswith("resume.")]
+    foreign = [key for key in overrides if not key.startswith(("resume.", "evaluation."))]
     if foreign:
         raise InputError(
-            f"A resumed run keeps its config; only resume.… may be set, not {foreign[0]}. Start a new run."
+            f"A resumed run keeps its config; only resume.… and evaluation.… may be set, not {foreign[0]}."
         )
     if (folder / SWEEP).exists():
-        return _finish_sweep(folder)
+        return _finish_sweep(folder, assignments)
     run = Run.open(folder, overrides)
     return load_recipe(run.config.recipe).recipe(run.config, run)
 
 
-def _finish_sweep(folder: Path) -> Report:
+def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     plan = json.loads((folder / SWEEP).read_text())
     points = plan["points"]
     varying = [key for key in points[0] if any(point[key] != points[0][key] for point in points)]
@@ -62,12 +61,12 @@ def _finish_sweep(folder: Path) -> Report:
     configs = {name: resolve(plan["raw"], point) for name, point in zip(names, points)}
     for name, config in configs.items():
         if not (folder / name / "config.yaml").exists():
-            write_atomically(folder / name / "config.yaml", dump(config))
-    waiting = [name for name in configs if not (folder / name / "report.json").exists()]
-    for group in _seed_groups({name: configs[name] for name in waiting}):
+            Run.create(folder / name, config)
+    for group in _seed_groups(configs):
         if can_stack([configs[name] for name in group]):
             train_stacked(folder, {name: configs[name] for name in group})
-    _run_processes([folder / name for name in waiting], plan["processes"] or os.cpu_count() or 1)
+    waiting = [folder / name for name in configs if not (folder / name / "report.json").exists()]
+    _run_processes(waiting, plan["processes"] or os.cpu_count() or 1, assignments)
     reports = {name: Report.load(folder / name / "report.json") for name in configs}
     variants: dict[str, list[Report]] = {}
     for name, point in zip(names, points):
@@ -94,7 +93,7 @@ def _seed_groups(configs: dict[str, RunConfig]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _run_processes(folders: Sequence[Path], processes: int) -> None:
+def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequence[str]) -> None:
     """Resume every folder, some at a time, each in a process of its own. Raises ConcordError if any fails."""
     waiting, failed = list(folders), []
     running: dict[Path, subprocess.Popen[bytes]] = {}
@@ -103,7 +102,7 @@ def _run_processes(folders: Sequence[Path], processes: int) -> None:
             while waiting or running:
                 while waiting and len(running) < processes:
                     folder = waiting.pop(0)
-                    running[folder] = _start(folder)
+                    running[folder] = _start(folder, assignments)
                 done = [folder for folder, process in running.items() if process.poll() is not None]
                 for folder in done:
                     code = running.pop(folder).returncode
@@ -122,8 +121,7 @@ def _run_processes(folders: Sequence[Path], processes: int) -> None:
         )
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
-    with (folder / "log.txt").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "marl", "resume", str(folder)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
-        )
+def _start(folder: Path, assignments: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "marl", "resume", str(folder), *assignments]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -17,6 +17,7 @@ from pettingzoo import ParallelEnv
 from envs.world import TensorEnv
 from marl import checkpoints, sweep
 from marl.__main__ import main
+from marl.run import sole_trainer
 
 SMALL = [
     "train.env_steps=2000",
@@ -115,7 +116,7 @@ def test_a_run_leaves_everything_and_can_be_evaluated_compared_and_filmed(
 def test_a_sweep_reports_statistics_and_differences_and_stacks_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_after_the_other(folders: Sequence[Path], processes: int) -> None:
+    def one_after_the_other(folders: Sequence[Path], processes: int, assignments: Sequence[str]) -> None:
         for folder in folders:
             sweep.resume_folder(folder)
 
@@ -164,6 +165,11 @@ def test_a_sweep_runs_in_processes_and_says_which_point_failed(
         (["run", "cooperative/spread", "learner.steps=1", "env.num_envs=2"], 2, "cannot be dealt into 4 minibatches"),
         (["run", "cooperative/spread", "learner.discount=[0.9,0.8]"], 2, "learner.discount must be one number"),
         (["run", "cooperative/spread", "policy.network.kind=transformer"], 2, "network.kind must be one of"),
+        (["run", "cooperative/spread", "seed=0,0"], 2, "names a value twice"),
+        (["run", "cooperative/spread", "policy.network.hidden=[0]"], 2, "policy.network.hidden"),
+        (["run", "cooperative/spread", "learner.learning_rate=.inf"], 2, "learner.learning_rate"),
+        (["run", "cooperative/spread", "device=meta"], 2, "device: expected"),
+        (["run", "cooperative/spread", "evaluation.twin.args.N=4"], 2, "evaluation.twin is another task"),
         (["resume", "nowhere"], 2, "holds no run"),
         (["render", "nowhere"], 2, "holds no run"),
         (["evaluate", "nowhere"], 2, "holds no run"),
@@ -288,6 +294,32 @@ def test_an_unreadable_checkpoint_is_told_and_never_loaded(
 
     shutil.rmtree(newest)
     assert concord("resume", out, monkeypatch=monkeypatch) == 0
+
+
+def test_only_one_process_trains_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_trainer(tmp_path / "out"):
+        assert concord("run", "cooperative/spread", *SMALL, "--out", tmp_path / "out", monkeypatch=monkeypatch) == 1
+    assert "Another process is training" in capsys.readouterr().err
+    assert concord("resume", tmp_path / "out", monkeypatch=monkeypatch) == 0
+
+
+def test_an_interrupted_stacked_sweep_goes_on_with_the_right_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_run_processes", lambda folders, *_: [sweep.resume_folder(f) for f in folders])
+    out = tmp_path / "sweep"
+    args = ["cooperative/spread", *SMALL, "train.save_seconds=0", "seed=0,1", "critic.sees=state,agent", "--out", out]
+    interrupt_after(11, monkeypatch)  # within the second variant's eight updates
+    assert concord("run", *args, monkeypatch=monkeypatch) == 130
+    first = (out / "seed=0,critic.sees=state" / "metrics.csv").read_text()
+    monkeypatch.undo()
+    monkeypatch.setattr(sweep, "_run_processes", lambda folders, *_: [sweep.resume_folder(f) for f in folders])
+    assert concord("resume", out, monkeypatch=monkeypatch) == 0
+    assert (out / "seed=0,critic.sees=state" / "metrics.csv").read_text() == first
+    assert len((out / "seed=1,critic.sees=agent" / "metrics.csv").read_text().splitlines()) == 9
+    assert list((out / "seed=1,critic.sees=agent" / "events" / "train").iterdir())
 
 
 def test_listing_and_showing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

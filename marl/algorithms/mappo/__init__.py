@@ -18,7 +18,7 @@ from marl import weighing
 from marl.config import RunConfig
 from marl.critics import CriticConfig, build_critic
 from marl.environments import make_env
-from marl.judging import judge
+from marl.judging import check_twin, judge
 from marl.learners import ActorCritic, LearnerConfig, per_channel
 from marl.policies import IndependentPolicy, PolicyConfig
 from marl.report import Report
@@ -37,6 +37,8 @@ class Config(RunConfig):
 
 def recipe(config: Config, run: Run) -> Report:
     """Train, then judge."""
+    with closing(make_env(config.env, num_envs=1)) as env:
+        check_twin(run, env.spec)
     return judge(run, train(config, run))
 
 
