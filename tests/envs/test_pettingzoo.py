@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
@@ -18,6 +19,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import parallel_to_aec
 from torch.nn.functional import pad
 
+from envs import games
 from envs.core import ConcordError, Discrete, EnvSpec, InputError, Observation, tree_map
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.pettingzoo import ParallelWorld, PettingZooEnv, parallel_env, workers
@@ -800,12 +802,30 @@ WORLDS = [
 @pytest.mark.parametrize(("world", "limit", "name"), WORLDS)
 def test_worlds_pass_pettingzoos_own_tests(world: Any, limit: int, name: str | None, capsys: Any) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing PettingZoo's tests imports its deprecated games
-        from pettingzoo.test import api_test, parallel_api_test
+        warnings.simplefilter("error")
+        run_pettingzoos_own_tests(lambda: parallel_env(world(), limit, name=name))
+
+
+GAMES = [games.climbing, games.penalty, games.coordination, games.xor, games.PermutationGame, games.CopyGame]
+GAMES += [games.WhoIsInformed, games.CoordinationGame, games.Identity, lambda: games.Constant(horizon=10)]
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_games_pass_them_but_for_advice_against_tiny_observations(game: Any, capsys: Any) -> None:
+    """An agent who knows nothing sees one number, or zeros: PettingZoo advises against both."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        parallel_api_test(parallel_env(world(), limit, name=name), num_cycles=60)
-        api_test(parallel_to_aec(parallel_env(world(), limit, name=name)), num_cycles=60)
+        warnings.filterwarnings("ignore", message="Observation is a single number")
+        warnings.filterwarnings("ignore", message="Observation numpy array is all zeros")
+        run_pettingzoos_own_tests(lambda: parallel_env(game()))
+
+
+def run_pettingzoos_own_tests(make: Callable[[], Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing PettingZoo's tests imports its deprecated games
+        from pettingzoo.test import api_test, parallel_api_test
+    parallel_api_test(make(), num_cycles=60)
+    api_test(parallel_to_aec(make()), num_cycles=60)
 
 
 @pytest.mark.parametrize("world", [SimpleSpread, SpeakerListener, Bursts])
