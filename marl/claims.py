@@ -68,7 +68,7 @@ TABLE = re.compile(r"(<!-- claims: ([^\n]*?) -->\n)(.*?)(<!-- /claims -->)", re.
 class Measured(Section):
     """One measurement, and what it rested on."""
 
-    value: float
+    value: float = Field(allow_inf_nan=True)  # a metric may be no number; its claim then falls short
     date: str
     versions: dict[str, str]
     machine: str
