@@ -49,7 +49,7 @@ from marl.sources import OnPolicy
 # rest on peers' figures from one machine. Where this loop reached 530, the same peers reached 24,000 (BenchMARL, vmas
 # x600; there 26,600 to 29,300), 2,500 (SB3; there 3,300 to 3,500) and 3,950 (raw mpe2; there 4,900 to 5,100) env-steps
 # per CPU-second; the smallest ratio, 1.11, was taken. BenchMARL has since reached 26,700 on a quieter machine, within
-# its range there: the true ratio for training lies between 1.0 and 1.1, so figures within 11 % of a bar are not settled.
+# its range there: the true ratio for training lies between 1.0 and 1.1; figures within 11 % of a bar are not settled.
 REFERENCE_LOOPS = 590.0
 
 SPREAD = "cooperative/spread"
