@@ -77,7 +77,7 @@ class IndependentCategorical:
 
     def entropy(self, decision: Decision) -> Float[Tensor, "*B N"]:
         """Summed over components; independent agents saw nothing of the decision."""
-        parts = [-(part.exp() * part).sum(-1) for part in self._components]
+        parts = [-torch.linalg.vecdot(part.exp(), part) for part in self._components]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
     def log_probs(self) -> Float[Tensor, "*B N A"]:

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map, tree_where
 from marl.batch import Batch, join_steps, minibatches
 from marl.config import Section
 from marl.critics import Critic, ValueScale
 from marl.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
+from marl.optimizers import ClippedAdam
 from marl.policies import JointPolicy
 from marl.returns import gae
 from marl.weighing import Weighing, by_decider
@@ -55,15 +56,19 @@ class LearnerConfig(Section):
 
 
 class Samples(NamedTuple):
-    """The part of a batch that one gradient step sees, [L,S,…]; memories at the segments' start, [S,…]."""
+    """The part of a batch that one gradient step sees, [L,S,…]; memories at the segments' start, [S,…].
+
+    What deciders and agents weigh in the loss: a sum over a minibatch estimates the mean over the batch of those who
+    act and live. The others weigh 0.
+    """
 
     obs: Observation
     decision: Decision
     ended: Bool[Tensor, "L S"]
     advantage: Float[Tensor, "L S M"]
-    acting: Bool[Tensor, "L S M"]
+    decider_weight: Float[Tensor, "L S M"]
     target: Float[Tensor, "L S N K"]
-    alive: Bool[Tensor, "L S N"]
+    agent_weight: Float[Tensor, "L S N"]
 
 
 class ActorCritic:
@@ -82,9 +87,13 @@ class ActorCritic:
         channels = critic.channels
         self.scale = ValueScale(self.policies, channels, parameter.device) if config.scale_values else None
         self.discount = per_channel(config.discount, channels).to(parameter.device)
-        self._groups = [list(policy.parameters()), list(critic.parameters())]
-        everything = [p for group in self._groups for p in group]
-        self.optimizer = torch.optim.Adam(everything, lr=config.learning_rate, eps=1e-5, fused=True)
+        self.optimizer = ClippedAdam(
+            policy.parameters(),
+            critic.parameters(),
+            policies=self.policies,
+            learning_rate=config.learning_rate,
+            max_gradient=config.max_gradient,
+        )
         self._critic_memory: Tree = None
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -96,7 +105,8 @@ class ActorCritic:
         if self.scale is not None:
             self.scale.update(target, batch.obs.alive)
             target = self.scale.apply_to(target)
-        samples = Samples(batch.obs, batch.decision, batch.ended, weighed, acting, target, batch.obs.alive)
+        weights = [mean_weights(mask, self.policies) * self.config.minibatches for mask in (acting, batch.obs.alive)]
+        samples = Samples(batch.obs, batch.decision, batch.ended, weighed, weights[0], target, weights[1])
         logged = []
         for _ in range(self.config.epochs):
             for rows, segments in minibatches(batch, self.config.minibatches, self.streams):
@@ -110,22 +120,24 @@ class ActorCritic:
         log_prob, entropy, value = self._replay(samples, memory, critic_memory)
         old = samples.decision.log_prob
         assert old is not None
-        log_prob = log_prob.where(samples.acting, old)  # the dead's ratio may overflow, and infinity times 0 is NaN
+        # The ratio of those who do not act may overflow, and infinity times 0 is NaN.
+        log_prob = log_prob.where(samples.decider_weight > 0, old)
         surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
-        error = squared_error(value, samples.target)
-        # Rows are policy-major along S, so S goes first.
-        acting, alive = (mean_weights(mask.transpose(0, 1), self.policies) for mask in (samples.acting, samples.alive))
-        objective = surrogate + config.entropy * entropy
-        total = (error.transpose(0, 1) * alive).sum() - (objective.transpose(0, 1) * acting).sum()
+        error = squared_error(value, samples.target) * samples.agent_weight
+        objective = torch.add(surrogate, entropy, alpha=config.entropy) * samples.decider_weight
         with torch.no_grad():
             shift = log_prob - old
             change = shift.expm1()
             clipped = (change.abs() > config.clip).to(shift.dtype)
             terms = torch.stack([surrogate, entropy, change - shift, clipped])  # k3 estimate of the divergence
-            means = (terms.transpose(1, 2) * acting).reshape(4, self.policies, -1).sum(2)
-            value_error = (error.transpose(0, 1) * alive).reshape(self.policies, -1).sum(1)
+            means = self._by_policy(terms * samples.decider_weight)
+            value_error = self._by_policy(error)
         named = dict(zip(("surrogate", "entropy", "kl", "clipped"), means.unbind()))
-        return total, {**named, "value_error": value_error}
+        return error.sum() - objective.sum(), {**named, "value_error": value_error}
+
+    def _by_policy(self, x: Float[Tensor, "*X L S M"]) -> Float[Tensor, "*X P"]:
+        """Sums over each policy's samples; S is policy-major."""
+        return x.unflatten(-2, (self.policies, -1)).sum((-4, -2, -1))
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimizer, value scale, streams, and what a recurrent critic remembers."""
@@ -133,7 +145,7 @@ class ActorCritic:
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
             "scale": {} if self.scale is None else self.scale.state_dict(),
-            "optimizer": adam_state(self.optimizer),
+            "optimizer": self.optimizer.state_dict(),
             "streams": self.streams.state_dict(),
             "critic_memory": self._critic_memory,
         }
@@ -144,17 +156,14 @@ class ActorCritic:
         self.critic.load_state_dict(state["critic"])
         if self.scale is not None:
             self.scale.load_state_dict(state["scale"])
-        load_adam_state(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.streams.load_state_dict(state["streams"])
         self._critic_memory = state["critic_memory"]
 
     def _step(self, samples: Samples, memory: Tree, critic_memory: Tree) -> dict[str, Tensor]:
         total, terms = self.loss(samples, memory, critic_memory)
         total.backward()
-        for group in self._groups:
-            clip_gradients(group, self.config.max_gradient, self.policies)
         self.optimizer.step()
-        self.optimizer.zero_grad()
         return terms
 
     def _replay(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,30 +230,3 @@ def per_channel(discount: float | Sequence[float], channels: int) -> Float[Tenso
             f"got {discount}."
         )
     return torch.tensor(values)
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], largest: float, policies: int) -> None:
-    """Scale each policy's gradient down to the norm `largest` where it is longer; parameters are policy-major."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    slices = [part for g in gradients for part in (g.chunk(policies) if policies > 1 else (g,))]
-    norms = torch.stack(torch._foreach_norm(slices)).view(-1, policies).norm(dim=0)
-    scale = (largest / (norms + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(slices, list(scale.unbind()) * len(gradients))
-
-
-def adam_state(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """Adam's moments and step counts, by parameter number; empty before the first step."""
-    return {
-        f"{number}.{name}": value
-        for number, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-
-
-def load_adam_state(optimizer: torch.optim.Adam, state: dict[str, Tensor]) -> None:
-    """The inverse of `adam_state`."""
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        number, name = key.split(".")
-        entries.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})

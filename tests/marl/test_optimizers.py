@@ -1,0 +1,86 @@
+"""Adam and clipping against torch's own, policy by policy."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from marl.optimizers import EPSILON, ClippedAdam
+
+SHAPES = [(4, 3, 2), (2, 5), (2, 1, 7)]  # of two policies; the first has two copies each
+
+
+def parameters(policies: int = 2) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    return [nn.Parameter(x[: len(x) * policies // 2].clone()) for x in whole]
+
+
+def descend(optimizer: ClippedAdam, mine: list[nn.Parameter], steps: int, scale: float = 1.0) -> None:
+    """Gradients that differ at every step: the first policy's are those of its parameters alone."""
+    for step in range(steps):
+        sum(((p * (step + 1)).sin().square().sum() for p in mine), torch.zeros(())).mul(scale).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("largest", [1e9, 0.5])
+def test_one_policy_steps_as_torch_s_adam_with_torch_s_clipping_of_each_group(largest: float) -> None:
+    mine, theirs = parameters(1), parameters(1)
+    ours = ClippedAdam(mine[:2], mine[2:], policies=1, learning_rate=0.01, max_gradient=largest)
+    adam = torch.optim.Adam(theirs, lr=0.01, eps=EPSILON)
+    for step in range(30):
+        for both in (mine, theirs):
+            sum(((p * (step + 1)).sin().square().sum() for p in both), torch.zeros(())).backward()
+        for group in (theirs[:2], theirs[2:]):
+            nn.utils.clip_grad_norm_(group, largest)
+        ours.step()
+        adam.step()
+        adam.zero_grad()
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
+
+
+def test_each_policy_steps_as_if_alone() -> None:
+    together, alone = parameters(2), parameters(1)
+    descend(ClippedAdam(together, policies=2, learning_rate=0.1, max_gradient=0.5), together, 20)
+    descend(ClippedAdam(alone, policies=1, learning_rate=0.1, max_gradient=0.5), alone, 20)
+    for both, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(both[: len(one)], one, atol=1e-5, rtol=0)
+
+
+def test_a_short_gradient_is_left_alone_beside_a_long_one() -> None:
+    mine = parameters(2)
+    optimizer = ClippedAdam(mine, policies=2, learning_rate=0.1, max_gradient=0.5)
+    for p in mine:
+        assert p.grad is not None
+        p.grad += torch.tensor([0.01, 10.0]).repeat_interleave(len(p) // 2).view(-1, *[1] * (p.dim() - 1))
+    optimizer.step()
+    means = [value for name, value in optimizer.state_dict().items() if name.endswith("mean")]
+    first, second = (10 * torch.cat([m.chunk(2)[i].flatten() for m in means]) for i in range(2))
+    torch.testing.assert_close(first, torch.full_like(first, 0.01))
+    assert float(second.norm()) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_it_continues_bit_for_bit_from_its_state() -> None:
+    mine = parameters()
+    optimizer = ClippedAdam(mine, policies=2, learning_rate=0.1, max_gradient=0.5)
+    descend(optimizer, mine, 3)
+    saved, values = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in mine]
+    again = [nn.Parameter(v) for v in values]
+    other = ClippedAdam(again, policies=2, learning_rate=0.1, max_gradient=0.5)
+    other.load_state_dict(saved)
+    descend(optimizer, mine, 3)
+    descend(other, again, 3)
+    for one, two in zip(mine, again, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_frozen_parameters_stay() -> None:
+    mine = parameters()
+    mine[1].requires_grad_(False)
+    before = mine[1].detach().clone()
+    descend(ClippedAdam(mine, policies=2, learning_rate=0.1, max_gradient=0.5), [mine[0], mine[2]], 2)
+    assert torch.equal(mine[1], before)
