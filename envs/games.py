@@ -29,7 +29,12 @@ MARGINS = {2: 1, 3: 1, 5: 2, 10: 3}
 
 
 class OneShot(World[Hidden]):
-    """A game of one joint action and one team reward. The state is all there is to know before acting, [E,S]."""
+    """A game of one joint action and one team reward. The state is all there is to know before acting, [E,S].
+
+    An agent sees the public context as a one-hot vector, then its private signal, 0 if it has none: (1, 0) where there
+    is one context and no signal. It does not see its seat: indistinguishable agents who share parameters would be told
+    apart by it, and agents of different kinds are told apart by their kinds.
+    """
 
     shows_clock = False
 
@@ -49,8 +54,8 @@ class OneShot(World[Hidden]):
 class MatrixGame(OneShot):
     """A one-shot game without private information: `payoff[a_1, …, a_N]` is the team's reward.
 
-    Agents see a constant and have each its own kind, for the best joint action may need them to differ. Raises
-    InputError for payoffs that are ragged, not finite, or of fewer than two agents.
+    Agents have each its own kind, for the best joint action may need them to differ. Raises InputError for payoffs that
+    are ragged, not finite, or of fewer than two agents.
     """
 
     def __init__(self, payoff: Tensor | Sequence[Any]):
@@ -65,9 +70,7 @@ class MatrixGame(OneShot):
                 "A payoff is a full table of finite numbers with one axis per agent, two agents or more; got shape "
                 f"{list(self.payoff.shape)}."
             )
-        self.spec = _one_shot_spec(
-            tuple(range(self.payoff.dim())), (1,) * self.payoff.dim(), tuple(self.payoff.shape), state_size=1
-        )
+        self.spec = _one_shot_spec(tuple(range(self.payoff.dim())), tuple(self.payoff.shape), contexts=1, state_size=1)
         self._copies: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E 0"]:
@@ -84,8 +87,8 @@ class MatrixGame(OneShot):
         return payoff[action.unbind(-1)]
 
     def observe(self, state: Hidden) -> Observation:
-        """A constant for everybody."""
-        agent = state.unsqueeze(1).expand(-1, len(self.spec.agents), -1)
+        """Nothing, (1, 0), for everybody."""
+        agent = _views(state, state.new_zeros(len(state), len(self.spec.agents)))
         _, legal = self._on(state.device)
         return Observation(
             agent, state, _all_alive(agent), legal if legal is None else legal.expand(len(agent), -1, -1)
@@ -128,14 +131,14 @@ def coordination() -> MatrixGame:
 class PermutationGame(OneShot):
     """N indistinguishable agents with N actions earn 1 if all actions differ, else 0 (Fu et al., arXiv 2206.07505).
 
-    All agents are of one kind and see the same constant: one policy decides for all of them, and only what they see of
-    each other's actions can tell them apart.
+    All agents are of one kind and see the same: one policy decides for all of them, and only what they see of each
+    other's actions can tell them apart.
     """
 
     def __init__(self, agents: int = 3):
         if agents < 2:
             raise InputError(f"The permutation game needs at least two agents; got agents={agents}.")
-        self.spec = _one_shot_spec((0,) * agents, (1,) * agents, (agents,) * agents, state_size=1)
+        self.spec = _one_shot_spec((0,) * agents, (agents,) * agents, contexts=1, state_size=1)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E 0"]:
         """Nothing is random."""
@@ -150,8 +153,8 @@ class PermutationGame(OneShot):
         return (action.sort(-1).values.diff(dim=-1) != 0).all(-1).to(state)
 
     def observe(self, state: Hidden) -> Observation:
-        """The same constant for everybody."""
-        agent = state.unsqueeze(1).expand(-1, len(self.spec.agents), -1)
+        """Nothing, (1, 0), for everybody."""
+        agent = _views(state, state.new_zeros(len(state), len(self.spec.agents)))
         return Observation(agent, state, _all_alive(agent))
 
     def optimal_value(self, graph: Edges) -> float:
@@ -200,7 +203,7 @@ class CopyGame(OneShot):
     """Agent 0 sees a fair bit x, agent 1 sees nothing; the reward is 1 if agent 1 plays x."""
 
     def __init__(self) -> None:
-        self.spec = _one_shot_spec((0, 1), (1, 1), (2, 2), state_size=1)
+        self.spec = _one_shot_spec((0, 1), (2, 2), contexts=1, state_size=1)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Int[Tensor, " E"]:
         """A fair bit."""
@@ -215,8 +218,8 @@ class CopyGame(OneShot):
         return ((action[:, 1] == 1) == (state[:, 0] > 0)).to(state)
 
     def observe(self, state: Hidden) -> Observation:
-        """Agent 0 sees the bit, agent 1 zero."""
-        agent = torch.stack([state, torch.zeros_like(state)], 1)
+        """Agent 0 sees the bit, agent 1 nothing."""
+        agent = _views(torch.ones_like(state), torch.cat([state, torch.zeros_like(state)], 1))
         return Observation(agent, state, _all_alive(agent))
 
     def optimal_value(self, graph: Edges) -> float:
@@ -230,14 +233,13 @@ class CopyGame(OneShot):
 class WhoIsInformed(OneShot):
     """Everybody knows who is informed: agent c, uniform, who alone sees a fair bit x. The others should play x.
 
-    The reward is the share of the agents other than c who play x. An observation is c as a one-hot vector, then x as
-    +1 or -1 for agent c and 0 for the others.
+    The reward is the share of the agents other than c who play x. The context is c, the signal x as +1 or -1.
     """
 
     def __init__(self, agents: int = 3):
         if agents < 2:
             raise InputError(f"who-is-informed needs at least two agents; got agents={agents}.")
-        self.spec = _one_shot_spec((0,) * agents, (agents + 1,) * agents, (2,) * agents, state_size=agents + 1)
+        self.spec = _one_shot_spec((0,) * agents, (2,) * agents, contexts=agents, state_size=agents + 1)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"]]:
         """Who is informed, and the bit."""
@@ -259,8 +261,7 @@ class WhoIsInformed(OneShot):
     def observe(self, state: Hidden) -> Observation:
         """The public context for all, the bit for the informed agent."""
         context, bit = state[:, :-1], state[:, -1:]
-        public = context.unsqueeze(1).expand(-1, len(self.spec.agents), -1)
-        agent = torch.cat([public, (context * bit).unsqueeze(-1)], -1)
+        agent = _views(context, context * bit)
         return Observation(agent, state, _all_alive(agent))
 
     def optimal_value(self, graph: Edges | Callable[[int], Edges]) -> float:
@@ -337,9 +338,10 @@ class CoordinationGame(World[Float[Tensor, "E N"]]):
         return 3.0 * (lead > margin) + 2.0 * (lead < -margin) + 1.0 * ((lead < 0) & (lead >= -margin))
 
     def observe(self, state: Float[Tensor, "E N"]) -> Observation:
-        """Everybody sees all bits."""
-        agent = state.unsqueeze(1).expand(-1, state.shape[1], -1)
-        return Observation(agent, state, _all_alive(agent))
+        """Everybody sees all bits, as +1 or -1."""
+        bits = 2 * state - 1
+        agent = bits.unsqueeze(1).expand(-1, state.shape[1], -1)
+        return Observation(agent, bits, _all_alive(agent))
 
     def expected_reward(self, ones: int) -> float:
         """What the state earns, in expectation, that follows a joint action with so many ones.
@@ -386,7 +388,7 @@ class Constant(World[Float[Tensor, "E 1"]]):
             agents=_names(agents),
             kind=(0,) * agents,
             channels=("one",),
-            observation_sizes=(1,) * agents,
+            observation_sizes=(2,) * agents,
             actions=(Discrete((2,)),) * agents,
             state_size=1,
             horizon=_checked_horizon(horizon),
@@ -405,8 +407,8 @@ class Constant(World[Float[Tensor, "E 1"]]):
         return Transition(state, _team(state.squeeze(-1), action.shape[1]))
 
     def observe(self, state: Float[Tensor, "E 1"]) -> Observation:
-        """A constant."""
-        agent = state.unsqueeze(1).expand(-1, len(self.spec.agents), -1)
+        """Nothing, (1, 0) as in the games, for everybody."""
+        agent = _views(state, state.new_zeros(len(state), len(self.spec.agents)))
         return Observation(agent, state, _all_alive(agent))
 
 
@@ -419,8 +421,8 @@ class Identity(World[Int[Tensor, "E N"]]):
     shows_clock = False
 
     def __init__(self, choices: int = 4, agents: int = 1):
-        if agents < 1 or choices < 1:
-            raise InputError(f"Identity needs an agent and a choice at least; got agents={agents}, choices={choices}.")
+        if agents < 1 or choices < 2:
+            raise InputError(f"Identity needs one agent and two choices at least; got {agents=}, {choices=}.")
         self.choices = choices
         self.spec = EnvSpec(
             agents=_names(agents),
@@ -455,14 +457,12 @@ def _names(agents: int) -> tuple[str, ...]:
     return tuple(f"agent_{i}" for i in range(agents))
 
 
-def _one_shot_spec(
-    kind: tuple[int, ...], observation_sizes: tuple[int, ...], choices: tuple[int, ...], state_size: int
-) -> EnvSpec:
+def _one_shot_spec(kind: tuple[int, ...], choices: tuple[int, ...], contexts: int, state_size: int) -> EnvSpec:
     return EnvSpec(
         agents=_names(len(kind)),
         kind=kind,
         channels=("team",),
-        observation_sizes=observation_sizes,
+        observation_sizes=(contexts + 1,) * len(kind),
         actions=tuple(Discrete((count,)) for count in choices),
         state_size=state_size,
         horizon=1,
@@ -473,6 +473,12 @@ def _checked_horizon(horizon: int | None) -> int | None:
     if horizon is not None and horizon < 1:
         raise InputError(f"A horizon is at least 1 step, or null for an endless game; got {horizon}.")
     return horizon
+
+
+def _views(context: Float[Tensor, "E contexts"], signal: Float[Tensor, "E N"]) -> Float[Tensor, "E N D"]:
+    """What agents see of a one-shot game: the public context, then each its own signal."""
+    public = context.unsqueeze(1).expand(-1, signal.shape[1], -1)
+    return torch.cat([public, signal.unsqueeze(-1)], -1)
 
 
 def _team(reward: Float[Tensor, " E"], agents: int) -> Float[Tensor, "E N 1"]:

@@ -154,7 +154,7 @@ def test_the_clock_ends_whoever_is_left_among_agents_who_leave_one_by_one(
 
 def test_the_clock_is_seen_by_the_critic_and_by_agents_unless_the_world_hides_it() -> None:
     shown, hidden = TensorEnv(Constant(2, horizon=4), 3), TensorEnv(CoordinationGame(2, horizon=4), 3)
-    assert shown.spec.observation_sizes == (2, 2)
+    assert shown.spec.observation_sizes == (3, 3)
     assert shown.spec.state_size == 2
     assert hidden.spec.observation_sizes == (2, 2) == hidden.world.spec.observation_sizes
     assert hidden.spec.state_size == 3
