@@ -402,7 +402,6 @@ def test_an_endless_return_needs_a_discount(horizon: int | None, discount: float
         lambda: PermutationGame(1),
         lambda: WhoIsInformed(1),
         lambda: Constant(0),
-        lambda: Constant(horizon=0),
         lambda: Identity(choices=1),
     ],
 )
