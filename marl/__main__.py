@@ -153,7 +153,7 @@ def claims(
     ] = False,
 ) -> None:
     """Measure what the project claims, and say line by line what holds."""
-    from marl.claims import run_claims
+    from marl.measuring import run_claims
 
     raise typer.Exit(run_claims(ids or [], tier, check))
 

@@ -271,6 +271,14 @@ def test_public_context_and_private_bit_are_all_that_is_seen() -> None:
     assert obs.state.tolist() == [[0, 1, 0, -1], [0, 0, 1, 1]]
 
 
+def test_an_agent_without_signal_sees_the_context_alone() -> None:
+    for world in (climbing(), PermutationGame(3), Constant(2)):
+        obs = world.observe(world.initial(world.initial_noise(4, torch.Generator())))
+        assert obs.agent.tolist() == [[[1, 0]] * len(world.spec.agents)] * 4
+    copy = CopyGame()
+    assert copy.observe(torch.tensor([[1.0], [-1.0]])).agent.tolist() == [[[1, 1], [1, 0]], [[1, -1], [1, 0]]]
+
+
 def played(world: World[object], rule: object, rows: int, steps: int, seed: int = 0) -> torch.Tensor:
     """Mean team return of the first `steps` steps."""
     env, actor, streams = TensorEnv(world, rows), Scripted(rule), Streams([seed])
@@ -286,7 +294,7 @@ def zeros(obs: Observation, streams: Streams) -> torch.Tensor:
 
 
 def copied(obs: Observation, streams: Streams) -> torch.Tensor:
-    return (obs.agent[:, :1, :1] > 0).long().expand(-1, 2, -1)
+    return (obs.agent[:, :1, -1:] > 0).long().expand(-1, 2, -1)
 
 
 def all_different(obs: Observation, streams: Streams) -> torch.Tensor:
@@ -367,6 +375,7 @@ def test_coordination_s_bits_are_the_actions_flipped_by_the_noise_and_the_old_st
     out = world.transition(state, torch.ones(4, 3, 1, dtype=torch.int64), noise)
     assert out.state.tolist() == [[0, 1, 1]] * 4
     assert out.reward[:, 0, 0].tolist() == [3, 2, 1, 0]
+    assert world.observe(out.state).agent[0].tolist() == [[-1, 1, 1]] * 3
 
 
 def test_coordination_starts_with_each_bit_zero_once_in_n() -> None:
@@ -393,8 +402,7 @@ def test_an_endless_return_needs_a_discount(horizon: int | None, discount: float
         lambda: PermutationGame(1),
         lambda: WhoIsInformed(1),
         lambda: Constant(0),
-        lambda: Constant(horizon=0),
-        lambda: Identity(choices=0),
+        lambda: Identity(choices=1),
     ],
 )
 def test_impossible_games_are_input_errors(make: object) -> None:

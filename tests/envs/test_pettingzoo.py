@@ -1,6 +1,9 @@
 import copy
+import importlib
+import inspect
 import os
 import pickle
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -19,6 +22,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import parallel_to_aec
 from torch.nn.functional import pad
 
+import envs
 from envs import games
 from envs.core import ConcordError, Discrete, EnvSpec, InputError, Observation, tree_map
 from envs.particles import SimpleSpread, SpeakerListener
@@ -793,31 +797,37 @@ def test_a_row_can_be_drawn() -> None:
 
 # --- from worlds to PettingZoo ----------------------------------------------------------------------------------------
 
-WORLDS = [
-    (SimpleSpread, 25, None),
-    (SpeakerListener, 25, "simple_speaker_listener_v4"),  # PettingZoo's test lists by name who may see different sizes
-]
+
+def native_worlds() -> dict[str, Callable[..., World[Any]]]:
+    """Every world of `envs`, and every function that makes one, by dotted path."""
+    found: dict[str, Callable[..., World[Any]]] = {}
+    for module in pkgutil.walk_packages(envs.__path__, "envs."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if getattr(value, "__module__", "") != module.name:
+                continue  # imported from elsewhere
+            made = inspect.signature(value, eval_str=True).return_annotation if inspect.isfunction(value) else value
+            if inspect.isclass(made) and issubclass(made, World) and not inspect.isabstract(made):
+                found[f"{module.name}:{name}"] = value
+    return found
 
 
-@pytest.mark.parametrize(("world", "limit", "name"), WORLDS)
-def test_worlds_pass_pettingzoos_own_tests(world: Any, limit: int, name: str | None, capsys: Any) -> None:
+NATIVE = native_worlds()
+ARGUMENTS: dict[str, dict[str, Any]] = {"MatrixGame": {"payoff": [[1.0, 0.0], [0.0, 2.0]]}}
+# PettingZoo's test lists by name who may see different sizes.
+NAMES = {"SpeakerListener": "simple_speaker_listener_v4"}
+
+
+def test_native_worlds_are_found_whether_classes_or_functions() -> None:
+    assert {games.climbing, games.xor, games.Constant, SimpleSpread, SpeakerListener} <= set(NATIVE.values())
+
+
+@pytest.mark.parametrize("path", NATIVE)
+def test_every_native_world_passes_pettingzoos_own_tests(path: str, capsys: Any) -> None:
+    name = path.partition(":")[2]
+    world = NATIVE[path](**ARGUMENTS.get(name, {}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_pettingzoos_own_tests(lambda: parallel_env(world(), limit, name=name))
-
-
-GAMES = [games.climbing, games.penalty, games.coordination, games.xor, games.PermutationGame, games.CopyGame]
-GAMES += [games.WhoIsInformed, games.CoordinationGame, games.Identity, lambda: games.Constant(horizon=10)]
-
-
-@pytest.mark.parametrize("game", GAMES)
-def test_games_pass_them_but_for_advice_against_tiny_observations(game: Any, capsys: Any) -> None:
-    """An agent who knows nothing sees one number, or zeros: PettingZoo advises against both."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="Observation is a single number")
-        warnings.filterwarnings("ignore", message="Observation numpy array is all zeros")
-        run_pettingzoos_own_tests(lambda: parallel_env(game()))
+        run_pettingzoos_own_tests(lambda: parallel_env(world, time_limit=25, name=NAMES.get(name)))
 
 
 def run_pettingzoos_own_tests(make: Callable[[], Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from worlds import Walk
 
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
 from envs.games import Constant, CoordinationGame, CopyGame, Identity, PermutationGame, WhoIsInformed, climbing
@@ -60,37 +61,6 @@ class Mortal(World[Lives]):
         age, lifetime = state.age.float().unsqueeze(-1), state.lifetime.float()
         agent = torch.stack([age.expand(-1, 3), lifetime], -1)
         return Observation(agent, torch.cat([age, lifetime], -1), torch.ones(len(age), 3, dtype=torch.bool))
-
-
-class Walk(World[Tensor]):
-    """Two random walkers from the origin, each gone beyond distance 2; only the steps are random, not the start."""
-
-    def __init__(self, horizon: int | None = None):
-        self.spec = EnvSpec(
-            agents=("x", "y"),
-            kind=(0, 0),
-            channels=("distance",),
-            observation_sizes=(1, 1),
-            actions=(Continuous((-1.0,), (1.0,)),) * 2,
-            state_size=2,
-            horizon=horizon,
-        )
-
-    def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.empty(num, 0)
-
-    def initial(self, noise: Tensor) -> Tensor:
-        return noise.new_zeros(len(noise), 2)
-
-    def noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num, 2, generator=generator)
-
-    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Transition:
-        position = state + action.squeeze(-1) + 0.5 * noise
-        return Transition(position, position.abs().unsqueeze(-1), position.abs() > 2)
-
-    def observe(self, state: Tensor) -> Observation:
-        return Observation(state.unsqueeze(-1), state, torch.ones_like(state, dtype=torch.bool))
 
 
 def play(env: TensorEnv, obs: Observation, steps: int, seeds: list[int]) -> list[Step]:
@@ -154,7 +124,7 @@ def test_the_clock_ends_whoever_is_left_among_agents_who_leave_one_by_one(
 
 def test_the_clock_is_seen_by_the_critic_and_by_agents_unless_the_world_hides_it() -> None:
     shown, hidden = TensorEnv(Constant(2, horizon=4), 3), TensorEnv(CoordinationGame(2, horizon=4), 3)
-    assert shown.spec.observation_sizes == (2, 2)
+    assert shown.spec.observation_sizes == (3, 3)
     assert shown.spec.state_size == 2
     assert hidden.spec.observation_sizes == (2, 2) == hidden.world.spec.observation_sizes
     assert hidden.spec.state_size == 3

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from envs.core import Continuous, Discrete, EnvSpec, Observation, Streams, Tree, tree_map
+from envs.core import Discrete, EnvSpec, Observation, Streams, Tree, tree_map
 from envs.world import TensorEnv, Transition, World
 from marl.critics import Critic, CriticConfig, build_critic
 from marl.learners import ActorCritic, LearnerConfig, per_channel
@@ -65,37 +65,6 @@ class Mortals(World[Lives]):
         legal = torch.ones(*alive.shape, 3, dtype=torch.bool)
         legal[..., 2] = seen[..., 1] <= 0
         return Observation(seen, torch.cat([state.age.unsqueeze(-1), seen.flatten(1)], -1), alive, legal)
-
-
-class Walk(World[Tensor]):
-    """Two random walkers, each gone beyond distance 2; the start is fixed, only the steps are random."""
-
-    def __init__(self, horizon: int | None = None):
-        self.spec = EnvSpec(
-            agents=("x", "y"),
-            kind=(0, 1),
-            channels=("distance",),
-            observation_sizes=(1, 1),
-            actions=(Continuous((-1.0,), (3.0,)), Continuous((-1.0, -0.5), (1.0, 0.5))),
-            state_size=2,
-            horizon=horizon,
-        )
-
-    def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.empty(num, 0)
-
-    def initial(self, noise: Tensor) -> Tensor:
-        return noise.new_zeros(len(noise), 2)
-
-    def noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num, 2, 2, generator=generator)
-
-    def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Transition:
-        position = state + 0.2 * action[..., 0] + 0.5 * noise[..., 0]
-        return Transition(position, position.abs().unsqueeze(-1), position.abs() > 2)
-
-    def observe(self, state: Tensor) -> Observation:
-        return Observation(state.unsqueeze(-1), state, torch.ones_like(state, dtype=torch.bool))
 
 
 class Small(NamedTuple):

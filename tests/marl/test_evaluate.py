@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import Mortals, Walk
+from small_runs import Mortals
 from torch import Tensor
+from worlds import Walk
 
 import marl.evaluate
 from envs.core import Discrete, EnvSpec, InputError, Observation, Streams

@@ -9,12 +9,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import ATTENTION, GRU, LOCAL, Mortals, Small, Walk, assert_close, build
+from small_runs import ATTENTION, GRU, LOCAL, Mortals, Small, assert_close, build
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
@@ -23,6 +22,7 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.utils._pytree import tree_flatten
+from worlds import Walk
 
 import marl.learners
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
@@ -398,9 +398,8 @@ def digest_of_two_updates(name: str = "gru") -> str:
 
 
 def test_two_processes_with_one_seed_give_the_same_parameters_byte_for_byte() -> None:
-    here = Path(__file__).parent
     code = "import torch; torch.set_num_threads(1); import test_learners; print(test_learners.digest_of_two_updates())"
-    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "PYTHONHASHSEED": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"}
     other = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60
     )

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import ATTENTION, GRU, Mortals, Walk, assert_close
+from small_runs import ATTENTION, GRU, Mortals, assert_close
 from torch import Tensor
+from worlds import Walk
 
 from envs.core import Decision, Observation, Streams, Tree, tree_map
 from envs.games import climbing

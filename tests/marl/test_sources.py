@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import ATTENTION, GRU, Mortals, Walk, assert_close, build
+from small_runs import ATTENTION, GRU, Mortals, assert_close, build
 from torch import Tensor
+from worlds import Walk
 
 from envs.core import Observation, Streams, tree_map
 from envs.games import Constant, climbing

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import ATTENTION, GRU, LOCAL, Mortals, Walk, assert_close, build
+from small_runs import ATTENTION, GRU, LOCAL, Mortals, assert_close, build
 from torch import Tensor
+from worlds import Walk
 
 from envs.core import Streams, Tree, tree_map
 from envs.particles import SpeakerListener
