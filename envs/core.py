@@ -132,7 +132,8 @@ class Observation:
     """What the agents see now.
 
     agent: each agent's own view, padded to D. state: the whole, for central critics. alive: who is still there.
-    legal: choices allowed (components side by side), None where everything always is.
+    legal: choices allowed (components side by side), None where everything always is. For real actions, the components
+    that count: an agent out of turn has none.
     """
 
     agent: Float[Tensor, "*B N D"]

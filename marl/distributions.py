@@ -121,13 +121,20 @@ class ActionUnits(NamedTuple):
 class IndependentGaussian:
     """Agents draw real actions alone: a diagonal normal distribution, mean and log_std [*B,N,A] in the actions' units.
 
-    Environments clip to their bounds; the log-probability is that of the unclipped draw.
+    Environments clip to their bounds; the log-probability is that of the unclipped draw. legal: the components that
+    count, None for all that the agents have.
     """
 
-    def __init__(self, mean: Float[Tensor, "*B N A"], log_std: Float[Tensor, "*B N A"], units: ActionUnits):
+    def __init__(
+        self,
+        mean: Float[Tensor, "*B N A"],
+        log_std: Float[Tensor, "*B N A"],
+        units: ActionUnits,
+        legal: Bool[Tensor, "*B N A"] | None = None,
+    ):
         loc, scale = units.middle + units.scale * mean, units.scale * log_std.exp()
         self._normal = torch.distributions.Normal(loc, scale, validate_args=False)
-        self._present = units.present
+        self._present = units.present if legal is None else units.present * legal
 
     def sample(self, streams: Streams) -> Decision:
         """Draw a decision."""

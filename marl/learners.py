@@ -20,7 +20,7 @@ from marl.losses import clipped_surrogate, mean_weights, normalize_by_policy, sq
 from marl.optimizers import ClippedAdam
 from marl.policies import JointPolicy
 from marl.returns import gae
-from marl.weighing import Weighing, by_decider
+from marl.weighing import Weighing, by_decider, choosing
 
 T = TypeVar("T")
 
@@ -100,7 +100,8 @@ class ActorCritic:
         """Epochs of clipped gradient steps on one batch."""
         advantage, target, critic_memory = self._advantages(batch)
         weighed = self.weighing(advantage, batch.obs.alive, batch.outcome)
-        weighed, acting = by_decider(weighed, batch.obs.alive, self.policy.members)
+        free = choosing(batch.obs, self.policy.space)
+        weighed, acting = by_decider(weighed, batch.obs.alive, free, self.policy.members)
         weighed = normalize_by_policy(weighed, acting, self.policies)
         if self.scale is not None:
             self.scale.update(target, batch.obs.alive)

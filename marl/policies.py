@@ -37,8 +37,11 @@ def shared_by(spec: EnvSpec, share: Literal["kind", "all", "none"]) -> tuple[int
 class JointPolicy(Protocol):
     """An Actor that can be learned: a module that gives a joint distribution.
 
-    members [M,N] says for which agents each of M deciders decides; None means that every agent decides for itself.
+    space: the padded action space. members [M,N] says for which agents each of M deciders decides; None means that
+    every agent decides for itself.
     """
+
+    space: Discrete | Continuous
 
     @property
     def members(self) -> Bool[Tensor, "M N"] | None:
@@ -153,7 +156,7 @@ class IndependentPolicy(nn.Module):
         if isinstance(self.space, Discrete):
             return IndependentCategorical(y, self.space.choices, obs.legal), memory
         log_std = self.log_std.expand(-1, len(y) // self.policies, -1, -1).flatten(0, 1)
-        return IndependentGaussian(y, log_std, self._units), memory
+        return IndependentGaussian(y, log_std, self._units, obs.legal), memory
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw what all agents do."""

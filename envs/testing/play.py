@@ -78,7 +78,7 @@ Form = dict[str, tuple[tuple[int, ...], str]]
 
 def _observation_form(env: VectorEnv) -> Form:
     spec, rows, agents = env.spec, env.num_envs, len(env.spec.agents)
-    choices = sum(spec.action.choices) if isinstance(spec.action, Discrete) else 0
+    choices = sum(spec.action.choices) if isinstance(spec.action, Discrete) else spec.action.size
     return {
         "agent": ((rows, agents, spec.observation_size), "float"),
         "state": ((rows, spec.state_size), "float"),
@@ -102,9 +102,6 @@ def _of_form(form: Form, env: VectorEnv, tree: Any, name: str) -> Problems:
     for part, (shape, kind) in form.items():
         value = getattr(tree, part)
         if part == "legal" and value is None:
-            continue
-        if part == "legal" and not isinstance(env.spec.action, Discrete):
-            yield Problem("form legal", f"{name}.legal must be None for continuous actions. Leave it out.")
             continue
         if not isinstance(value, Tensor):
             yield Problem(f"form {name} {part}", f"{name}.{part} must be a tensor; it is a {type(value).__name__}.")

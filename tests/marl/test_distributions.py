@@ -164,3 +164,15 @@ def test_log_softmax_agrees_with_the_library_for_few_and_many_rows() -> None:
     for rows in (1, 4096):
         x = 10 * torch.randn(rows, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         torch.testing.assert_close(log_softmax(x), x.log_softmax(-1), atol=1e-12, rtol=0)
+
+
+def test_real_components_that_do_not_count_enter_neither_log_probability_nor_entropy() -> None:
+    units = ActionUnits.of([Continuous((-1.0, 0.0), (1.0, math.inf))] * 2)
+    mean, log_std = torch.randn(4, 2, 2), torch.zeros(4, 2, 2)
+    legal = torch.tensor([[True, True], [False, False]]).expand(4, -1, -1)
+    masked, full = IndependentGaussian(mean, log_std, units, legal), IndependentGaussian(mean, log_std, units)
+    decision = full.sample(Streams([0]))
+    assert torch.equal(masked.log_prob(decision)[:, 0], full.log_prob(decision)[:, 0])
+    assert torch.equal(masked.entropy(decision)[:, 0], full.entropy(decision)[:, 0])
+    assert not masked.log_prob(decision)[:, 1].any()
+    assert not masked.entropy(decision)[:, 1].any()

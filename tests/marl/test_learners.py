@@ -202,6 +202,27 @@ def test_what_the_dead_would_do_may_be_any_number() -> None:
     assert_close(found, gradients(small, batch), 1e-6)
 
 
+def test_the_policy_hears_nothing_of_what_agents_without_a_choice_earn() -> None:
+    """As those out of turn: they live, so critics learn their values, but they decide nothing."""
+
+    def policy_gradient(reward: float) -> Tree:
+        small = whole("mlp", trace=0.0, critic=LOCAL)
+        batch = next(iter(small.source))
+        assert batch.obs.legal is not None
+        waiting = batch.obs.alive & (torch.arange(len(batch.ended)) % 2 == 0).unsqueeze(1)
+        legal = torch.where(waiting.unsqueeze(-1), torch.tensor([True, False, False]), batch.obs.legal)
+        obs = dataclasses.replace(batch.obs, legal=legal)
+        with torch.no_grad():
+            decision = small.policy(obs, None)[0].mode()
+        paid = batch.reward + reward * waiting.unsqueeze(-1)
+        batch = dataclasses.replace(batch, obs=obs, decision=decision, reward=paid)
+        return gradients(small, batch)[0][: len(list(small.policy.parameters()))]
+
+    one, other = policy_gradient(0.0), policy_gradient(100.0)
+    assert_close(one, other, 1e-7)
+    assert any(bool(part.any()) for part in one)
+
+
 # Gradients
 
 
