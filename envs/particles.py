@@ -171,6 +171,7 @@ class SpeakerListener(World[Any]):
             state_size=14,
         )
         self.dtype = dtype
+        self._constants: dict[torch.device, _SpeakerListenerConstants] = {}
 
     def initial_noise(self, num: int, generator: torch.Generator) -> tuple[Float[Tensor, "E 2 5"], Num[Tensor, " E"]]:
         """Uniform numbers for positions, and which landmark is the goal."""
@@ -187,7 +188,7 @@ class SpeakerListener(World[Any]):
     def transition(self, state: SpeakerListenerState, action: Num[Tensor, "E 2 1"], noise: None) -> Transition:
         """One step of dt = 0.1."""
         word = F.one_hot(action[:, 0, 0].clamp(max=2), 3).to(self.dtype)
-        push = PUSHES.to(state.velocity)[action[:, 1, 0]]
+        push = self._on(action.device).pushes[action[:, 1, 0]]
         positions = state.positions + DT * F.pad(state.velocity.unsqueeze(-1), (1, 3))
         velocity = (1 - DAMPING) * state.velocity + DT * push
         state = SpeakerListenerState(positions, velocity, state.goal, word)
@@ -200,14 +201,12 @@ class SpeakerListener(World[Any]):
         color = 0.15 + 0.5 * F.one_hot(state.goal, 3).to(self.dtype)
         landmarks = (state.positions[:, :, 2:] - state.positions[:, :, 1:2]).transpose(1, 2).flatten(1)
         listener = torch.cat([state.velocity, landmarks, state.word], 1)
-        alive = torch.ones(len(color), 2, dtype=torch.bool, device=color.device)
-        legal = self.spec.legal
-        assert legal is not None
+        constants = self._on(color.device)
         return Observation(
             torch.stack([F.pad(color, (0, 8)), listener], 1),
             torch.cat([color, listener], 1),
-            alive,
-            legal.to(color.device).expand(len(color), -1, -1),
+            constants.alive.expand(len(color), -1),
+            constants.legal.expand(len(color), -1, -1),
         )
 
     def frame(self, state: SpeakerListenerState) -> Any:
@@ -217,6 +216,23 @@ class SpeakerListener(World[Any]):
         word = colors[int(state.word[0].argmax())] if bool(state.word[0].any()) else "lightgray"
         discs = [(positions[0], 0.075, word), (positions[1], 0.075, colors[goal])]
         return draw_particles(discs, [(p, c) for p, c in zip(positions[2:], colors)])
+
+    def _on(self, device: torch.device) -> _SpeakerListenerConstants:
+        if device not in self._constants:
+            legal = self.spec.legal
+            assert legal is not None
+            alive = torch.ones(2, dtype=torch.bool, device=device)
+            constants = _SpeakerListenerConstants(PUSHES.to(device, self.dtype), legal.to(device), alive)
+            self._constants[device] = constants
+        return self._constants[device]
+
+
+class _SpeakerListenerConstants(NamedTuple):
+    """What lies on the device once and for all."""
+
+    pushes: Float[Tensor, "5 2"]
+    legal: Bool[Tensor, "2 5"]
+    alive: Bool[Tensor, " 2"]
 
 
 class SpeakerListenerState(NamedTuple):

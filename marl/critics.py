@@ -61,16 +61,16 @@ class LocalCritic(nn.Module):
     def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
         super().__init__()
         self.channels = len(spec.channels)
-        copies = 1 if config.share_trunk else self.channels
+        self.copies = 1 if config.share_trunk else self.channels
         self.network = AgentNetwork(
             spec,
-            self.channels // copies,
+            self.channels // self.copies,
             config.network,
             streams,
             share=config.share,
             agent_id=config.agent_id,
             gain=1.0,
-            copies=copies,
+            copies=self.copies,
         )
 
     def initial_memory(self, num_envs: int) -> Tree:

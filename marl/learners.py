@@ -17,7 +17,7 @@ from marl.batch import Batch, join_steps, minibatches
 from marl.config import Section
 from marl.critics import Critic, ValueScale
 from marl.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
-from marl.optimizers import ClippedAdam
+from marl.optimizers import ClippedAdam, Stacked
 from marl.policies import JointPolicy
 from marl.returns import gae
 from marl.weighing import Weighing, by_decider, choosing
@@ -51,7 +51,7 @@ class LearnerConfig(Section):
     trace: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation")
     clip: float = Field(0.2, gt=0, description="ε, how far a decision's ratio may move")
     entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
-    max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of policy and critic each")
+    max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of the policy and of each critic")
     scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
 
 
@@ -88,9 +88,8 @@ class ActorCritic:
         self.scale = ValueScale(self.policies, channels, parameter.device) if config.scale_values else None
         self.discount = per_channel(config.discount, channels).to(parameter.device)
         self.optimizer = ClippedAdam(
-            policy.parameters(),
-            critic.parameters(),
-            policies=self.policies,
+            Stacked(policy.parameters(), self.policies),
+            Stacked(critic.parameters(), self.policies * critic.copies),
             learning_rate=config.learning_rate,
             max_gradient=config.max_gradient,
         )

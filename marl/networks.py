@@ -100,9 +100,11 @@ class Network(nn.Module):
 
     Made by `(inputs, outputs, config, gain=, copies=, streams=)`. Called with x [Q,R,N,D], alive [B,N] and memory, it
     gives outputs [Q,R,N,out] and memory. memory_shape is (C,H) for one that remembers, [B,C,N,H], else None.
+    mixes_agents says that an agent's output depends on the others, so that one network must serve all of them.
     """
 
     memory_shape: tuple[int, int] | None = None
+    mixes_agents: bool = False
 
 
 class Trunk(nn.Module):
@@ -179,6 +181,8 @@ class Attention(Network):
     the others see. Source: Vaswani et al., NeurIPS 2017 (arXiv 1706.03762), without positions.
     """
 
+    mixes_agents = True
+
     def __init__(self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams):
         super().__init__()
         if config.hidden[-1] % config.heads:
@@ -217,6 +221,11 @@ class ByKind(Network):
         kinds = sorted(set(kind))
         groups = [[i for i, k in enumerate(kind) if k == wanted] for wanted in kinds]
         networks = [build() for _ in groups]
+        if networks[0].mixes_agents:
+            raise InputError(
+                f"{type(networks[0]).__name__} lets agents attend to one another, so one network must serve all of "
+                f"them; these agents would have {len(networks)}. Set share: all (unlike agents are then told apart)."
+            )
         self.networks = nn.ModuleList(networks)
         self.memory_shape = networks[0].memory_shape
         order = [i for group in groups for i in group]

@@ -1,8 +1,10 @@
-"""Adam with gradients clipped by policy, on parameters that lie side by side."""
+"""Adam with gradients clipped network by network, on parameters that lie side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +13,23 @@ DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-5
 ALIGNMENT = 16  # numbers: every parameter starts on a cache line
 
 
+class Stacked(NamedTuple):
+    """Parameters of Q networks side by side, one after the other on each parameter's first axis."""
+
+    parameters: Iterable[nn.Parameter]
+    copies: int
+
+
 class ClippedAdam:
-    """Adam for groups of parameters whose gradients are clipped apart, by policy.
+    """Adam for stacks of networks, each network's gradient clipped on its own.
 
     All parameters become views of one tensor, so that a step costs a few operations instead of a few for every layer;
-    the numbers are those of `torch.optim.Adam`. Parameters must be policy-major on their first axis, as those of
-    `networks.Linear`, and of one dtype and device. Gradients are views too: add to them, never replace them. Source:
-    Kingma and Ba, ICLR 2015 (arXiv 1412.6980), algorithm 1.
+    the numbers are those of `torch.optim.Adam`. They are of one dtype and device. Gradients are views too: add to them,
+    never replace them. Source: Kingma and Ba, ICLR 2015 (arXiv 1412.6980), algorithm 1.
     """
 
-    def __init__(
-        self, *groups: Iterable[nn.Parameter], policies: int, learning_rate: float, max_gradient: float
-    ) -> None:
-        grouped = [[p for p in group if p.requires_grad] for group in groups]
+    def __init__(self, *stacks: Stacked, learning_rate: float, max_gradient: float) -> None:
+        grouped = [[p for p in stack.parameters if p.requires_grad] for stack in stacks]
         self.parameters = [p for group in grouped for p in group]
         self.steps, self.learning_rate, self.max_gradient = 0, learning_rate, max_gradient
         self._rooms = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in self.parameters]
@@ -31,9 +37,17 @@ class ClippedAdam:
         self._gradient, self._mean, self._square = (torch.zeros_like(self._value) for _ in range(3))
         for p, value, gradient in zip(self.parameters, self._split(self._value), self._split(self._gradient)):
             p.data, p.grad = value.copy_(p.data), gradient
-        self._pieces, owner = self._clipped_together([len(group) for group in grouped], policies)
-        self._owner = torch.tensor(owner, device=self._value.device)
-        self._nothing = self._value.new_zeros(len(groups) * policies)
+        # The pieces of the gradient that are clipped, and for each the number of the network that it belongs to.
+        self._pieces: list[Tensor] = []
+        networks: list[int] = []
+        ends = accumulate((len(group) for group in grouped), initial=0)
+        for (start, end), (_, copies) in zip(pairwise(ends), stacks):
+            first = max(networks, default=-1) + 1
+            for gradient in self._gradients(start, end, whole=copies == 1):
+                self._pieces += gradient.chunk(copies)
+                networks += range(first, first + copies)
+        self._networks = torch.tensor(networks, device=self._value.device)
+        self._nothing = self._value.new_zeros(max(networks) + 1)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -60,25 +74,17 @@ class ClippedAdam:
         self.steps = int(state["steps"])
 
     def _clip(self) -> None:
-        """Scale each policy's gradient in each group down to the norm `max_gradient` where it is longer."""
+        """Scale each network's gradient down to the norm `max_gradient` where it is longer."""
         squares = torch.stack(torch._foreach_norm(self._pieces)).square()
-        norms = self._nothing.index_add(0, self._owner, squares).sqrt()
+        norms = self._nothing.index_add(0, self._networks, squares).sqrt()
         scale = (self.max_gradient / (norms + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(self._pieces, list(scale[self._owner].unbind()))
+        torch._foreach_mul_(self._pieces, list(scale[self._networks].unbind()))
 
-    def _clipped_together(self, sizes: Sequence[int], policies: int) -> tuple[list[Tensor], list[int]]:
-        """The pieces of the gradient, and for each the number of the vector that it is a part of."""
-        pieces: list[Tensor] = []
-        owner: list[int] = []
-        first = 0
-        for group, size in enumerate(sizes):
-            members = slice(first, first := first + size)
-            start, end = (sum(self._rooms[:m]) for m in (members.start, members.stop))
-            whole = [self._gradient[start:end]] if policies == 1 else self._split(self._gradient)[members]
-            for gradient in whole:
-                pieces += gradient.chunk(policies)
-                owner += range(group * policies, (group + 1) * policies)
-        return pieces, owner
+    def _gradients(self, start: int, end: int, *, whole: bool) -> list[Tensor]:
+        """Of the parameters numbered from start to end, in one piece where that is enough."""
+        if not whole:
+            return self._split(self._gradient)[start:end]
+        return [self._gradient[sum(self._rooms[:start]) : sum(self._rooms[:end])]]
 
     def _split(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat tensor's parts, shaped as the parameters."""
