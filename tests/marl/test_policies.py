@@ -18,7 +18,7 @@ from envs.world import TensorEnv, World
 from marl.policies import Greedy, IndependentPolicy, PolicyConfig
 
 SMALL = {"network": {"hidden": (8,)}}
-KINDS: list[dict[str, Any]] = [SMALL, GRU, ATTENTION]
+KINDS: list[dict[str, Any]] = [SMALL, GRU, {**ATTENTION, "share": "all"}]
 
 
 def make(
