@@ -57,6 +57,8 @@ class Row:
         for name in acted:
             if name in turn.rewards:
                 self._earn(name, turn.rewards[name])
+            else:
+                self._allow_no_reward(name, turn)
         self._see(turn)
         if turn.living != acted:
             self._change(turn, [name for name in acted if name not in turn.living])
@@ -128,6 +130,15 @@ class Row:
         self._row["alive"][slots], self._row["agent"][slots] = False, 0
         if self._legal is not None:
             self._legal[slots] = self._codec.base[slots]
+
+    def _allow_no_reward(self, name: Any, turn: Turn) -> None:
+        """Only who was not asked (it is another's turn), or is not spoken of any more, may earn nothing unsaid."""
+        spoken_of = name in turn.living or name in turn.terminated or name in turn.truncated
+        if spoken_of and any(name == asked for asked, _ in self._asked):
+            raise BrokenContractError(
+                f"{name!r} acted, but has no reward; rewards are for {list(turn.rewards)}. Give a reward to each agent "
+                "that acted, 0.0 if it earned nothing."
+            )
 
     def _earn(self, name: Any, reward: Any) -> None:
         target = self._row["reward"][self._codec.slots[name]]
