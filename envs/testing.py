@@ -128,6 +128,8 @@ def _of_observation(env: VectorEnv, obs: Observation, name: str) -> Problems:
             )
     if isinstance(spec.action, Discrete):
         yield from _of_choices(spec, obs, name)
+    elif obs.legal is not None:
+        yield from _of_components(spec, obs.legal, name)
 
 
 def _of_choices(spec: EnvSpec, obs: Observation, name: str) -> Problems:
@@ -152,12 +154,23 @@ def _of_choices(spec: EnvSpec, obs: Observation, name: str) -> Problems:
             )
 
 
+def _of_components(spec: EnvSpec, legal: Tensor, name: str) -> Problems:
+    """Of real actions `legal` tells the components that count."""
+    for agent, space in enumerate(spec.actions):
+        if bool(legal[:, agent, space.size :].any()):
+            yield _Problem(
+                "legal padding",
+                f"{name}.legal[:, {agent}, {space.size}:] must be false, as {spec.agents[agent]} has {space.size} "
+                "action components; it is not. Let only components count that exist.",
+            )
+
+
 Form = dict[str, tuple[tuple[int, ...], str]]
 
 
 def _observation_form(env: VectorEnv) -> Form:
     spec, rows, agents = env.spec, env.num_envs, len(env.spec.agents)
-    choices = sum(spec.action.choices) if isinstance(spec.action, Discrete) else 0
+    choices = sum(spec.action.choices) if isinstance(spec.action, Discrete) else spec.action.size
     return {
         "agent": ((rows, agents, spec.observation_size), "float"),
         "state": ((rows, spec.state_size), "float"),
@@ -181,9 +194,6 @@ def _of_form(form: Form, env: VectorEnv, tree: Any, name: str) -> Problems:
     for part, (shape, kind) in form.items():
         value = getattr(tree, part)
         if part == "legal" and value is None:
-            continue
-        if part == "legal" and not isinstance(env.spec.action, Discrete):
-            yield _Problem("form legal", f"{name}.legal must be None for continuous actions. Leave it out.")
             continue
         if not isinstance(value, Tensor):
             yield _Problem(f"form {name} {part}", f"{name}.{part} must be a tensor; it is a {type(value).__name__}.")

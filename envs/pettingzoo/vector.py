@@ -43,7 +43,7 @@ class PettingZooEnv:
     Agents may leave, come back and differ in their spaces; `spec.agents` are possible_agents. Their numbers are
     flattened (images too), Discrete observations become one-hot; an `action_mask` in the observation or the info
     becomes `legal`. In an AEC environment one step is one turn: everybody is alive, but only the agent in turn has a
-    choice, the others' one legal choice is 0 (real-valued actions out of turn are ignored).
+    choice; the others' one legal choice is 0, and none of their components counts where actions are real numbers.
 
     Every episode is reset with its own seed, spawned from (seed, row, episode). Resuming replays the actions of the
     running episodes and requires the same last observation; `restart_episodes` starts new episodes instead where the
