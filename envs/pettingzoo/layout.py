@@ -49,7 +49,8 @@ class Codec:
     """How the agents' observations and actions lie in the arrays.
 
     choices: by agent and component, None for real actions. limits: the same padded, [N,A]. base: the choices that exist
-    for each agent, [N,C]; components that it lacks have one, 0. nothing: choice 0 of every component, [C].
+    for each agent, [N,C]; components that it lacks have one, 0. nothing: choice 0 of every component, [C]. Real actions
+    have no choices: base tells the components that exist, [N,A], and nothing is none of them.
     """
 
     def __init__(self, layout: Layout):
@@ -68,8 +69,13 @@ class Codec:
                 "the agents of one environment must act in the same way, all discrete or all continuous; the action "
                 f"spaces are {layout.action_spaces}. Discretize the continuous ones."
             )
-        self.has_legal = self.discrete = bool(discrete)
-        if discrete:
+        self.discrete = bool(discrete)
+        if not discrete:
+            sizes = [[components(space)] for space in layout.action_spaces]
+            self.base = np.arange(self.components) < np.array(sizes)
+            self.nothing = np.zeros(self.components, bool)
+            self.has_legal = layout.in_turns
+        else:
             self.limits = np.array([[*own, *[1] * (self.components - len(own))] for own in discrete])
             widest = self.limits.max(0)
             self._starts = np.cumsum(widest) - widest

@@ -57,6 +57,8 @@ class Row:
         for name in acted:
             if name in turn.rewards:
                 self._earn(name, turn.rewards[name])
+            else:
+                self._allow_no_reward(name, turn)
         self._see(turn)
         if turn.living != acted:
             self._change(turn, [name for name in acted if name not in turn.living])
@@ -88,22 +90,23 @@ class Row:
         """Write what one agent observes and may do."""
         codec, slot = self._codec, self._codec.slots[name]
         mask = codec.encode[slot](turn.observations.get(name), turn.infos.get(name), self._targets[slot])
+        if mask is not None and (self._legal is None or not codec.discrete):
+            raise BrokenContractError(
+                f"{name!r} has an action_mask now, but nobody had one in the first steps (or actions are real numbers, "
+                "which have none). Give masks from the first observation on."
+            )
         if self._legal is None:
-            if mask is not None:
-                raise BrokenContractError(
-                    f"{name!r} has an action_mask now, but nobody had one in the first steps (or actions are real "
-                    "numbers, which have none). Give masks from the first observation on."
-                )
-        elif turn.acting is not None and turn.acting != name:
+            return
+        if codec.layout.in_turns and turn.acting != name:
             self._legal[slot] = codec.nothing
-        else:
-            legal = codec.legal(slot, mask)
-            if legal is None and name in turn.living:
-                raise BrokenContractError(
-                    f"The action_mask of {name!r} forbids every choice although the agent is alive. Allow at least one "
-                    "(a no-op), or let the agent terminate."
-                )
-            self._legal[slot] = codec.base[slot] if legal is None else legal
+            return
+        legal = codec.legal(slot, mask)
+        if legal is None and name in turn.living:
+            raise BrokenContractError(
+                f"The action_mask of {name!r} forbids every choice although the agent is alive. Allow at least one (a "
+                "no-op), or let the agent terminate."
+            )
+        self._legal[slot] = codec.base[slot] if legal is None else legal
 
     def _change(self, turn: Turn, left: Sequence[Any]) -> None:
         """Keep the true successor with what the leavers saw last; then clear them, and restart an empty row."""
@@ -127,7 +130,16 @@ class Row:
         """What is seen of agents who are not there."""
         self._row["alive"][slots], self._row["agent"][slots] = False, 0
         if self._legal is not None:
-            self._legal[slots] = self._codec.base[slots]
+            self._legal[slots] = self._codec.base[slots] if self._codec.discrete else False
+
+    def _allow_no_reward(self, name: Any, turn: Turn) -> None:
+        """Only who was not asked (it is another's turn), or is not spoken of any more, may earn nothing unsaid."""
+        spoken_of = name in turn.living or name in turn.terminated or name in turn.truncated
+        if spoken_of and any(name == asked for asked, _ in self._asked):
+            raise BrokenContractError(
+                f"{name!r} acted, but has no reward; rewards are for {list(turn.rewards)}. Give a reward to each agent "
+                "that acted, 0.0 if it earned nothing."
+            )
 
     def _earn(self, name: Any, reward: Any) -> None:
         target = self._row["reward"][self._codec.slots[name]]

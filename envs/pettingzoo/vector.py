@@ -24,6 +24,7 @@ from envs.core import (
     import_dotted,
     tree_where,
 )
+from envs.pettingzoo.copies import Copies
 from envs.pettingzoo.episodes import Episodes
 from envs.pettingzoo.interfaces import BrokenContractError, EnvironmentRaisedError
 from envs.pettingzoo.layout import Codec, StateSource, lay, prepare
@@ -42,7 +43,7 @@ class PettingZooEnv:
     Agents may leave, come back and differ in their spaces; `spec.agents` are possible_agents. Their numbers are
     flattened (images too), Discrete observations become one-hot; an `action_mask` in the observation or the info
     becomes `legal`. In an AEC environment one step is one turn: everybody is alive, but only the agent in turn has a
-    choice, the others' one legal choice is 0 (real-valued actions out of turn are ignored).
+    choice; the others' one legal choice is 0, and none of their components counts where actions are real numbers.
 
     Every episode is reset with its own seed, spawned from (seed, row, episode). Resuming replays the actions of the
     running episodes and requires the same last observation; `restart_episodes` starts new episodes instead where the
@@ -86,17 +87,17 @@ class PettingZooEnv:
         codec = self._codec = Codec(self._rows.layout)
         self.spec, self._limits = _spec(codec, channels), codec.limits if codec.discrete else None
         record = codec.record(num_envs)
-        self._starts = {name: start for name, (_, start, *_) in (record.fields or {}).items()}
         self._arrays = lay(self._rows.memory, record)
-        self._tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items()}
-        self._memory = torch.frombuffer(self._rows.memory, dtype=torch.uint8)
+        self._starts, self._steps, self._ends = (
+            Copies(self._rows.memory, record, last, self.device) for last in ("state", "ended", "final_state")
+        )
         self._seen = [name for name in ("agent", "legal", "state", "alive") if name in self._arrays]
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Start every row anew; P seeds seed P equal blocks of rows. Seeds are not negative."""
         self._episodes = Episodes(self._codec, self.num_envs, [seed] if isinstance(seed, int) else seed)
         self._begin(range(self.num_envs))
-        return _observation(self._copied("state"))
+        return _observation(self._starts.take())
 
     def step(self, action: Num[Tensor, "E N A"]) -> Step:
         """Advance every row by one joint action; real actions are clipped to their bounds."""
@@ -107,7 +108,7 @@ class PettingZooEnv:
         arrays = self._arrays
         self._episodes.remember(arrays["action"], arrays["ended"])
         somebody_left = arrays["terminated"].any() or arrays["truncated"].any()
-        new = self._copied("final_state" if somebody_left else "ended")
+        new = (self._ends if somebody_left else self._steps).take()
         final_obs = _observation(new, alive="acted")
         if somebody_left:
             left = (new["terminated"] | new["truncated"]).any(-1)
@@ -153,7 +154,7 @@ class PettingZooEnv:
             failed |= set(np.flatnonzero(different.reshape(self.num_envs, -1).any(1)).tolist())
         if failed:
             self._start_instead(sorted(failed))
-        return _observation(self._copied("state"))
+        return _observation(self._starts.take())
 
     def _begin(self, rows: Sequence[int]) -> list[int]:
         with _told():
@@ -194,22 +195,6 @@ class PettingZooEnv:
                 f"got {joint[row, slot, component]}. A policy must respect `legal`."
             )
         np.copyto(target, joint, casting="unsafe")
-
-    def _copied(self, last: str) -> dict[str, Tensor]:
-        """The arrays up to `last`, on the device, as parts of one copy that belongs to the receiver.
-
-        A GPU fetches it from pinned memory while the host goes on.
-        """
-        end = self._starts[last] + self._tensors[last].nbytes
-        end += -end % 4  # flags may end within a number
-        piece = torch.empty(end, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        piece = piece.copy_(self._memory[:end]).to(self.device, non_blocking=True)
-        whole = {kind: piece.view(kind) for kind in (torch.float32, torch.bool)}
-        parts = {}
-        for name, like in self._tensors.items():
-            if (start := self._starts[name]) + like.nbytes <= end:
-                parts[name] = whole[like.dtype].as_strided(like.shape, like.stride(), start // like.element_size())
-        return parts
 
     def _require_begun(self) -> None:
         if not self._begun:

@@ -1,6 +1,6 @@
 """Python environments in processes of their own, writing into memory that all of them share.
 
-A step costs one message to each worker and one back, whatever the number of environments; observations, rewards and
+A step costs one byte to each worker and one back, whatever the number of environments; observations, rewards and
 actions never travel through it. Workers are started as fresh interpreters, so a user's script needs no
 `if __name__ == "__main__"`, and they import no torch unless the environment does.
 """
@@ -11,10 +11,12 @@ import contextlib
 import faulthandler
 import itertools
 import json
+import math
 import mmap
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -22,9 +24,9 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
@@ -33,9 +35,58 @@ from envs.pettingzoo.interfaces import BrokenContractError, EnvironmentRaisedErr
 from envs.pettingzoo.layout import Codec, Layout, StateSource, prepare
 from envs.pettingzoo.rows import Begin, Rows
 
-STEP, CLOSE = b"s", b"c"  # every other message is pickled
+STEP, DONE, CLOSE, VALUE = b"s", b"d", b"c", b"v"  # a pickled value follows the last
 PATIENCE = 600.0  # seconds that a worker may take for one step before it counts as stuck
 PATIENCE_AT_CLOSE = 5.0
+LOOKOUT = 3e-4  # seconds to stay awake for what comes soon, where waiting was that short before
+
+
+class Fault(NamedTuple):
+    """What went wrong in a worker: the error that the parent raises."""
+
+    kind: type[Exception]
+    message: str
+
+
+class Line:
+    """One end of what joins parent and worker: single bytes, and a pickled value behind the byte VALUE."""
+
+    def __init__(self, connection: Connection):
+        self._connection, self._poll = connection, select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def signal(self, byte: bytes) -> None:
+        """Send one byte."""
+        os.write(self._connection.fileno(), byte)
+
+    def send(self, value: Any) -> None:
+        """Send a value."""
+        self.signal(VALUE)
+        self._connection.send(value)
+
+    def receive(self) -> tuple[bytes, Any]:
+        """The next byte, and the value if one follows. Raises EOFError where the other end has gone."""
+        byte = os.read(self._connection.fileno(), 1)
+        if not byte:
+            raise EOFError
+        return byte, self._connection.recv() if byte == VALUE else None
+
+    def wait(self, patience: float | None, lookout: float) -> bool:
+        """Whether something comes within `patience` seconds, or ever.
+
+        For the first `lookout` seconds the process stays awake, because waking one often takes longer than what is left
+        to wait; between two looks it leaves its core to whoever wants it.
+        """
+        until = time.perf_counter() + lookout
+        while time.perf_counter() < until:
+            if self._poll.poll(0):
+                return True
+            os.sched_yield()
+        return bool(self._poll.poll(None if patience is None else 1000 * patience))
+
+    def close(self) -> None:
+        """Close this end."""
+        self._connection.close()
 
 
 class Workers:
@@ -52,9 +103,9 @@ class Workers:
         self._spans = [range(start, stop) for start, stop in itertools.pairwise(bounds)]
         function, file = _pickled(make), _anonymous_file()
         pipes = [multiprocessing.Pipe() for _ in self._spans]
-        self._connections = [mine for mine, _ in pipes]
+        self._lines = [Line(mine) for mine, _ in pipes]
         self._processes = [_launch(theirs, file) for _, theirs in pipes]
-        self._end = weakref.finalize(self, _end, self._processes, self._connections)
+        self._end = weakref.finalize(self, _end, self._processes, self._lines)
         try:
             layouts: list[Layout] = self._ask([(function, span, num_envs, channels, state) for span in self._spans])
             self.layout = layouts[0]
@@ -76,8 +127,11 @@ class Workers:
 
     def step(self) -> None:
         """Advance every row by the actions in the memory."""
-        for connection in self._connections:
-            _send(connection, STEP)
+        # Answers are awaited from the first worker on. Told last, it is mostly done last: this process, which needs a
+        # worker's core to look at an answer, is then waked only once.
+        for line in reversed(self._lines):
+            with contextlib.suppress(OSError):
+                line.signal(STEP)
         self._answers()
 
     def picture(self) -> Any:
@@ -89,33 +143,36 @@ class Workers:
         self._end()
 
     def _ask(self, messages: Sequence[Any]) -> list[Any]:
-        for connection, message in zip(self._connections, messages):
-            _send(connection, pickle.dumps(message))
+        for line, message in zip(self._lines, messages):
+            with contextlib.suppress(OSError):  # a worker that has stopped is noticed, and explained, by its silence
+                line.send(message)
         return self._answers()
 
     def _answers(self) -> list[Any]:
         if not self._end.alive:
             raise EnvironmentRaisedError("The environments' workers are closed. Make a new environment.")
-        values: list[Any] = []
-        for number, connection in enumerate(self._connections):
-            try:
-                if not connection.poll(PATIENCE):
-                    self._processes[number].kill()
-                    self._give_up(number, f"did not answer within {PATIENCE:g} s")
-                answer = connection.recv_bytes()
-            except (EOFError, OSError):
-                self._give_up(number, f"stopped ({_exit_of(self._processes[number])})")
-            kind, value = pickle.loads(answer) if answer else (None, None)
-            if kind is not None:
-                self.close()
-                raise kind(f"{value} (worker {number})")
-            values.append(value)
-        return values
+        try:
+            return [self._answer(number) for number in range(len(self._lines))]
+        except BaseException:  # an answer that was not awaited would be taken for the next one
+            self.close()
+            raise
 
-    def _give_up(self, number: int, reason: str) -> None:
+    def _answer(self, number: int) -> Any:
+        line, process = self._lines[number], self._processes[number]
+        try:
+            if not line.wait(PATIENCE, LOOKOUT if number else 0.0):
+                process.kill()
+                raise self._lost(number, f"did not answer within {PATIENCE:g} s")
+            _, value = line.receive()
+        except (EOFError, OSError):
+            raise self._lost(number, f"stopped ({_exit_of(process)})") from None
+        if isinstance(value, Fault):
+            raise value.kind(f"{value.message} (worker {number})")
+        return value
+
+    def _lost(self, number: int, reason: str) -> EnvironmentRaisedError:
         span = self._spans[number]
-        self.close()
-        raise EnvironmentRaisedError(
+        return EnvironmentRaisedError(
             f"Worker {number}, which runs environments {span.start} to {span.stop - 1}, {reason}. Whatever it printed "
             "stands above; workers=0 runs the environments in this process, where a debugger can follow."
         )
@@ -126,30 +183,51 @@ def main() -> None:
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    connection, file = Connection(int(sys.argv[1])), int(sys.argv[2])
+    _let_the_parent_finish()
+    line, file = Line(Connection(int(sys.argv[1]))), int(sys.argv[2])
     with contextlib.suppress(EOFError, OSError):
         try:
-            _serve(connection, file)
+            _serve(line, file)
         except (BrokenContractError, EnvironmentRaisedError) as error:
-            connection.send_bytes(pickle.dumps((type(error), str(error))))
-            connection.recv_bytes()  # returns when the parent has closed
+            line.send(Fault(type(error), str(error)))
+            line.receive()  # returns when the parent has closed
 
 
-def _serve(connection: Connection, file: int) -> None:
-    function, span, num_envs, channels, state = connection.recv()
+def _serve(line: Line, file: int) -> None:
+    _, (function, span, num_envs, channels, state) = line.receive()
     with explained(lambda: f"Making environment {span.start}"):
         make = pickle.loads(function)
     plays, layout = prepare(make, len(span), span.start, channels, state)
-    connection.send((None, layout))
-    layout = connection.recv()  # that of the first worker
+    line.send(layout)
+    _, layout = line.receive()  # that of the first worker
     with contextlib.closing(Rows(plays, layout, mmap.mmap(file, 0), num_envs, span.start)) as rows:
-        connection.send_bytes(b"")
-        while (message := connection.recv_bytes()) != CLOSE:
-            if message == STEP:
+        line.signal(DONE)
+        for byte, episodes in _requests(line):
+            if byte == STEP:
                 rows.step()
-                connection.send_bytes(b"")
+                line.signal(DONE)
             else:
-                connection.send((None, rows.begin(pickle.loads(message))))
+                line.send(rows.begin(episodes))
+
+
+def _requests(line: Line) -> Iterator[tuple[bytes, Any]]:
+    """What the parent asks for, until it says CLOSE. After a short wait, the next one is expected to be short too."""
+    waited = math.inf
+    while True:
+        begun = time.perf_counter()
+        line.wait(None, LOOKOUT if waited < LOOKOUT else 0.0)
+        waited = time.perf_counter() - begun
+        byte, value = line.receive()
+        if byte == CLOSE:
+            return
+        yield byte, value
+
+
+def _let_the_parent_finish() -> None:
+    """Have the kernel not interrupt the parent as it wakes this process: it has others to wake, which would wait."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # some sandboxes forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _die_with_parent() -> None:
@@ -174,10 +252,11 @@ def _launch(connection: Connection, file: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], connections: Sequence[Connection]) -> None:
-    for connection in connections:
-        _send(connection, CLOSE)
-        connection.close()
+def _end(processes: Sequence[subprocess.Popen[bytes]], lines: Sequence[Line]) -> None:
+    for line in lines:
+        with contextlib.suppress(OSError):  # it may have stopped
+            line.signal(CLOSE)
+        line.close()
     deadline = time.monotonic() + PATIENCE_AT_CLOSE
     for process in processes:
         try:
@@ -187,11 +266,6 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], connections: Sequence[Con
             process.wait()
         assert process.stdin is not None
         process.stdin.close()
-
-
-def _send(connection: Connection, message: bytes) -> None:
-    with contextlib.suppress(OSError):  # a worker that has stopped is noticed, and explained, by its missing answer
-        connection.send_bytes(message)
 
 
 def _pickled(make: Callable[[], Any]) -> bytes:

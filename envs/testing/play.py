@@ -49,6 +49,8 @@ def _of_observation(env: VectorEnv, obs: Observation, name: str) -> Problems:
             )
     if isinstance(spec.action, Discrete):
         yield from _of_choices(spec, obs, name)
+    elif obs.legal is not None:
+        yield from _of_components(spec, obs.legal, name)
 
 
 def _of_choices(spec: EnvSpec, obs: Observation, name: str) -> Problems:
@@ -70,6 +72,17 @@ def _of_choices(spec: EnvSpec, obs: Observation, name: str) -> Problems:
                 "no legal choice",
                 f"{name}.legal must allow a living agent at least one choice; {_rows(stuck.any(-1))} component "
                 f"{component} allows none. Allow a no-op, or mark the agent as not alive.",
+            )
+
+
+def _of_components(spec: EnvSpec, legal: Tensor, name: str) -> Problems:
+    """Of real actions `legal` tells the components that count."""
+    for agent, space in enumerate(spec.actions):
+        if bool(legal[:, agent, space.size :].any()):
+            yield Problem(
+                "legal padding",
+                f"{name}.legal[:, {agent}, {space.size}:] must be false, as {spec.agents[agent]} has {space.size} "
+                "action components; it is not. Let only components count that exist.",
             )
 
 

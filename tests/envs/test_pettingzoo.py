@@ -1,351 +1,32 @@
-import copy
-import importlib
-import inspect
-import os
-import pickle
-import pkgutil
-import subprocess
-import sys
-import threading
-import time
-import warnings
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+"""PettingZoo environments as a `VectorEnv`."""
 
-import cloudpickle
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from mpe2 import simple_speaker_listener_v4, simple_spread_v3
-from pettingzoo import AECEnv, ParallelEnv
-from pettingzoo.utils.conversions import parallel_to_aec
-from torch.nn.functional import pad
+from pettingzoo import ParallelEnv
+from small_environments import (
+    Bidding,
+    Broken,
+    Bursts,
+    Clockwork,
+    Reals,
+    Zoo,
+    assert_same,
+    leaves,
+    play,
+    random_actions,
+    rollout,
+    spread,
+)
 
-import envs
-from envs import games
-from envs.core import ConcordError, Discrete, EnvSpec, InputError, Observation, tree_map
-from envs.particles import SimpleSpread, SpeakerListener
-from envs.pettingzoo import ParallelWorld, PettingZooEnv, parallel_env, workers
+from envs.core import ConcordError, Discrete, InputError, Observation, tree_map
+from envs.particles import SimpleSpread
+from envs.pettingzoo import PettingZooEnv, parallel_env
 from envs.testing import check_env
-from envs.world import TensorEnv, Transition, World
-
-# Worker processes get these environments by value, so that they need not import this file (and torch).
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-SPREAD = "mpe2.simple_spread_v3:parallel_env"
-
-
-def spread(num_envs: int, cycles: int = 5, **options: Any) -> PettingZooEnv:
-    return PettingZooEnv(SPREAD, num_envs, options={"max_cycles": cycles}, **options)
-
-
-def random_actions(env: PettingZooEnv, steps: int, seed: int = 0) -> torch.Tensor:
-    assert isinstance(env.spec.action, Discrete)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (steps, env.num_envs, len(env.spec.agents))
-    return torch.stack([torch.randint(n, shape, generator=generator) for n in env.spec.action.choices], -1)
-
-
-def leaves(tree: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-
-    def keep(leaf: torch.Tensor) -> torch.Tensor:
-        found.append(leaf)
-        return leaf
-
-    tree_map(keep, tree)
-    return found
-
-
-def rollout(env: PettingZooEnv, actions: torch.Tensor, seed: int | list[int] = 0) -> list[Any]:
-    return [env.reset(seed), *(env.step(action) for action in actions)]
-
-
-def play(env: PettingZooEnv) -> None:
-    for action in random_actions(env, 9):
-        env.step(action)
-
-
-def assert_same(one: Any, other: Any) -> None:
-    for a, b in zip(leaves(tuple(one)), leaves(tuple(other)), strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-
-
-class Event(NamedTuple):
-    leave: str = ""  # "terminated", "truncated", "vanish" or nothing
-    come: bool = False
-
-
-class Clockwork(ParallelEnv):
-    """Three agents who see (their number, the time, a random constant) and come and go by a timetable."""
-
-    metadata: ClassVar[Any] = {"name": "clockwork_v0"}
-    render_mode = None
-    timetable: ClassVar[Any] = {
-        2: {"ant_0": Event("terminated")},
-        3: {"ant_1": Event("truncated")},
-        4: {"ant_0": Event(come=True)},
-        5: {"bee_0": Event("vanish")},
-        6: {"ant_0": Event("truncated")},
-    }
-
-    def __init__(self) -> None:
-        self.possible_agents = ["ant_0", "ant_1", "bee_0"]
-        self._seen = {name: spaces.Box(-10, 10, (3,), np.float64) for name in self.possible_agents}
-        self._done = {name: spaces.Discrete(2, start=5) for name in self.possible_agents}
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return self._seen[agent]
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        return self._done[agent]
-
-    def reset(self, seed: int | None = None, options: Any = None) -> Any:
-        self.constant = np.random.default_rng(seed).uniform()
-        self.time, self.agents = 0, list(self.possible_agents)
-        return self.views(self.agents), {name: {} for name in self.agents}
-
-    def views(self, names: list[str]) -> dict[str, Any]:
-        return {name: np.array([1 + self.possible_agents.index(name), self.time, self.constant]) for name in names}
-
-    def step(self, actions: dict[str, int]) -> Any:
-        assert set(actions) == set(self.agents)
-        assert all(self._done[name].contains(action) for name, action in actions.items())
-        self.time += 1
-        events = self.timetable.get(self.time, {})
-        acted = list(self.agents)
-        vanished = [name for name, event in events.items() if event.leave == "vanish"]
-        leaving = [name for name, event in events.items() if event.leave]
-        coming = [name for name, event in events.items() if event.come]
-        told = [name for name in acted if name not in vanished]
-        flags = [{n: n in events and events[n].leave == flag for n in told} for flag in ("terminated", "truncated")]
-        self.agents = [name for name in self.possible_agents if name in {*acted, *coming} - set(leaving)]
-        rewards = {name: float(self.time) for name in told}
-        return self.views(told + coming), rewards, *flags, {name: {} for name in told + coming}
-
-
-class Broken(Clockwork):
-    """Clockwork that breaks its contract in one way at time 3."""
-
-    def __init__(self, fault: str):
-        super().__init__()
-        self.fault = fault
-        if fault == "spaces":
-            self._seen["ant_0"] = spaces.Box(-10, 10, (np.random.default_rng().integers(3, 10**6),))
-        if fault == "nested actions":
-            self._done["ant_0"] = spaces.Tuple([spaces.Discrete(2)])
-        if fault == "mixed actions":
-            self._done["ant_0"] = spaces.Box(0, 1, (2,))
-
-    timetable: ClassVar[Any] = {9: {name: Event("terminated") for name in ("ant_0", "ant_1", "bee_0")}}
-
-    def step(self, actions: dict[str, int]) -> Any:
-        observations, rewards, terminated, truncated, infos = super().step(actions)
-        if self.time == 6:
-            if self.fault == "shape":
-                observations["ant_1"] = np.zeros(4)
-            if self.fault == "nan observation":
-                observations["ant_1"][1] = np.nan
-            if self.fault == "nan reward":
-                rewards["bee_0"] = np.nan
-            if self.fault == "stranger":
-                self.agents.append("cat_0")
-            if self.fault == "missing":
-                del observations["bee_0"]
-            if self.fault == "raises":
-                raise ZeroDivisionError("the clock stands still")
-            if self.fault == "exits":
-                os._exit(7)
-            if self.fault == "hangs":
-                time.sleep(60)
-        return observations, rewards, terminated, truncated, infos
-
-
-class Fickle(Clockwork):
-    """Clockwork that ignores its seed."""
-
-    timetable: ClassVar[Any] = Broken.timetable
-
-    def reset(self, seed: int | None = None, options: Any = None) -> Any:
-        return super().reset(None)
-
-
-class Zoo(Clockwork):
-    """Agents who see and act in every supported space, with masks, a state of its own and vector rewards."""
-
-    timetable: ClassVar[Any] = {4: {name: Event("truncated") for name in ("ant_0", "ant_1", "bee_0")}}
-
-    def __init__(self, masked: bool = True) -> None:
-        super().__init__()
-        self.masked = masked
-        box = spaces.Box(0, 255, (2, 2, 3), np.uint8)
-        mask = spaces.Box(0, 1, (3,), np.int8)
-        self._seen = {
-            "ant_0": spaces.Dict({"observation": box, "action_mask": mask}),
-            "ant_1": spaces.Discrete(4, start=1),
-            "bee_0": spaces.Tuple([spaces.MultiBinary(2), spaces.Dict({"x": spaces.Box(-1, 1, (2,))})]),
-        }
-        self._done = {
-            "ant_0": spaces.Discrete(3),
-            "ant_1": spaces.MultiDiscrete([2, 4], start=[1, 0]),
-            "bee_0": spaces.MultiBinary(2),
-        }
-        self.taken: dict[str, Any] = {}
-
-    def reset(self, seed: int | None = None, options: Any = None) -> Any:
-        observations, _ = super().reset(seed)
-        return observations, self.infos()
-
-    def infos(self) -> dict[str, Any]:
-        mask = (np.array([1, 0], np.int8), np.array([0, 1, 1, 0], np.int8))
-        return {"ant_0": {}, "ant_1": {"action_mask": mask} if self.masked else {}, "bee_0": {}}
-
-    def views(self, names: list[str]) -> dict[str, Any]:
-        return {
-            "ant_0": {"observation": np.full((2, 2, 3), 7 + self.time, np.uint8), "action_mask": np.array([0, 1, 1])},
-            "ant_1": 1 + self.time % 4,
-            "bee_0": (np.array([1, 0]), {"x": np.array([0.5, -0.5], np.float32)}),
-        }
-
-    def step(self, actions: dict[str, Any]) -> Any:
-        for name, action in actions.items():
-            assert self._done[name].contains(action), (name, action)
-        self.taken, self.time = actions, self.time + 1
-        out = dict.fromkeys(self.agents, self.time == 4)
-        self.agents = [] if self.time == 4 else self.agents
-        rewards = {name: np.array([1.0, -2.0]) for name in out}
-        return self.views(list(out)), rewards, dict.fromkeys(out, False), out, self.infos()
-
-    def state(self) -> Any:
-        return np.array([[self.time, self.constant]])
-
-
-class Reals(Clockwork):
-    """Real actions of different sizes, which come back as observations."""
-
-    timetable: ClassVar[Any] = Broken.timetable
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._done = {
-            "ant_0": spaces.Box(-1, 1, (2, 2), np.float64),
-            "ant_1": spaces.Box(np.float32(0), np.inf, (1,)),
-            "bee_0": spaces.Box(-2, 2, (3,)),
-        }
-        self._seen = {name: spaces.Box(-np.inf, np.inf, (4,), np.float64) for name in self.possible_agents}
-
-    def reset(self, seed: int | None = None, options: Any = None) -> Any:
-        self.taken: dict[str, Any] = {}
-        return super().reset(seed)
-
-    def views(self, names: list[str]) -> dict[str, Any]:
-        taken = {name: np.ravel(self.taken.get(name, 0.0)) for name in names}
-        return {name: np.pad(taken[name], (0, 4 - len(taken[name]))) for name in names}
-
-    def step(self, actions: dict[str, Any]) -> Any:
-        assert all(self._done[name].contains(action) for name, action in actions.items()), actions
-        self.taken, self.time = actions, self.time + 1
-        never = dict.fromkeys(self.agents, False)
-        return self.views(self.agents), dict.fromkeys(self.agents, 0), never, never, {n: {} for n in self.agents}
-
-
-class Bidding(AECEnv):
-    """Three agents in turn. Who passes (choice 0 of 1..) is out; a bid pays the bidder 1 and costs everybody else 0.5.
-
-    The player whose turn comes may choose only as many as are left. The last one left wins 10 and the game is over.
-    """
-
-    metadata: ClassVar[Any] = {"name": "bidding_v0"}
-    render_mode = None
-
-    def __init__(self, real: bool = False) -> None:
-        self.possible_agents = ["p_0", "p_1", "p_2"]
-        self.real = real
-        self._seen = {name: spaces.Box(-1, 100, (2,), np.float32) for name in self.possible_agents}
-        done = spaces.Box(-1, 1, (1,)) if real else spaces.Discrete(3)
-        self._done = dict.fromkeys(self.possible_agents, done)
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return self._seen[agent]
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        return self._done[agent]
-
-    def observe(self, agent: str) -> Any:
-        return np.array([self.time, self.possible_agents.index(agent)], np.float32)
-
-    def reset(self, seed: int | None = None, options: Any = None) -> None:
-        self.time, self.agents = 0, list(self.possible_agents)
-        self.rewards = dict.fromkeys(self.agents, 0.0)
-        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
-        self.terminations = dict.fromkeys(self.agents, False)
-        self.truncations = dict.fromkeys(self.agents, False)
-        self.infos = {name: self.info() for name in self.agents}
-        self.agent_selection, self._skip_agent_selection = "p_0", None
-
-    def info(self) -> dict[str, Any]:
-        return {} if self.real else {"action_mask": np.array([1, 1, self.time % 2], np.int8)}
-
-    def step(self, action: Any) -> None:
-        me = self.agent_selection
-        if self.terminations[me] or self.truncations[me]:
-            return self._was_dead_step(action)
-        assert self._done[me].contains(action)
-        self.time += 1
-        self._cumulative_rewards[me] = 0.0
-        self._clear_rewards()
-        following = self.agents[(self.agents.index(me) + 1) % len(self.agents)]
-        passed = action[0] < 0 if self.real else action == 0
-        for name in self.agents:
-            self.rewards[name] = (0.0 if passed else 1.0) if name == me else (0.0 if passed else -0.5)
-        if passed:
-            self.terminations[me] = True
-            if len(self.agents) == 2:
-                self.terminations[following] = True
-                self.rewards[following] = 10.0
-        self.infos = {name: self.info() for name in self.agents}
-        self._accumulate_rewards()
-        self.agent_selection = following
-        self._deads_step_first()
-        return None
-
-
-class Bursts(World[Any]):
-    """A world with a clock, padding, masks, two rewards, chance, and agents that leave one by one."""
-
-    def __init__(self) -> None:
-        self.spec = EnvSpec(
-            ("red_0", "blue_0"), (0, 1), ("gain", "loss"), (2, 3), (Discrete((3,)), Discrete((2, 4))), 2, horizon=9
-        )
-
-    def initial_noise(self, num: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.rand(num, 1, generator=generator)
-
-    def noise(self, num: int, generator: torch.Generator) -> torch.Tensor:
-        return torch.rand(num, 1, generator=generator)
-
-    def initial(self, noise: torch.Tensor) -> torch.Tensor:
-        return pad(noise, (0, 1))
-
-    def transition(self, state: torch.Tensor, action: torch.Tensor, noise: torch.Tensor) -> Transition:
-        state = torch.cat([noise, state[:, 1:] + 1], 1)
-        reward = torch.stack([action.sum(-1), -action.sum(-1)], -1).float()
-        leaving = torch.stack([state[:, 1] >= 3, state[:, 1] >= 99], 1)
-        return Transition(state, reward, leaving)
-
-    def observe(self, state: torch.Tensor) -> Observation:
-        agent = torch.stack([pad(state, (0, 1)), torch.cat([state, state[:, :1] + 1], 1)], 1)
-        legal = self.spec.legal.expand(len(state), -1, -1).clone()
-        legal[:, 0, 1] = False
-        return Observation(agent, state, torch.ones(len(state), 2, dtype=torch.bool), legal)
-
-    def frame(self, state: torch.Tensor) -> Any:
-        return np.full((4, 4, 3), int(state[0, 1]), np.uint8)
-
-
-# --- from PettingZoo to tensors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", [simple_spread_v3, simple_speaker_listener_v4])
@@ -524,6 +205,30 @@ def test_in_turns_only_one_agent_has_a_choice() -> None:
     assert step.obs.alive.all()
 
 
+def test_in_turns_only_the_components_of_the_agent_in_turn_count() -> None:
+    class Unequal(Bidding):
+        """p_0 acts in one component, p_1 in two, p_2 in three."""
+
+        def __init__(self) -> None:
+            super().__init__(real=True)
+            self._done = {name: spaces.Box(-1, 1, (size,)) for size, name in enumerate(self.possible_agents, 1)}
+
+    def counts(obs: Observation) -> list[list[int]]:
+        assert obs.legal is not None
+        return obs.legal[0].int().tolist()
+
+    env, nobody = PettingZooEnv(Unequal, 1), [[0, 0, 0]] * 3
+    assert counts(env.reset(0)) == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    bid, leave = torch.full((1, 3, 3), 0.5), torch.full((1, 3, 3), -0.5)
+    assert counts(env.step(bid).obs) == [[0, 0, 0], [1, 1, 0], [0, 0, 0]]
+    step = env.step(leave)  # p_1 is out
+    assert counts(step.obs) == counts(step.final_obs) == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]
+    assert counts(env.step(bid).obs) == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    step = env.step(leave)  # p_0 is out, p_2 wins, and the next episode starts
+    assert counts(step.final_obs) == nobody
+    assert counts(step.obs) == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
 def test_in_turns_no_reward_is_lost_or_counted_twice() -> None:
     """Summed between two turns, rewards are what `last()` accumulates, on tic-tac-toe and on mpe2 in turns."""
     for make in (Bidding, lambda: simple_spread_v3.env(max_cycles=4)):
@@ -557,6 +262,18 @@ def test_tensors_that_were_handed_out_are_never_written_again() -> None:
     copies = [leaf.clone() for leaf in leaves(tuple(steps))]
     rollout(env, random_actions(env, 4, seed=1), seed=1)
     assert all(torch.equal(a, b) for a, b in zip(leaves(tuple(steps)), copies))
+
+
+def test_steps_that_autograd_keeps_are_left_alone_by_later_ones() -> None:
+    env = spread(2, 3)
+    with torch.inference_mode():
+        rollout(env, random_actions(env, 1))  # lays out what later steps hand out
+    weight = torch.ones(18, requires_grad=True)
+    steps = rollout(env, random_actions(env, 4))
+    loss = sum((step.obs.agent @ weight).square().sum() for step in steps[1:])
+    env.step(random_actions(env, 1)[0])
+    loss.backward()
+    assert weight.grad is not None
 
 
 def test_a_seed_fixes_whole_episodes_and_all_rows_differ() -> None:
@@ -614,121 +331,6 @@ def test_a_row_restarts_although_the_environment_still_lists_who_has_left() -> N
     assert ends[1].truncated.all()
 
 
-# --- workers ----------------------------------------------------------------------------------------------------------
-
-
-def test_workers_give_the_same_rollout_as_the_list_and_resume_it() -> None:
-    local, remote = spread(5, 4), spread(5, 4, workers=2)
-    try:
-        actions = random_actions(local, 18)
-        expected = rollout(local, actions[:10], [3])
-        found = rollout(remote, actions[:10], [3])
-        assert_same(expected, found)
-        assert torch.pdist(found[0].agent.flatten(1)).min() > 1e-3
-        saved = pickle.loads(pickle.dumps(remote.state_dict()))
-        rest = [remote.step(action) for action in actions[10:]]
-        assert_same([remote.load_state_dict(saved)], [found[-1].obs])
-        assert_same([remote.step(action) for action in actions[10:]], rest)
-        fresh = spread(5, 4)
-        fresh.load_state_dict(saved)
-        assert_same([fresh.step(action) for action in actions[10:]], rest)
-    finally:
-        remote.close()
-        remote.close()
-    with pytest.raises(InputError, match="reset"):
-        remote.step(actions[0])
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [("exits", "exit code 7"), ("raises", "ZeroDivisionError: the clock stands still"), ("hangs", "within 1 s")],
-)
-def test_a_worker_that_fails_says_so(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = PettingZooEnv(lambda: Broken(fault), 2, workers=1)
-    env.reset(0)
-    monkeypatch.setattr(workers, "PATIENCE", 1.0)
-    with pytest.raises(ConcordError, match=message) as caught:
-        play(env)
-    assert caught.value.exit_code == 1
-    assert "orker 0" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ConcordError, match="closed"):
-        play(env)
-
-
-def test_workers_import_no_torch() -> None:
-    code = "import sys, envs.pettingzoo.workers; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_worker_reports_bad_environments_as_bad_input() -> None:
-    lock = threading.Lock()
-    with pytest.raises(InputError, match="cannot be sent"):
-        PettingZooEnv(lambda: lock, 1, workers=1)
-    with pytest.raises(InputError, match="object"):
-        PettingZooEnv(object, 1, workers=1)
-
-
-# --- resume -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "make",
-    [simple_spread_v3.parallel_env, Reals, lambda: Bidding(real=True), Clockwork],
-    ids=["mpe2", "real", "aec", "deaths"],
-)
-def test_resuming_mid_episode_continues_exactly(make: Any) -> None:
-    env = PettingZooEnv(make, 3)
-    generator = torch.Generator().manual_seed(0)
-
-    def act() -> torch.Tensor:
-        shape = (3, len(env.spec.agents), env.spec.action.size)
-        if isinstance(env.spec.action, Discrete):
-            return torch.randint(2, shape, generator=generator)
-        return torch.rand(shape, generator=generator)
-
-    env.reset([4, 5, 6])
-    for _ in range(8):
-        last = env.step(act())
-    saved, resume_at = env.state_dict(), generator.get_state()
-    rest = [env.step(act()) for _ in range(7)]
-    other = PettingZooEnv(make, 3)
-    assert_same([other.load_state_dict(saved)], [last.obs])
-    again = other.state_dict()
-    assert all(torch.equal(again[name], saved[name]) for name in ("episode", "length", "actions"))
-    generator.set_state(resume_at)
-    assert_same([other.step(act()) for _ in range(7)], rest)
-
-
-def test_episodes_without_end_can_be_resumed_too() -> None:
-    env = PettingZooEnv(Reals, 2)
-    env.reset(0)
-    for t in range(150):  # longer than the memory of actions is at first
-        last = env.step(torch.full((2, 3, 4), t / 150))
-    saved = env.state_dict()
-    assert saved["actions"].shape == (300, 3, 4)
-    assert_same([PettingZooEnv(Reals, 2).load_state_dict(saved)], [last.obs])
-
-
-def test_irreproducible_environments_are_refused_unless_episodes_may_restart() -> None:
-    env = PettingZooEnv(Fickle, 2)
-    env.reset(0)
-    for action in random_actions(env, 4):
-        env.step(action)
-    saved = env.state_dict()
-    with pytest.raises(ConcordError, match=r"resume\.restart_episodes=true"):
-        PettingZooEnv(Fickle, 2).load_state_dict(saved)
-    lenient = PettingZooEnv(Fickle, 2, restart_episodes=True)
-    obs = lenient.load_state_dict(saved)
-    assert obs.agent[:, :, 1].tolist() == [[0, 0, 0]] * 2
-    assert lenient.state_dict()["length"].tolist() == [0, 0]
-    lenient.step(action)
-    assert lenient.state_dict()["episode"].tolist() == [1, 1]
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -737,6 +339,8 @@ def test_irreproducible_environments_are_refused_unless_episodes_may_restart() -
         ("nan reward", "Environment 0 gave 'bee_0' the reward nan"),
         ("stranger", "an agent 'cat_0'"),
         ("missing", "'bee_0' is alive, but got no observation"),
+        ("unpaid", r"Environment 0: 'ant_1' acted, but has no reward; rewards are for \['ant_0', 'bee_0'\]"),
+        ("unpaid at the end", "'ant_1' acted, but has no reward"),
     ],
 )
 def test_bad_environments_are_told_what_is_wrong(fault: str, message: str) -> None:
@@ -746,11 +350,37 @@ def test_bad_environments_are_told_what_is_wrong(fault: str, message: str) -> No
         play(env)
 
 
+def test_in_turns_only_who_acts_must_be_paid() -> None:
+    class Stingy(Bidding):
+        def step(self, action: Any) -> None:
+            me = self.agent_selection
+            super().step(action)
+            self.rewards = {name: reward for name, reward in self.rewards.items() if name == me}
+
+    class Miserly(Bidding):
+        def step(self, action: Any) -> None:
+            me = self.agent_selection
+            super().step(action)
+            if self.time == 6:
+                del self.rewards[me]
+
+    bid = torch.ones(1, 3, 1, dtype=torch.int64)
+    env = PettingZooEnv(Stingy, 1)
+    env.reset(0)
+    assert env.step(bid * torch.tensor([[[1], [0], [0]]])).reward[0, :, 0].tolist() == [1, 0, 0]
+    env = PettingZooEnv(Miserly, 1)
+    env.reset(0)
+    for _ in range(5):
+        env.step(bid)
+    with pytest.raises(InputError, match="'p_2' acted, but has no reward"):
+        env.step(bid)
+
+
 def test_an_environment_that_raises_is_named_with_the_line() -> None:
     env = PettingZooEnv(lambda: Broken("raises"), 2)
     env.reset(0)
     with pytest.raises(
-        ConcordError, match=r"Environment 0 raised ZeroDivisionError: .*test_pettingzoo\.py, line"
+        ConcordError, match=r"Environment 0 raised ZeroDivisionError: .*small_environments\.py, line"
     ) as caught:
         play(env)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
@@ -793,145 +423,3 @@ def test_a_row_can_be_drawn() -> None:
     env.reset(0)
     env.step(torch.zeros(2, 2, 2, dtype=torch.int64))
     assert env.frame().tolist() == np.full((4, 4, 3), 1).tolist()
-
-
-# --- from worlds to PettingZoo ----------------------------------------------------------------------------------------
-
-
-def native_worlds() -> dict[str, Callable[..., World[Any]]]:
-    """Every world of `envs`, and every function that makes one, by dotted path."""
-    found: dict[str, Callable[..., World[Any]]] = {}
-    for module in pkgutil.walk_packages(envs.__path__, "envs."):
-        for name, value in vars(importlib.import_module(module.name)).items():
-            if getattr(value, "__module__", "") != module.name:
-                continue  # imported from elsewhere
-            made = inspect.signature(value, eval_str=True).return_annotation if inspect.isfunction(value) else value
-            if inspect.isclass(made) and issubclass(made, World) and not inspect.isabstract(made):
-                found[f"{module.name}:{name}"] = value
-    return found
-
-
-NATIVE = native_worlds()
-ARGUMENTS: dict[str, dict[str, Any]] = {"MatrixGame": {"payoff": [[1.0, 0.0], [0.0, 2.0]]}}
-# PettingZoo's test lists by name who may see different sizes.
-NAMES = {"SpeakerListener": "simple_speaker_listener_v4"}
-
-
-def test_native_worlds_are_found_whether_classes_or_functions() -> None:
-    assert {games.climbing, games.xor, games.Constant, SimpleSpread, SpeakerListener} <= set(NATIVE.values())
-
-
-@pytest.mark.parametrize("path", NATIVE)
-def test_every_native_world_passes_pettingzoos_own_tests(path: str, capsys: Any) -> None:
-    name = path.partition(":")[2]
-    world = NATIVE[path](**ARGUMENTS.get(name, {}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run_pettingzoos_own_tests(lambda: parallel_env(world, time_limit=25, name=NAMES.get(name)))
-
-
-def run_pettingzoos_own_tests(make: Callable[[], Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing PettingZoo's tests imports its deprecated games
-        from pettingzoo.test import api_test, parallel_api_test
-    parallel_api_test(make(), num_cycles=60)
-    api_test(parallel_to_aec(make()), num_cycles=60)
-
-
-@pytest.mark.parametrize("world", [SimpleSpread, SpeakerListener, Bursts])
-def test_everything_lies_in_its_space_at_every_step(world: Any) -> None:
-    env = parallel_env(world(), time_limit=12)
-    generator = np.random.default_rng(0)
-    for seed in (0, 1, None):
-        observations, infos = env.reset(seed=seed)
-        steps = 0
-        while env.agents:
-            for agent, observation in observations.items():
-                assert env.observation_space(agent).contains(observation)
-            assert env.state_space.contains(env.state())
-            for agent in env.agents:
-                env.action_space(agent).seed(int(generator.integers(99)))
-            actions = {a: env.action_space(a).sample(infos[a].get("action_mask")) for a in env.agents}
-            observations, _, _, _, infos = env.step(actions)
-            steps += 1
-        assert steps == (9 if world is Bursts else 12)
-    assert env.step({}) == ({}, {}, {}, {}, {})
-
-
-def test_a_parallel_world_is_the_row_of_a_tensor_env() -> None:
-    """Round trip: the same world, as PettingZoo and back, gives the same numbers; reset() continues the stream."""
-    native, foreign = TensorEnv(Bursts(), 1), parallel_env(Bursts())
-    obs, (observations, infos) = native.reset(5), foreign.reset(seed=5)
-    episodes = 0
-    for t in range(30):
-        for slot, agent in enumerate(native.spec.agents):
-            if obs.alive[0, slot]:
-                size = native.spec.observation_sizes[slot]
-                np.testing.assert_array_equal(observations[agent], obs.agent[0, slot, :size].numpy())
-        np.testing.assert_array_equal(foreign.state(), obs.state[0].numpy())
-        action = torch.tensor([[[2 * (t % 2), 0], [t % 2, t % 4]]])
-        chosen = {"red_0": int(action[0, 0, 0]), "blue_0": action[0, 1].numpy()}
-        step = native.step(action)
-        present = list(foreign.agents)
-        observations, rewards, terminated, truncated, infos = foreign.step({a: chosen[a] for a in present})
-        assert list(rewards) == present
-        for agent in present:
-            slot = native.spec.agents.index(agent)
-            assert infos[agent]["reward_vector"].tolist() == step.reward[0, slot].tolist()
-            assert rewards[agent] == step.reward[0, slot].sum()
-            assert (terminated[agent], truncated[agent]) == (step.terminated[0, slot], step.truncated[0, slot])
-        np.testing.assert_array_equal(foreign.state(), step.final_obs.state[0].numpy())
-        assert (not foreign.agents) == bool(step.ended)
-        if step.ended:
-            episodes += 1
-            observations, infos = foreign.reset()
-        obs = step.obs
-    assert episodes == 3
-
-
-def test_masks_are_without_padding() -> None:
-    _, infos = parallel_env(Bursts()).reset(seed=0)
-    assert infos["red_0"]["action_mask"].tolist() == [1, 0, 1]
-    assert [part.tolist() for part in infos["blue_0"]["action_mask"]] == [[1, 1], [1, 1, 1, 1]]
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
-def test_parallel_worlds_can_be_copied_in_mid_episode(duplicate: Any) -> None:
-    env = parallel_env(Bursts())
-    assert duplicate(env).reset(seed=3)[0].keys() == env.reset(seed=3)[0].keys()
-    for _ in range(4):  # red has left
-        env.step({"red_0": 0, "blue_0": np.array([1, 2])})
-    other = duplicate(env)
-    assert other.agents == env.agents == ["blue_0"]
-    np.testing.assert_array_equal(other.state(), env.state())
-    for _ in range(5):
-        one, two = (e.step({"blue_0": np.array([0, 3])}) for e in (env, other))
-        np.testing.assert_array_equal(one[0]["blue_0"], two[0]["blue_0"])
-        assert one[1:4] == two[1:4]
-    assert not other.agents
-    np.testing.assert_array_equal(env.reset()[0]["red_0"], other.reset()[0]["red_0"])
-
-
-def test_parallel_worlds_render_the_end_and_close_twice() -> None:
-    env = parallel_env(TensorEnv(Bursts(), 4, time_limit=2), render_mode="rgb_array")
-    env.reset(seed=0)
-    for _ in range(2):
-        env.step({"red_0": 0, "blue_0": np.array([1, 2])})
-    assert not env.agents
-    assert env.render()[0, 0].tolist() == [2, 2, 2]
-    env.close()
-    env.close()
-    assert ParallelWorld(SpeakerListener()).metadata["name"] == "speaker_listener_v0"
-
-
-def test_misuse_of_a_parallel_world_is_explained() -> None:
-    env = parallel_env(Bursts())
-    for attempt, message in [
-        (lambda: parallel_env(Bursts(), render_mode="human"), "rgb_array"),
-        (env.state, "reset"),
-        (lambda: (env.reset(seed=0), env.render()), "render_mode"),
-        (lambda: env.step({"red_0": 0}), "blue_0 is missing"),
-        (lambda: env.step({"red_0": 3, "blue_0": np.array([0, 0])}), r"must be in Discrete\(3\); got 3"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            attempt()
