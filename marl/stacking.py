@@ -15,8 +15,9 @@ from torch import Tensor
 from marl.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from marl.config import RunConfig, dump, load_recipe
 from marl.display import console
+from marl.log import draw_row, events_writer
 from marl.report import write_atomically
-from marl.run import Run, draw_row, events_writer
+from marl.run import Run
 
 
 def can_stack(configs: Sequence[RunConfig]) -> bool:
