@@ -157,7 +157,7 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
     """The checked config of one run. Raises InputError with the path of what is wrong and the nearest right name."""
     raw = _deep_copy(raw)
     for key, value in overrides.items():
-        _assign(raw, key, value)
+        _assign(raw, key, _deep_copy(value))
     if not isinstance(raw.get("recipe"), str):
         raise InputError("A config names its algorithm: add a line such as 'recipe: marl.algorithms.mappo'.")
     model = load_recipe(raw["recipe"]).Config

@@ -53,6 +53,12 @@ def test_words_that_are_no_assignments_are_refused(words: list[str]) -> None:
         split_assignments(words)
 
 
+def test_resolving_leaves_what_it_was_given_as_it_was() -> None:
+    overrides = {"env": {"world": "a.b:C", "args": {"x": 1}}, "env.args.x": 2}
+    assert resolve(SPREAD, overrides).env.args == {"x": 2}
+    assert overrides == {"env": {"world": "a.b:C", "args": {"x": 1}}, "env.args.x": 2}
+
+
 def test_a_resolved_config_survives_being_written_and_read() -> None:
     config = resolve(SPREAD, {"seed": 3, "policy.network.hidden": [8, 8]})
     assert resolve(yaml.safe_load(dump(config)), {}) == config
