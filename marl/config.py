@@ -12,7 +12,49 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from envs.core import InputError, import_dotted
+from envs.core import ConcordError, InputError, import_dotted
+from marl.display import in_words
+
+# What other libraries call our fields, or a reader might.
+OTHER_NAMES = {
+    "gamma": "discount",
+    "lambda": "trace",
+    "lam": "trace",
+    "gae_lambda": "trace",
+    "alpha": "learning_rate",
+    "step_size": "learning_rate",
+    "eps": "clip",
+    "epsilon": "clip",
+    "clip_range": "clip",
+    "clip_coef": "clip",
+    "beta": "entropy",
+    "ent_coef": "entropy",
+    "max_grad_norm": "max_gradient",
+    "n_steps": "steps",
+    "num_steps": "steps",
+    "rollout_length": "steps",
+    "update_epochs": "epochs",
+    "ppo_epochs": "epochs",
+    "sequence_length": "segment",
+    "n_envs": "num_envs",
+    "total_timesteps": "env_steps",
+    "total_steps": "env_steps",
+    "timesteps": "env_steps",
+    "max_steps": "time_limit",
+    "max_cycles": "time_limit",
+    "horizon": "time_limit",
+    "episode_length": "time_limit",
+    "env_name": "world",
+    "env_id": "world",
+    "scenario": "world",
+    "hidden_sizes": "hidden",
+    "gpu": "device",
+    "cuda": "device",
+    "algorithm": "recipe",
+    "algo": "recipe",
+    "eval_episodes": "episodes",
+}
+END = "..."  # YAML's end of a document
 
 
 class Section(BaseModel):
@@ -91,11 +133,28 @@ class RunConfig(Section):
 
 def load_recipe(path: str) -> Any:
     """The recipe's module: it has `Config` and `recipe`. Raises InputError where it does not."""
-    module = import_dotted(path)
+    try:
+        module = import_dotted(path)
+    except ConcordError:
+        raise
+    except Exception as error:
+        raise InputError(f"The recipe {path} cannot be imported: {in_words(error)}") from error
     missing = [name for name in ("Config", "recipe") if not hasattr(module, name)]
     if missing:
         raise InputError(f"A recipe module needs Config and recipe(config, run); {path} lacks {' and '.join(missing)}.")
+    if not (isinstance(module.Config, type) and issubclass(module.Config, RunConfig)):
+        raise InputError(f"Config of a recipe is a class derived from marl.config.RunConfig; that of {path} is not.")
     return module
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose values are JSON's: a date stays text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,12 +162,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"There is no config file {path}. `concord list` shows the configs that come with Concord.")
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
+        raise InputError(f"{path} is not valid YAML: {_in_one_line(error)}.") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} must hold a mapping such as 'recipe: marl.algorithms.mappo'; got {raw!r}.")
     return raw
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return str(error)
 
 
 def split_assignments(assignments: Sequence[str]) -> list[dict[str, Any]]:
@@ -131,7 +196,7 @@ def split_assignments(assignments: Sequence[str]) -> list[dict[str, Any]]:
 
 def _parse(key: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise InputError(f"The value of {key} is not valid YAML: {text!r}.") from None
     # YAML 1.1 reads 1e-3 as a string.
@@ -263,5 +328,13 @@ def yaml_text(value: Any) -> str:
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved config as YAML, with a last line that shows that it is whole."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, explicit_end=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

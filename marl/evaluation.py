@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.core import Actor, InputError, VectorEnv
+from envs.core import Actor, ConcordError, InputError, VectorEnv
 from marl.config import load_recipe, split_assignments
+from marl.display import in_words
 from marl.judging import evaluate, picture
 from marl.report import Report
 from marl.run import Run
@@ -48,8 +49,11 @@ def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
         raise InputError(f"{run.config.recipe} has no load(run, num_envs), so there is no actor to play.")
     try:
         loaded: tuple[Actor, VectorEnv] = module.load(run, num_envs)
-    except RuntimeError as error:
+    except ConcordError:
+        raise
+    except Exception as error:
         raise InputError(
-            f"The trained policy of {run.folder} does not fit this environment: {str(error).splitlines()[-1].strip()}"
+            f"The trained policy of {run.folder} does not fit this environment, or not these networks: "
+            f"{in_words(error)} Leave env and policy as they were trained, or change only what keeps their sizes."
         ) from error
     return loaded

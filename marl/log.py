@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.core import InputError
 from marl.batch import Batch, Outcome
 from marl.report import cannot_write, write_atomically
 
@@ -63,7 +64,7 @@ class Log:
     def __init__(self, folder: Path, stage: str, update: int, env_steps: int):
         self.folder, self.stage, self.path = folder, stage, folder / "metrics.csv"
         # Events are drawn over environment steps; a resumed stage drops what came after its checkpoint.
-        self._purge = env_steps + 1 if update else None
+        self._purge = env_steps + 1
         self._rows = _read_rows(self.path, stage, update)
         self._names: list[str] = []
         self._writer: Any = None
@@ -71,14 +72,16 @@ class Log:
     def __enter__(self) -> Log:
         if self._rows:
             self._names = list(self._rows[0])
-        self._rewrite()
+            self._rewrite()
+        else:
+            self.path.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, used: Mapping[str, float], seeds: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
+    def write(self, used: Mapping[str, int | float], seeds: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
         """One row for each policy; `used` are the stage's counts and clocks."""
         for seed, row in zip(seeds, rows):
             full = {"stage": self.stage, "seed": seed, **used, **row}
@@ -103,8 +106,6 @@ class Log:
             raise cannot_write(self.path, error) from error
 
     def _rewrite(self) -> None:
-        if not self._names:
-            return
         text = io.StringIO()
         writer = csv.DictWriter(text, self._names, restval="")
         writer.writeheader()
@@ -133,8 +134,23 @@ def draw_row(writer: Any, row: Mapping[str, Any], prefix: str = "") -> None:
 
 def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:
     """The rows that a resumed stage keeps: those of other stages, and its own up to the checkpoint."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path) if path.exists() else []
     return [row for row in rows if row["stage"] != stage or int(row["updates"]) <= update]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv: one that a crash cut short is left out. Raises InputError for another file."""
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row and None not in row.values()]
+            names = reader.fieldnames
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(_damaged(path, str(error))) from error
+    if rows and not {"stage", "seed", "updates", "env_steps"} <= set(names or ()):
+        raise InputError(_damaged(path, "its first line does not name the columns"))
+    return [row for row in rows if row["updates"].isdigit()]
+
+
+def _damaged(path: Path, how: str) -> str:
+    return f"{path} is damaged: {how}. Move it away; training goes on without its rows."

@@ -18,13 +18,16 @@ from torch import Tensor
 from envs.core import ConcordError, InputError, Streams, Tree
 from marl.batch import Batch
 from marl.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
-from marl.config import RunConfig, dump, read_yaml, resolve
-from marl.display import TrainingDisplay
+from marl.config import END, RunConfig, dump, flatten, read_yaml, resolve
+from marl.display import TrainingDisplay, in_words
 from marl.learners import Learner
 from marl.log import Log, Tally
 from marl.report import versions, write_atomically
 
 L = TypeVar("L", bound=Learner)
+# What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged. Seeds trained as one
+# share their checkpoints.
+MAY_CHANGE = ("seed", "device", "compile", "threads", "train.", "evaluation.", "resume.", "env.workers")
 LOGGED_ROWS = 500  # rows of metrics.csv that a stage aims for
 
 
@@ -69,22 +72,42 @@ class Run:
         self.folder, self.config = folder, config
         self.seeds = tuple(seeds) if seeds is not None else (config.seed,)
         self.device = pick_device(config.device)
+        self.begun = self._is_new = False
         torch.set_num_threads(config.threads)
 
     @classmethod
     def create(cls, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None) -> Run:
-        """Begin in a new folder. Raises InputError where the folder already holds a run."""
+        """A run that will begin in a new folder. Raises InputError where the folder already holds one.
+
+        Nothing is written before there is something to keep: a config from which nothing can be built takes no folder.
+        """
         refuse_used_folder(folder)
-        write_atomically(folder / "config.yaml", dump(config))
-        write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
-        return cls(folder, config, seeds)
+        run = cls(folder, config, seeds)
+        run._is_new = True
+        return run
+
+    def begin(self) -> None:
+        """Everything is built: take the folder, if it is new. Stages call this by themselves."""
+        if self._is_new and not self.begun:
+            refuse_used_folder(self.folder)
+            write_atomically(self.folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            write_atomically(self.folder / "config.yaml", dump(self.config))
+        self.begun = True
 
     @classmethod
     def open(cls, folder: Path, overrides: dict[str, Any] | None = None) -> Run:
         """A run that was begun before. Raises InputError where there is none."""
-        if not (folder / "config.yaml").is_file():
-            raise InputError(f"{folder} holds no run: it has no config.yaml.")
-        return cls(folder, resolve(read_yaml(folder / "config.yaml"), overrides or {}))
+        path = folder / "config.yaml"
+        if not path.is_file():
+            points = sorted(folder.glob("*/config.yaml"))
+            hint = f" It holds runs: name one of them, such as {points[0].parent}." if points else ""
+            raise InputError(f"{folder} holds no run: it has no config.yaml.{hint}")
+        if not path.read_text(errors="replace").rstrip().endswith(END):
+            raise InputError(
+                f"{path} is cut short: it does not end with a line {END!r}. Restore it (report.json, where there is "
+                "one, holds the whole config); if nothing is missing, add that line."
+            )
+        return cls(folder, resolve(read_yaml(path), overrides or {}))
 
     @property
     def policies(self) -> int:
@@ -129,6 +152,7 @@ class Run:
         Resumes from the stage's newest checkpoint; a finished stage returns at once, learner and probes as at its end.
         Raises ConcordError for a loss that is no number; the last good checkpoint stays.
         """
+        self.begin()
         stage = _Stage(self, name, learner, source, probes)
         if stage.restore():
             return learner
@@ -165,6 +189,7 @@ class Run:
 
     def once(self, name: str, function: Callable[[], Any]) -> Any:
         """The JSON value that `function` gives, computed once and kept."""
+        self.begin()
         path = self.folder / "once" / f"{name}.json"
         if not path.exists():
             write_atomically(path, json.dumps(function()))
@@ -207,17 +232,40 @@ class _Stage:
         if not found:
             return False
         state = load_checkpoint(found[-1], self.run.device)
-        self.learner.load_state_dict(state["learner"])
-        for probe, saved in zip(self.probes, state["probes"], strict=True):
-            probe.load_state_dict(saved)
-        if state["finished"]:
-            return True
-        self.source.load_state_dict(state["source"])
-        used = state["used"]
-        self.update, self.env_steps = int(used["updates"]), int(used["env_steps"])
-        self.agent_steps = torch.tensor(used["agent_steps"], device=self.run.device, dtype=torch.float64)
-        self._wall_before, self._cpu_before = used["wall_seconds"], used["cpu_seconds"]
+        self._require_same_config(state.get("config", {}))
+        try:
+            self.learner.load_state_dict(state["learner"])
+            for probe, saved in zip(self.probes, state["probes"], strict=True):
+                probe.load_state_dict(saved)
+            if state["finished"]:
+                return True
+            self.source.load_state_dict(state["source"])
+            used = state["used"]
+            self.update, self.env_steps = int(used["updates"]), int(used["env_steps"])
+            self.agent_steps = torch.tensor(used["agent_steps"], device=self.run.device, dtype=torch.float64)
+            self._wall_before, self._cpu_before = used["wall_seconds"], used["cpu_seconds"]
+        except ConcordError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"The checkpoint {found[-1]} does not fit what the recipe builds: {in_words(error)} Undo what has "
+                "changed since it was written, in the recipe or its environment; nothing saved is lost."
+            ) from error
         return False
+
+    def _require_same_config(self, before: dict[str, Any]) -> None:
+        """What was learned under one config does not go on under another, except for what cannot matter."""
+        now, before = flatten(self.run.config.model_dump(mode="json")), flatten(before)
+        changed = [
+            f"{key} is {now[key]!r}, was {before[key]!r}"
+            for key in now
+            if key in before and now[key] != before[key] and not key.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise InputError(
+                f"{self.run.folder / 'config.yaml'} was changed since the checkpoint of {self.name}: "
+                f"{'; '.join(changed)}. A run goes on only as it began: undo that, or begin another run."
+            )
 
     def goes_on(self, updates: int, cpu_seconds: float | None) -> bool:
         """Whether there is budget left."""
@@ -261,6 +309,7 @@ class _Stage:
         _refuse_nan(learner, self.update)
         state = {
             "finished": finished,
+            "config": self.run.config.model_dump(mode="json"),
             "used": self.used(),
             "learner": learner,
             "source": self.source.state_dict(),

@@ -1,5 +1,6 @@
 """Configs say exactly what is wrong."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,28 @@ def test_resolving_leaves_what_it_was_given_as_it_was() -> None:
 def test_a_resolved_config_survives_being_written_and_read() -> None:
     config = resolve(SPREAD, {"seed": 3, "policy.network.hidden": [8, 8]})
     assert resolve(yaml.safe_load(dump(config)), {}) == config
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("def (", "cannot be imported: SyntaxError"),
+        ("class Config: pass\ndef recipe(config, run): pass", "derived from marl.config.RunConfig"),
+    ],
+)
+def test_a_module_that_is_no_recipe_is_told(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_recipe.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "no_recipe", raising=False)
+    with pytest.raises(InputError, match=message):
+        resolve({"recipe": "no_recipe"}, {})
+
+
+def test_dates_stay_text() -> None:
+    assert split_assignments(["env.args.day=2020-01-01"]) == [{"env.args.day": "2020-01-01"}]
 
 
 def test_every_field_has_a_meaning() -> None:
