@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from marl.run import Run, refuse_used_folder
 from marl.stacking import can_stack, train_stacked
 
 SWEEP = "sweep.json"
+CHILD = "from marl.sweep import end_with_parent; end_with_parent(); from marl.__main__ import main; main()"
 
 
 def run_training(config: RunConfig, folder: Path) -> Report:
@@ -172,7 +174,7 @@ def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequenc
                     running[folder] = _start(folder, assignments)
                 done = [folder for folder, process in running.items() if process.poll() is not None]
                 for folder in done:
-                    code = running.pop(folder).returncode
+                    code = _end(running.pop(folder))
                     console.print(f"{'finished' if code == 0 else 'FAILED  '} {folder.name}")
                     failed += [folder] if code else []
                 status.update(f"{len(running)} running, {len(waiting)} waiting")
@@ -180,6 +182,7 @@ def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequenc
     finally:
         for process in running.values():
             process.terminate()
+            _end(process)
     if failed:
         tail = (failed[0] / "log.txt").read_text().strip().splitlines()[-1:]
         raise ConcordError(
@@ -189,6 +192,28 @@ def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequenc
 
 
 def _start(folder: Path, assignments: Sequence[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "marl", "resume", str(folder), *assignments]
+    command = [sys.executable, "-c", CHILD, "resume", str(folder), *assignments]
     with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process that has ended or was told to; gives its exit code."""
+    code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return code
+
+
+def end_with_parent() -> None:
+    """From now on, end this process as soon as nobody holds the other end of its standard input, whatever it does.
+
+    So a sweep's processes never outlive it. Like kill -9 this may strike anywhere, and nothing is ever saved by halves.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from pettingzoo import ParallelEnv
 
+from envs.core import ConcordError
 from envs.world import TensorEnv
 from marl import checkpoints, sweep
 from marl.__main__ import main
@@ -441,6 +444,55 @@ def test_an_interrupted_stacked_sweep_goes_on_with_the_right_stack(
     assert (out / "seed=0,critic.sees=state" / "metrics.csv").read_text() == first
     assert len((out / "seed=1,critic.sees=agent" / "metrics.csv").read_text().splitlines()) == 9
     assert list((out / "seed=1,critic.sees=agent" / "events" / "train").iterdir())
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in a folder."""
+    try:
+        with sole_trainer(folder):
+            return False
+    except ConcordError:
+        return True
+
+
+def test_a_killed_sweep_s_processes_end_with_it(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    endless = ["train.env_steps=100000000", "train.save_seconds=0"]
+    words = ["cooperative/spread", *SMALL[1:], *endless, "learner.clip=0.1,0.2", "--processes", "2"]
+    command = [sys.executable, "-m", "marl", "run", *words, "--out", str(out)]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    points = [out / "learner.clip=0.1", out / "learner.clip=0.2"]
+    try:
+        wait_until(lambda: all((point / "checkpoints").exists() for point in points))
+        assert all(map(is_held, points))
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(map(is_held, points)), seconds=5)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_sweep_takes_no_more_cores_than_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8}, raising=False)
+    assert sweep.usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert sweep.usable_cores() == 1
+
+
+@pytest.mark.parametrize("plan", ['{"raw": ', "[]", '{"raw": {}, "points": []}'])
+def test_a_damaged_plan_of_a_sweep_is_told(
+    plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text(plan)
+    assert concord("resume", tmp_path, monkeypatch=monkeypatch) == 2
+    assert "not a plan that Concord wrote" in capsys.readouterr().err
 
 
 def test_listing_and_showing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
