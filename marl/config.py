@@ -268,11 +268,24 @@ def _nearest(path: str, known: list[str]) -> str | None:
     section, _, last = path.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     # Where several sections have the name, the first: sections come in the order of their importance.
-    for names in (siblings, {name.rpartition(".")[2]: name for name in reversed(known)}):
-        found = difflib.get_close_matches(last, names, 1, 0.6)
+    anywhere = {name.rpartition(".")[2]: name for name in reversed(known)}
+    for names in (siblings, anywhere):
+        if (other := OTHER_NAMES.get(last.lower())) in names:
+            return names[other]
+    for names in (siblings, anywhere):
+        found = difflib.get_close_matches(last, names, 1, 0.6) or [n for n in names if _abbreviates(last, n.split("_"))]
         if found:
             return names[found[0]]
     return None
+
+
+def _abbreviates(short: str, words: list[str]) -> bool:
+    """Whether `short` is made of the beginnings of all words in turn, as lr and learn_r are of learning_rate."""
+    short = short.removeprefix("_")
+    if not words or not short:
+        return not words and not short
+    lengths = range(1, len(words[0]) + 1)
+    return any(short[:n] == words[0][:n] and _abbreviates(short[n:], words[1:]) for n in lengths)
 
 
 def _siblings(path: str, known: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import yaml
 
 from envs.core import InputError
 from marl.catalog import catalog, find_config
-from marl.config import describe, dump, read_yaml, resolve, split_assignments
+from marl.config import OTHER_NAMES, describe, dump, read_yaml, resolve, split_assignments, walk
 
 SPREAD = read_yaml(find_config("cooperative/spread"))
 
@@ -19,7 +19,17 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("learner.learing_rate=1", "Unknown key learner.learing_rate. Did you mean learner.learning_rate?"),
         ("learner.num_envs=4", "Did you mean env.num_envs?"),
         ("sed=1", "Unknown key sed. Did you mean seed?"),
-        ("learner.lr=0.1", "Unknown key learner.lr. Known keys: "),
+        ("learner.xyz=0.1", "Unknown key learner.xyz. Known keys: "),
+        ("learner.lr=0.1", "Did you mean learner.learning_rate?"),
+        ("lr=0.1", "Did you mean learner.learning_rate?"),
+        ("learner.max_grad=0.1", "Did you mean learner.max_gradient?"),
+        ("train.steps=9", "Did you mean train.env_steps?"),
+        ("gamma=0.9", "Did you mean learner.discount?"),
+        ("learner.lambda=0.9", "Did you mean learner.trace?"),
+        ("n_envs=4", "Did you mean env.num_envs?"),
+        ("total_timesteps=9", "Did you mean train.env_steps?"),
+        ("evaluation.n_envs=4", "Did you mean evaluation.num_envs?"),
+        ("policy.hidden=[4]", "Did you mean policy.network.hidden?"),
         ("learner.clip=high", "learner.clip: expected a valid number"),
         ("learner.epochs=0", "learner.epochs: expected greater than or equal to 1; got 0"),
         ("seed=-1", "seed: expected greater than or equal to 0; got -1"),
@@ -91,6 +101,12 @@ def test_every_field_has_a_meaning() -> None:
     rows = describe(resolve(SPREAD, {}))
     assert len(rows) > 30
     assert [name for name, _, _, meaning in rows if not meaning] == []
+
+
+def test_every_other_name_stands_for_a_field() -> None:
+    fields = {name.rpartition(".")[2] for name, _, _ in walk(type(resolve(SPREAD, {})))}
+    assert set(OTHER_NAMES.values()) <= fields
+    assert not set(OTHER_NAMES) & fields
 
 
 def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:
