@@ -88,7 +88,9 @@ class TrainConfig(Section):
     """How long to train, and how often to save."""
 
     env_steps: int = Field(1_000_000, ge=1, description="joint steps of all environments of one policy")
-    cpu_seconds: float | None = Field(None, gt=0, description="stop earlier, after this much CPU time of training")
+    cpu_seconds: float | None = Field(
+        None, gt=0, description="stop earlier, after this much CPU time of training, env.workers not counted"
+    )
     save_seconds: float = Field(20.0, ge=0, description="time between checkpoints; a finished stage is always saved")
 
 

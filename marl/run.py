@@ -196,7 +196,10 @@ class Run:
         return json.loads(path.read_text())
 
     def used(self, name: str) -> dict[str, int | float]:
-        """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates."""
+        """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates.
+
+        cpu_seconds are those of the process that learns: workers that step PettingZoo environments are not counted.
+        """
         newest = checkpoints(self.folder / "checkpoints" / name)
         if not newest:
             raise InputError(f"{self.folder} has no stage {name} yet; `concord resume {self.folder}` continues it.")
@@ -280,7 +283,7 @@ class _Stage:
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time of this process so far, all attempts together."""
+        """Processor time of this process so far, all attempts together; that of env.workers is not in it."""
         return self._cpu_before + time.process_time() - self._cpu
 
     @property
