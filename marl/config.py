@@ -106,7 +106,11 @@ class EvaluationConfig(Section):
     """How a trained policy is judged."""
 
     episodes: int = Field(1024, ge=2, description="episodes, of sampled actions and again of most probable ones")
-    num_envs: int = Field(1024, ge=1, description="environments stepped together; fewer are used for fewer episodes")
+    num_envs: int = Field(
+        1024,
+        ge=1,
+        description="environments stepped together; fewer for fewer episodes, and of PettingZoo at most env.num_envs",
+    )
     film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
 
@@ -131,6 +135,12 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resume: ResumeConfig = ResumeConfig()
+
+    @property
+    def evaluation_envs(self) -> int:
+        """How many environments an evaluation steps together. Native rows cost next to nothing, others a copy each."""
+        rows = min(self.evaluation.num_envs, self.evaluation.episodes)
+        return rows if self.env.world is not None else min(rows, self.env.num_envs)
 
 
 def load_recipe(path: str) -> Any:

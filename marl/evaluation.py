@@ -21,8 +21,7 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     if len(points) > 1:
         raise InputError("evaluate takes one setting at a time; got a comma list.")
     run = Run.open(folder, points[0])
-    episodes = run.config.evaluation
-    actor, env = load_actor(run, min(episodes.num_envs, episodes.episodes))
+    actor, env = load_actor(run, run.config.evaluation_envs)
     metrics = evaluate(run, actor, env)
     env.close()
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)

@@ -21,8 +21,7 @@ TWIN_ARGS = "evaluation.twin.args"
 def judge(run: Run, policy: JointPolicy) -> Report:
     """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
     config = run.config.evaluation
-    rows = min(config.num_envs, config.episodes)
-    env = make_env(run.config.env, num_envs=rows, device=run.device)
+    env = make_env(run.config.env, num_envs=run.config.evaluation_envs, device=run.device)
     metrics = {name: Metric.exact(value) for name, value in run.used("train").items()}
     here = evaluate(run, policy, env)
     metrics |= here

@@ -109,6 +109,14 @@ def test_every_other_name_stands_for_a_field() -> None:
     assert not set(OTHER_NAMES) & fields
 
 
+def test_an_evaluation_makes_many_native_rows_but_few_foreign_copies() -> None:
+    assert resolve(SPREAD, {}).evaluation_envs == 1024
+    assert resolve(SPREAD, {"evaluation.episodes": 10}).evaluation_envs == 10
+    foreign = {"env": {"pettingzoo": "a.b:c", "num_envs": 4}, "evaluation.twin": None}
+    assert resolve(SPREAD, foreign).evaluation_envs == 4
+    assert resolve(SPREAD, {**foreign, "evaluation.num_envs": 2}).evaluation_envs == 2
+
+
 def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:
     entries = catalog()
     assert entries
