@@ -11,7 +11,7 @@ from marl.display import console
 from marl.environments import make_env, pettingzoo_env
 from marl.evaluate import Episodes, film, play
 from marl.pictures import learning_curve, save_gif
-from marl.policies import Greedy, JointPolicy
+from marl.policies import Greedy, IndependentPolicy, JointPolicy
 from marl.report import Metric, Report
 from marl.run import Run, stage_seed
 
@@ -45,7 +45,18 @@ def _draw(run: Run, policy: JointPolicy) -> None:
             picture(run, policy)
         except InputError as error:
             console.print(f"no film: {error}", markup=False)
-    return report
+
+
+def load_independent(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
+    """The `load` of a recipe whose stage "train" learned an `IndependentPolicy`, with `policy` in its config.
+
+    Gives the policy as it was last saved, and environments to play it in.
+    """
+    config: Any = run.config
+    env = make_env(config.env, num_envs=num_envs, device=run.device)
+    policy = IndependentPolicy(env.spec, config.policy, run.streams("policy"))
+    policy.load_state_dict(run.load("train", "policy"))
+    return policy, env
 
 
 def check_twin(run: Run, spec: EnvSpec) -> None:
