@@ -170,12 +170,12 @@ def main() -> None:
             errors.print("\nInterrupted. What was saved is intact; continue with [bold]concord resume DIR[/bold].")
         raise
     except Exception as error:
+        if os.environ.get("CONCORD_TRACEBACK"):
+            raise
         exit_code = getattr(error, "exit_code", None)
         if exit_code is not None:
             errors.print(f"[bold red]Error:[/bold red] {_plain(str(error))}")
             sys.exit(exit_code)
-        if os.environ.get("CONCORD_TRACEBACK"):
-            raise
         errors.print(f"[bold red]Error:[/bold red] {_plain(_unexpected(error))}")
         sys.exit(1)
 
@@ -185,14 +185,16 @@ def _plain(text: str) -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    """One paragraph for what nobody foresaw, with the traceback in a file."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """One paragraph for what the disk or the memory refused, or nobody foresaw, with the traceback in a file."""
+    from marl.display import in_words
+
+    if isinstance(error, OSError):
+        return f"{in_words(error)} Mend the file, the permissions or the disk; what was saved before is intact."
     with tempfile.NamedTemporaryFile("w", prefix="concord-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     return (
-        f"{type(error).__name__}: {error} (in {Path(frame.filename).name}, line {frame.lineno}). Nobody foresaw this: "
-        f"it is a mistake in Concord, or in your own environment or recipe. The traceback is in {file.name}; what was "
-        "saved before is intact."
+        f"{in_words(error)} Nobody foresaw this: it is a mistake in Concord, or in your own environment or recipe. The "
+        f"traceback is in {file.name}; what was saved before is intact."
     )
 
 

@@ -47,7 +47,7 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     known = {entry.name: entry.path for entry in catalog()}
-    plain = str(path.with_suffix("")).removeprefix("configs/")
+    plain = name.removesuffix(".yaml").removeprefix("configs/")
     if plain in known:
         return known[plain]
     near = difflib.get_close_matches(plain, known, 3, 0.4)

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from envs.core import InputError
-from marl.config import yaml_text
-from marl.pictures import new_axes, read_curve, smooth
-from marl.report import Metric, Report
+from marl.config import flatten, yaml_text
+from marl.pictures import new_axes, read_curve, require_picture_name, smooth
+from marl.report import Metric, Report, cannot_write
+
+LONGEST_LABEL = 80
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:
 
 def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list[Group]:
     """Group the runs found in `folders`, summarize `metric`, draw learning curves. Raises InputError for no runs."""
+    require_picture_name(picture)
     paths = dict.fromkeys(path.resolve() for folder in folders for path in _reports(folder))
     found = [(path.parent, Report.load(path)) for path in paths]
-    configs = [_flatten(report.config) for _, report in found]
+    configs = [flatten(report.config) for _, report in found]
     varying = sorted(
         {key for c in configs for key in c if any(other.get(key) != c[key] for other in configs)} - {"seed"}
     )
@@ -98,7 +100,7 @@ def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list
     for (folder, report), config in zip(found, configs):
         label = ", ".join(f"{key}={yaml_text(config.get(key))}" for key in varying) or report.recipe
         groups.setdefault(label, []).append((folder, report))
-    summaries = [_group(label, members, metric) for label, members in groups.items()]
+    summaries = [_group(_short(label, members[0][0]), members, metric) for label, members in groups.items()]
     _draw(summaries, picture)
     return summaries
 
@@ -113,19 +115,17 @@ def _reports(folder: Path) -> list[Path]:
     return [folder / "report.json"]
 
 
+def _short(label: str, folder: Path) -> str:
+    """Runs that have little in common are told apart by their folders."""
+    return label if len(label) <= LONGEST_LABEL else "/".join(folder.parts[-2:])
+
+
 def _group(label: str, members: list[tuple[Path, Report]], metric: str) -> Group:
     for folder, report in members:
         if metric not in report.metrics:
             raise InputError(f"{folder} has no metric {metric!r}; it has {', '.join(report.metrics)}.")
     values = np.array([report.metrics[metric].value for _, report in members])
     return Group(label, [folder for folder, _ in members], values, summarize(values))
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _draw(groups: Sequence[Group], picture: Path) -> None:
@@ -142,5 +142,8 @@ def _draw(groups: Sequence[Group], picture: Path) -> None:
         axes.fill_between(grid, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.2, lw=0)
     if axes.lines:
         axes.legend(fontsize=8, frameon=False)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture)
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(picture)
+    except OSError as error:
+        raise cannot_write(picture, error) from error

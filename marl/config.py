@@ -12,7 +12,49 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from envs.core import InputError, import_dotted
+from envs.core import ConcordError, InputError, import_dotted
+from marl.display import in_words
+
+# What other libraries call our fields, or a reader might.
+OTHER_NAMES = {
+    "gamma": "discount",
+    "lambda": "trace",
+    "lam": "trace",
+    "gae_lambda": "trace",
+    "alpha": "learning_rate",
+    "step_size": "learning_rate",
+    "eps": "clip",
+    "epsilon": "clip",
+    "clip_range": "clip",
+    "clip_coef": "clip",
+    "beta": "entropy",
+    "ent_coef": "entropy",
+    "max_grad_norm": "max_gradient",
+    "n_steps": "steps",
+    "num_steps": "steps",
+    "rollout_length": "steps",
+    "update_epochs": "epochs",
+    "ppo_epochs": "epochs",
+    "sequence_length": "segment",
+    "n_envs": "num_envs",
+    "total_timesteps": "env_steps",
+    "total_steps": "env_steps",
+    "timesteps": "env_steps",
+    "max_steps": "time_limit",
+    "max_cycles": "time_limit",
+    "horizon": "time_limit",
+    "episode_length": "time_limit",
+    "env_name": "world",
+    "env_id": "world",
+    "scenario": "world",
+    "hidden_sizes": "hidden",
+    "gpu": "device",
+    "cuda": "device",
+    "algorithm": "recipe",
+    "algo": "recipe",
+    "eval_episodes": "episodes",
+}
+END = "..."  # YAML's end of a document
 
 
 class Section(BaseModel):
@@ -46,7 +88,9 @@ class TrainConfig(Section):
     """How long to train, and how often to save."""
 
     env_steps: int = Field(1_000_000, ge=1, description="joint steps of all environments of one policy")
-    cpu_seconds: float | None = Field(None, gt=0, description="stop earlier, after this much CPU time of training")
+    cpu_seconds: float | None = Field(
+        None, gt=0, description="stop earlier, after this much CPU time of training, env.workers not counted"
+    )
     save_seconds: float = Field(20.0, ge=0, description="time between checkpoints; a finished stage is always saved")
 
 
@@ -62,7 +106,11 @@ class EvaluationConfig(Section):
     """How a trained policy is judged."""
 
     episodes: int = Field(1024, ge=2, description="episodes, of sampled actions and again of most probable ones")
-    num_envs: int = Field(1024, ge=1, description="environments stepped together; fewer are used for fewer episodes")
+    num_envs: int = Field(
+        1024,
+        ge=1,
+        description="environments stepped together; fewer for fewer episodes, and of PettingZoo at most env.num_envs",
+    )
     film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
 
@@ -88,14 +136,37 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     resume: ResumeConfig = ResumeConfig()
 
+    @property
+    def evaluation_envs(self) -> int:
+        """How many environments an evaluation steps together. Native rows cost next to nothing, others a copy each."""
+        rows = min(self.evaluation.num_envs, self.evaluation.episodes)
+        return rows if self.env.world is not None else min(rows, self.env.num_envs)
+
 
 def load_recipe(path: str) -> Any:
     """The recipe's module: it has `Config` and `recipe`. Raises InputError where it does not."""
-    module = import_dotted(path)
+    try:
+        module = import_dotted(path)
+    except ConcordError:
+        raise
+    except Exception as error:
+        raise InputError(f"The recipe {path} cannot be imported: {in_words(error)}") from error
     missing = [name for name in ("Config", "recipe") if not hasattr(module, name)]
     if missing:
         raise InputError(f"A recipe module needs Config and recipe(config, run); {path} lacks {' and '.join(missing)}.")
+    if not (isinstance(module.Config, type) and issubclass(module.Config, RunConfig)):
+        raise InputError(f"Config of a recipe is a class derived from marl.config.RunConfig; that of {path} is not.")
     return module
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose values are JSON's: a date stays text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,12 +174,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"There is no config file {path}. `concord list` shows the configs that come with Concord.")
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
+        raise InputError(f"{path} is not valid YAML: {_in_one_line(error)}.") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path} must hold a mapping such as 'recipe: marl.algorithms.mappo'; got {raw!r}.")
     return raw
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return str(error)
 
 
 def split_assignments(assignments: Sequence[str]) -> list[dict[str, Any]]:
@@ -131,7 +208,7 @@ def split_assignments(assignments: Sequence[str]) -> list[dict[str, Any]]:
 
 def _parse(key: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise InputError(f"The value of {key} is not valid YAML: {text!r}.") from None
     # YAML 1.1 reads 1e-3 as a string.
@@ -157,7 +234,7 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
     """The checked config of one run. Raises InputError with the path of what is wrong and the nearest right name."""
     raw = _deep_copy(raw)
     for key, value in overrides.items():
-        _assign(raw, key, value)
+        _assign(raw, key, _deep_copy(value))
     if not isinstance(raw.get("recipe"), str):
         raise InputError("A config names its algorithm: add a line such as 'recipe: marl.algorithms.mappo'.")
     model = load_recipe(raw["recipe"]).Config
@@ -203,11 +280,24 @@ def _nearest(path: str, known: list[str]) -> str | None:
     section, _, last = path.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     # Where several sections have the name, the first: sections come in the order of their importance.
-    for names in (siblings, {name.rpartition(".")[2]: name for name in reversed(known)}):
-        found = difflib.get_close_matches(last, names, 1, 0.6)
+    anywhere = {name.rpartition(".")[2]: name for name in reversed(known)}
+    for names in (siblings, anywhere):
+        if (other := OTHER_NAMES.get(last.lower())) in names:
+            return names[other]
+    for names in (siblings, anywhere):
+        found = difflib.get_close_matches(last, names, 1, 0.6) or [n for n in names if _abbreviates(last, n.split("_"))]
         if found:
             return names[found[0]]
     return None
+
+
+def _abbreviates(short: str, words: list[str]) -> bool:
+    """Whether `short` is made of the beginnings of all words in turn, as lr and learn_r are of learning_rate."""
+    short = short.removeprefix("_")
+    if not words or not short:
+        return not words and not short
+    lengths = range(1, len(words[0]) + 1)
+    return any(short[:n] == words[0][:n] and _abbreviates(short[n:], words[1:]) for n in lengths)
 
 
 def _siblings(path: str, known: list[str]) -> list[str]:
@@ -263,5 +353,13 @@ def yaml_text(value: Any) -> str:
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved config as YAML, with a last line that shows that it is whole."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, explicit_end=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def in_words(error: Exception) -> str:
+    """What an error that nobody turned into words says, and where: the innermost place that is no library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = " ".join(lines) if len(lines) < 4 else f"{lines[0]} … {lines[-1]}"
+    return f"{type(error).__name__}: {text}{place}."
 
 
 class TrainingDisplay:

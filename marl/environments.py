@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from envs.core import InputError, VectorEnv, import_dotted
-from envs.world import TensorEnv, World
+from envs.core import ConcordError, InputError, Streams, VectorEnv, import_dotted
+from envs.world import RandomActor, TensorEnv, Transition, World
 from marl.config import EnvConfig
+from marl.display import in_words
 
 
 def make_env(
@@ -21,43 +22,83 @@ def make_env(
     device: torch.device | str = "cpu",
     restart_episodes: bool = False,
 ) -> VectorEnv:
-    """The environments that the config asks for, `num_envs` where given. Raises InputError for what is no world."""
+    """The environments that the config asks for, `num_envs` where given.
+
+    Raises InputError for what is no world, for arguments of which none can be made, and for episodes that never end.
+    """
     num_envs = num_envs or config.num_envs
     if config.world is not None:
-        world = call_with(import_dotted(config.world), config.args, "env.args")
-        if not isinstance(world, World):
-            raise InputError(
-                f"env.world must name a World (see envs.world.World); {config.world} gave a {type(world).__name__}."
-            )
-        return TensorEnv(world, num_envs, time_limit=config.time_limit, device=device)
+        return TensorEnv(_world(config, config.world), num_envs, time_limit=config.time_limit, device=device)
     assert config.pettingzoo is not None
     return pettingzoo_env(
         config.pettingzoo,
         config.args,
         num_envs,
+        "env.args",
         device=device,
         workers=min(config.workers, num_envs),
         restart_episodes=restart_episodes,
     )
 
 
-def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, **options: Any) -> VectorEnv:
-    """E copies of the PettingZoo environment that `path(**args)` makes; wrong arguments are told before any is made."""
+def _world(config: EnvConfig, path: str) -> World[Any]:
+    """The world, tried for one step before anything is trained in it."""
+    maker = import_dotted(path)
+    if not callable(maker):
+        raise InputError(f"env.world must name a World, module:Class; {path} is a {type(maker).__name__}.")
+    require_arguments(maker, config.args, "env.args")
+    try:
+        world = maker(**config.args)
+        first = _first_step(world) if isinstance(world, World) else None
+    except ConcordError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path} with env.args={config.args} cannot be made, or not be played for a step: {in_words(error)}"
+        ) from error
+    if first is None:
+        raise InputError(f"env.world must name a World (see envs.world.World); {path} gave a {type(world).__name__}.")
+    # A world that may terminate is believed: whether it ever does, only playing could tell.
+    if config.time_limit is None and world.spec.horizon is None and first.terminated is None:
+        raise InputError(
+            f"Episodes of {path} never end: it has no horizon, and its transition never terminates. Give them an end, "
+            "such as env.time_limit=100."
+        )
+    return world
+
+
+def _first_step(world: World[Any]) -> Transition:
+    """One step of random play."""
+    env, generator = TensorEnv(world, 1), torch.Generator().manual_seed(0)
+    decision, _ = RandomActor(env.spec).act(env.reset(0), None, Streams([0]))
+    state = world.initial(world.initial_noise(1, generator))
+    return world.transition(state, decision.action, world.noise(1, generator))
+
+
+def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, section: str = "args", **options: Any) -> VectorEnv:
+    """E copies of the PettingZoo environment that `path(**args)` makes; wrong arguments are told before any is made.
+
+    section: the arguments' place in the config, for messages.
+    """
     from envs.pettingzoo import PettingZooEnv  # imports gymnasium, which takes a while
 
     function = import_dotted(path)
+    if not callable(function):
+        kind = type(function).__name__
+        raise InputError(
+            f"Expected a function that makes a PettingZoo environment, module:function; {path} is a {kind}."
+        )
     if inspect.isfunction(function) and not inspect.getfullargspec(function).args:
         # By PettingZoo's convention env(**kwargs) and parallel_env(**kwargs) pass them on to raw_env, which names them.
         function = getattr(import_dotted(path.partition(":")[0]), "raw_env", function)
-    require_arguments(function, args, "args")
-    # Workers get the path: a function of this module would make them import torch.
-    return PettingZooEnv(path, num_envs, options=args, **options)
-
-
-def call_with(function: Callable[..., Any], args: dict[str, Any], section: str) -> Any:
-    """`function(**args)`; a wrong argument name is an InputError that tells the right ones."""
     require_arguments(function, args, section)
-    return function(**args)
+    try:
+        # Workers get the path: a function of this module would make them import torch.
+        return PettingZooEnv(path, num_envs, options=args, **options)
+    except InputError:
+        raise
+    except ConcordError as error:
+        raise InputError(f"{path} cannot be made with {section}={args}: {error}") from error
 
 
 def require_arguments(function: Callable[..., Any], args: dict[str, Any], section: str) -> None:
@@ -66,13 +107,14 @@ def require_arguments(function: Callable[..., Any], args: dict[str, Any], sectio
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return
+    name = getattr(function, "__name__", str(function))
     named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [p.name for p in named]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for unknown in [name for name in args if name not in names]:
             near = difflib.get_close_matches(unknown, names, 1)
-            hint = f"Did you mean {section}.{near[0]}?" if near else f"It takes: {', '.join(names) or 'nothing'}."
+            hint = f"Did you mean {section}.{near[0]}?" if near else f"{name} takes: {', '.join(names) or 'nothing'}."
             raise InputError(f"Unknown key {section}.{unknown}. {hint}")
     missing = [p.name for p in named if p.default is p.empty and p.name not in args]
     if missing:
-        raise InputError(f"{section}.{missing[0]} is missing: {getattr(function, '__name__', function)} needs it.")
+        raise InputError(f"{section}.{missing[0]} is missing: {name} needs it.")

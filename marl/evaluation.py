@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.core import Actor, InputError, VectorEnv
+from envs.core import Actor, ConcordError, InputError, VectorEnv
 from marl.config import load_recipe, split_assignments
+from marl.display import in_words
 from marl.judging import evaluate, picture
 from marl.report import Report
 from marl.run import Run
@@ -20,8 +21,7 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     if len(points) > 1:
         raise InputError("evaluate takes one setting at a time; got a comma list.")
     run = Run.open(folder, points[0])
-    episodes = run.config.evaluation
-    actor, env = load_actor(run, min(episodes.num_envs, episodes.episodes))
+    actor, env = load_actor(run, run.config.evaluation_envs)
     metrics = evaluate(run, actor, env)
     env.close()
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
@@ -48,8 +48,11 @@ def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
         raise InputError(f"{run.config.recipe} has no load(run, num_envs), so there is no actor to play.")
     try:
         loaded: tuple[Actor, VectorEnv] = module.load(run, num_envs)
-    except RuntimeError as error:
+    except ConcordError:
+        raise
+    except Exception as error:
         raise InputError(
-            f"The trained policy of {run.folder} does not fit this environment: {str(error).splitlines()[-1].strip()}"
+            f"The trained policy of {run.folder} does not fit this environment, or not these networks: "
+            f"{in_words(error)} Leave env and policy as they were trained, or change only what keeps their sizes."
         ) from error
     return loaded

@@ -11,16 +11,17 @@ from marl.display import console
 from marl.environments import make_env, pettingzoo_env
 from marl.evaluate import Episodes, film, play
 from marl.pictures import learning_curve, save_gif
-from marl.policies import Greedy, JointPolicy
+from marl.policies import Greedy, IndependentPolicy, JointPolicy
 from marl.report import Metric, Report
 from marl.run import Run, stage_seed
+
+TWIN_ARGS = "evaluation.twin.args"
 
 
 def judge(run: Run, policy: JointPolicy) -> Report:
     """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
     config = run.config.evaluation
-    rows = min(config.num_envs, config.episodes)
-    env = make_env(run.config.env, num_envs=rows, device=run.device)
+    env = make_env(run.config.env, num_envs=run.config.evaluation_envs, device=run.device)
     metrics = {name: Metric.exact(value) for name, value in run.used("train").items()}
     here = evaluate(run, policy, env)
     metrics |= here
@@ -29,13 +30,33 @@ def judge(run: Run, policy: JointPolicy) -> Report:
     env.close()
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
     report.save(run.folder / "report.json")
-    learning_curve(run.folder, run.folder / "learning_curve.png")
-    if config.film_episodes:
+    _draw(run, policy)
+    return report
+
+
+def _draw(run: Run, policy: JointPolicy) -> None:
+    """Curve and film; what cannot be drawn is told, and is no failure of the run."""
+    try:
+        learning_curve(run.folder, run.folder / "learning_curve.png")
+    except InputError as error:
+        console.print(f"no curve: {error}", markup=False)
+    if run.config.evaluation.film_episodes:
         try:
             picture(run, policy)
         except InputError as error:
             console.print(f"no film: {error}", markup=False)
-    return report
+
+
+def load_independent(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
+    """The `load` of a recipe whose stage "train" learned an `IndependentPolicy`, with `policy` in its config.
+
+    Gives the policy as it was last saved, and environments to play it in.
+    """
+    config: Any = run.config
+    env = make_env(config.env, num_envs=num_envs, device=run.device)
+    policy = IndependentPolicy(env.spec, config.policy, run.streams("policy"))
+    policy.load_state_dict(run.load("train", "policy"))
+    return policy, env
 
 
 def check_twin(run: Run, spec: EnvSpec) -> None:
@@ -43,7 +64,7 @@ def check_twin(run: Run, spec: EnvSpec) -> None:
     twin = run.config.evaluation.twin
     if twin is None:
         return
-    with closing(pettingzoo_env(twin.pettingzoo, twin.args, 1)) as env:
+    with closing(pettingzoo_env(twin.pettingzoo, twin.args, 1, TWIN_ARGS)) as env:
         for field in ("observation_sizes", "actions"):
             here, there = getattr(spec, field), getattr(env.spec, field)
             if here != there:
@@ -72,7 +93,7 @@ def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:
     """Returns in the PettingZoo twin, and the difference to the training world."""
     twin = run.config.evaluation.twin
     assert twin is not None
-    env = pettingzoo_env(twin.pettingzoo, twin.args, min(16, twin.episodes), device=run.device)
+    env = pettingzoo_env(twin.pettingzoo, twin.args, min(16, twin.episodes), TWIN_ARGS, device=run.device)
     episodes = _played(run, env, policy, twin.episodes, "twin")
     env.close()
     found = episodes.metrics(env.spec.channels, "twin/")
@@ -89,10 +110,10 @@ def picture(run: Run, policy: Actor) -> Any:
     config = run.config.evaluation
     if config.twin is not None:
         args = {**config.twin.args, "render_mode": "rgb_array"}
-        env = pettingzoo_env(config.twin.pettingzoo, args, 1, device=run.device)
+        env = pettingzoo_env(config.twin.pettingzoo, args, 1, TWIN_ARGS, device=run.device)
     elif run.config.env.pettingzoo is not None:
         args = {**run.config.env.args, "render_mode": "rgb_array"}
-        env = pettingzoo_env(run.config.env.pettingzoo, args, 1, device=run.device)
+        env = pettingzoo_env(run.config.env.pettingzoo, args, 1, "env.args", device=run.device)
     else:
         env = make_env(run.config.env, num_envs=1, device=run.device)
     frames = film(env, policy, max(1, config.film_episodes), stage_seed(run.config.seed, "film"))

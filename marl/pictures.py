@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,25 @@ from typing import Any
 import numpy as np
 
 from envs.core import InputError
+from marl.log import read_rows
 
 
 def read_curve(folder: Path, x: str = "env_steps", y: str = "return_per_agent") -> tuple[list[float], list[float]]:
     """Two columns of a run's metrics.csv, where both have a value."""
     path = folder / "metrics.csv"
     if not path.exists():
-        raise InputError(f"{folder} has no metrics.csv: nothing has been trained there yet.")
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(x) and row.get(y) not in (None, "", "nan")]
+        raise InputError(f"{folder} has no metrics.csv: nothing has been trained there yet, or it was moved away.")
+    rows = [row for row in read_rows(path) if row.get(x) and row.get(y) not in (None, "", "nan")]
     return [float(row[x]) for row in rows], [float(row[y]) for row in rows]
+
+
+def require_picture_name(path: Path) -> None:
+    """Raise InputError for a file name whose ending is no kind of picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds or path.is_dir():
+        raise InputError(f"A picture is a file that ends in .png, .pdf or .svg; got {path}.")
 
 
 def new_axes(title: str, x: str, y: str) -> tuple[Any, Any]:

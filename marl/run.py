@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -17,14 +16,18 @@ import torch
 from torch import Tensor
 
 from envs.core import ConcordError, InputError, Streams, Tree
-from marl.batch import Batch, Outcome
+from marl.batch import Batch
 from marl.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
-from marl.config import RunConfig, dump, read_yaml, resolve
-from marl.display import TrainingDisplay
+from marl.config import END, RunConfig, dump, flatten, read_yaml, resolve
+from marl.display import TrainingDisplay, in_words
 from marl.learners import Learner
-from marl.report import cannot_write, versions, write_atomically
+from marl.log import Log, Tally
+from marl.report import versions, write_atomically
 
 L = TypeVar("L", bound=Learner)
+# What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged. Seeds trained as one
+# share their checkpoints.
+MAY_CHANGE = ("seed", "device", "compile", "threads", "train.", "evaluation.", "resume.", "env.workers")
 LOGGED_ROWS = 500  # rows of metrics.csv that a stage aims for
 
 
@@ -69,22 +72,42 @@ class Run:
         self.folder, self.config = folder, config
         self.seeds = tuple(seeds) if seeds is not None else (config.seed,)
         self.device = pick_device(config.device)
+        self.begun = self._is_new = False
         torch.set_num_threads(config.threads)
 
     @classmethod
     def create(cls, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None) -> Run:
-        """Begin in a new folder. Raises InputError where the folder already holds a run."""
+        """A run that will begin in a new folder. Raises InputError where the folder already holds one.
+
+        Nothing is written before there is something to keep: a config from which nothing can be built takes no folder.
+        """
         refuse_used_folder(folder)
-        write_atomically(folder / "config.yaml", dump(config))
-        write_atomically(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
-        return cls(folder, config, seeds)
+        run = cls(folder, config, seeds)
+        run._is_new = True
+        return run
+
+    def begin(self) -> None:
+        """Everything is built: take the folder, if it is new. Stages call this by themselves."""
+        if self._is_new and not self.begun:
+            refuse_used_folder(self.folder)
+            write_atomically(self.folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            write_atomically(self.folder / "config.yaml", dump(self.config))
+        self.begun = True
 
     @classmethod
     def open(cls, folder: Path, overrides: dict[str, Any] | None = None) -> Run:
         """A run that was begun before. Raises InputError where there is none."""
-        if not (folder / "config.yaml").is_file():
-            raise InputError(f"{folder} holds no run: it has no config.yaml.")
-        return cls(folder, resolve(read_yaml(folder / "config.yaml"), overrides or {}))
+        path = folder / "config.yaml"
+        if not path.is_file():
+            points = sorted(folder.glob("*/config.yaml"))
+            hint = f" It holds runs: name one of them, such as {points[0].parent}." if points else ""
+            raise InputError(f"{folder} holds no run: it has no config.yaml.{hint}")
+        if not path.read_text(errors="replace").rstrip().endswith(END):
+            raise InputError(
+                f"{path} is cut short: it does not end with a line {END!r}. Restore it (report.json, where there is "
+                "one, holds the whole config); if nothing is missing, add that line."
+            )
+        return cls(folder, resolve(read_yaml(path), overrides or {}))
 
     @property
     def policies(self) -> int:
@@ -129,15 +152,16 @@ class Run:
         Resumes from the stage's newest checkpoint; a finished stage returns at once, learner and probes as at its end.
         Raises ConcordError for a loss that is no number; the last good checkpoint stays.
         """
+        self.begin()
         stage = _Stage(self, name, learner, source, probes)
         if stage.restore():
             return learner
         with (
             sole_trainer(self.folder),
             TrainingDisplay(name, updates, stage.update) as display,
-            _Log(self.folder, name, stage.update, stage.env_steps) as log,
+            Log(self.folder, name, stage.update, stage.env_steps) as log,
         ):
-            tally = _Tally(self.policies)
+            tally = Tally(self.policies)
             log_every = max(1, updates // LOGGED_ROWS)
             for batch in source if stage.goes_on(updates, cpu_seconds) else ():
                 terms = learner.update(batch)
@@ -147,12 +171,12 @@ class Run:
                     check_finite(terms, stage.update)
                 for probe in probes:
                     if stage.update % probe.every == 0:
-                        log.write(stage, self.seeds, [probe(stage.update, learner)] * self.policies)
+                        log.write(stage.used(), self.seeds, [probe(stage.update, learner)] * self.policies)
                 over = not stage.goes_on(updates, cpu_seconds)
                 if stage.update % log_every == 0 or over:
                     check_finite(terms, stage.update)
                     rows = tally.read()
-                    log.write(stage, self.seeds, rows)
+                    log.write(stage.used(), self.seeds, rows)
                     display.advance(stage.update, summary(stage, rows))
                 else:
                     display.advance(stage.update)
@@ -165,13 +189,17 @@ class Run:
 
     def once(self, name: str, function: Callable[[], Any]) -> Any:
         """The JSON value that `function` gives, computed once and kept."""
+        self.begin()
         path = self.folder / "once" / f"{name}.json"
         if not path.exists():
             write_atomically(path, json.dumps(function()))
         return json.loads(path.read_text())
 
     def used(self, name: str) -> dict[str, int | float]:
-        """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates."""
+        """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates.
+
+        cpu_seconds are those of the process that learns: workers that step PettingZoo environments are not counted.
+        """
         newest = checkpoints(self.folder / "checkpoints" / name)
         if not newest:
             raise InputError(f"{self.folder} has no stage {name} yet; `concord resume {self.folder}` continues it.")
@@ -207,17 +235,40 @@ class _Stage:
         if not found:
             return False
         state = load_checkpoint(found[-1], self.run.device)
-        self.learner.load_state_dict(state["learner"])
-        for probe, saved in zip(self.probes, state["probes"], strict=True):
-            probe.load_state_dict(saved)
-        if state["finished"]:
-            return True
-        self.source.load_state_dict(state["source"])
-        used = state["used"]
-        self.update, self.env_steps = int(used["updates"]), int(used["env_steps"])
-        self.agent_steps = torch.tensor(used["agent_steps"], device=self.run.device, dtype=torch.float64)
-        self._wall_before, self._cpu_before = used["wall_seconds"], used["cpu_seconds"]
+        self._require_same_config(state.get("config", {}))
+        try:
+            self.learner.load_state_dict(state["learner"])
+            for probe, saved in zip(self.probes, state["probes"], strict=True):
+                probe.load_state_dict(saved)
+            if state["finished"]:
+                return True
+            self.source.load_state_dict(state["source"])
+            used = state["used"]
+            self.update, self.env_steps = int(used["updates"]), int(used["env_steps"])
+            self.agent_steps = torch.tensor(used["agent_steps"], device=self.run.device, dtype=torch.float64)
+            self._wall_before, self._cpu_before = used["wall_seconds"], used["cpu_seconds"]
+        except ConcordError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"The checkpoint {found[-1]} does not fit what the recipe builds: {in_words(error)} Undo what has "
+                "changed since it was written, in the recipe or its environment; nothing saved is lost."
+            ) from error
         return False
+
+    def _require_same_config(self, before: dict[str, Any]) -> None:
+        """What was learned under one config does not go on under another, except for what cannot matter."""
+        now, before = flatten(self.run.config.model_dump(mode="json")), flatten(before)
+        changed = [
+            f"{key} is {now[key]!r}, was {before[key]!r}"
+            for key in now
+            if key in before and now[key] != before[key] and not key.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise InputError(
+                f"{self.run.folder / 'config.yaml'} was changed since the checkpoint of {self.name}: "
+                f"{'; '.join(changed)}. A run goes on only as it began: undo that, or begin another run."
+            )
 
     def goes_on(self, updates: int, cpu_seconds: float | None) -> bool:
         """Whether there is budget left."""
@@ -232,7 +283,7 @@ class _Stage:
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor time of this process so far, all attempts together."""
+        """Processor time of this process so far, all attempts together; that of env.workers is not in it."""
         return self._cpu_before + time.process_time() - self._cpu
 
     @property
@@ -261,6 +312,7 @@ class _Stage:
         _refuse_nan(learner, self.update)
         state = {
             "finished": finished,
+            "config": self.run.config.model_dump(mode="json"),
             "used": self.used(),
             "learner": learner,
             "source": self.source.state_dict(),
@@ -270,133 +322,6 @@ class _Stage:
         save_checkpoint(self.folder / f"{self.update:09d}{'-finished' if finished else ''}", state)
         remove_old(self.folder)
         self._saved = time.monotonic()
-
-
-class _Tally:
-    """Means of what was logged since the last reading, kept on the device."""
-
-    def __init__(self, policies: int):
-        self.policies = policies
-        self._clear()
-
-    def _clear(self) -> None:
-        self._terms: list[dict[str, Tensor]] = []
-        self._outcomes: list[Outcome] = []
-
-    def add(self, terms: dict[str, Tensor], batch: Batch) -> None:
-        """One update's terms, and how its episodes went."""
-        self._terms.append(terms)
-        if batch.outcome is not None:
-            self._outcomes.append(batch.outcome)
-
-    def read(self) -> list[dict[str, float]]:
-        """A row for each policy; returns are missing where no episode ended."""
-        columns: dict[str, Tensor] = {}
-        if self._outcomes:
-            weight, length, total = (
-                torch.stack([getattr(outcome, name) for outcome in self._outcomes])
-                for name in ("episodes", "length", "total")
-            )
-            count = weight.sum(0)
-            per_agent = total.sum(-1)  # [U,P,N]: a return of many channels is their sum
-            for name, x in (
-                ("return_per_agent", per_agent.mean(-1)),
-                ("return_team", per_agent.sum(-1)),
-                ("episode_length", length),
-            ):
-                columns[name] = (x * weight).sum(0) / count
-            columns["episodes"] = count
-        for name in self._terms[0]:
-            columns[name] = torch.stack([terms[name] for terms in self._terms]).mean(0)
-        self._clear()
-        table = {name: x.expand(self.policies).tolist() for name, x in columns.items()}
-        return [{name: table[name][p] for name in table} for p in range(self.policies)]
-
-
-class _Log:
-    """metrics.csv and TensorBoard events; rows after the checkpoint that a run resumes from are dropped."""
-
-    def __init__(self, folder: Path, stage: str, update: int, env_steps: int):
-        self.folder, self.stage, self.path = folder, stage, folder / "metrics.csv"
-        # Events are drawn over environment steps; a resumed stage drops what came after its checkpoint.
-        self._purge = env_steps + 1 if update else None
-        self._rows = _read_rows(self.path, stage, update)
-        self._names: list[str] = []
-        self._writer: Any = None
-
-    def __enter__(self) -> _Log:
-        if self._rows:
-            self._names = list(self._rows[0])
-        self._rewrite()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, stage: _Stage, seeds: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
-        """One row for each policy."""
-        used = stage.used()
-        for seed, row in zip(seeds, rows):
-            full = {"stage": self.stage, "seed": seed, **used, **row}
-            self._append(full)
-            self._draw(full, f"seed={seed}/" if len(seeds) > 1 else "")
-
-    def _append(self, row: dict[str, Any]) -> None:
-        text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
-        self._rows.append(text)
-        new = [name for name in text if name not in self._names]
-        self._names += new
-        if new and len(self._rows) > 1:
-            self._rewrite()
-            return
-        try:
-            with self.path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, self._names, restval="")
-                if new:
-                    writer.writeheader()
-                writer.writerow(text)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-
-    def _rewrite(self) -> None:
-        import io
-
-        if not self._names:
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._names, restval="")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomically(self.path, text.getvalue())
-
-    def _draw(self, row: dict[str, Any], prefix: str) -> None:
-        if self._writer is None:
-            self._writer = events_writer(self.folder, self.stage, self._purge)
-        draw_row(self._writer, row, prefix)
-
-
-def events_writer(folder: Path, stage: str, purge_step: int | None = None) -> Any:
-    """TensorBoard's writer for one stage of a run."""
-    from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-    return SummaryWriter(str(folder / "events" / stage), purge_step=purge_step)
-
-
-def draw_row(writer: Any, row: Mapping[str, Any], prefix: str = "") -> None:
-    """A row of metrics.csv as scalars over environment steps."""
-    for name, value in row.items():
-        if name not in ("stage", "seed", "updates", "env_steps") and value != "" and math.isfinite(float(value)):
-            writer.add_scalar(f"{prefix}{name}", float(value), int(row["env_steps"]))
-
-
-def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:
-    """The rows that a resumed stage keeps: those of other stages, and its own up to the checkpoint."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if row["stage"] != stage or int(row["updates"]) <= update]
 
 
 def summary(stage: _Stage, rows: Sequence[dict[str, float]]) -> str:

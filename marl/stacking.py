@@ -15,8 +15,9 @@ from torch import Tensor
 from marl.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from marl.config import RunConfig, dump, load_recipe
 from marl.display import console
+from marl.log import draw_row, events_writer, read_rows
 from marl.report import write_atomically
-from marl.run import Run, draw_row, events_writer
+from marl.run import Run
 
 
 def can_stack(configs: Sequence[RunConfig]) -> bool:
@@ -83,12 +84,9 @@ def _slice(tree: Any, number: int, policies: int) -> Any:
 
 def _write_metrics(stack: Path, folder: Path, seed: int) -> None:
     """The rows of one seed, as a table and as TensorBoard events."""
-    with (stack / "metrics.csv").open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if row["seed"] == str(seed)]
-        names = list(reader.fieldnames or [])
+    rows = [row for row in read_rows(stack / "metrics.csv") if row["seed"] == str(seed)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, names)
+    writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "metrics.csv", text.getvalue())

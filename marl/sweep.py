@@ -6,42 +6,86 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from envs.core import ConcordError, InputError
 from marl.comparison import sweep_metrics
 from marl.config import RunConfig, dump, load_recipe, resolve, split_assignments, yaml_text
-from marl.display import console
+from marl.display import console, in_words
 from marl.report import Report, write_atomically
 from marl.run import Run, refuse_used_folder
 from marl.stacking import can_stack, train_stacked
 
 SWEEP = "sweep.json"
+CHILD = "from marl.sweep import end_with_parent; end_with_parent(); from marl.__main__ import main; main()"
 
 
 def run_training(config: RunConfig, folder: Path) -> Report:
-    """One run in a new folder."""
+    """One run in a new folder, which stays free where the config's world or networks cannot be built."""
+    return _follow(config, Run.create(folder, config))
+
+
+def _follow(config: RunConfig, run: Run) -> Report:
+    """What the recipe finds. Before anything is trained, whatever it raises is taken for bad input."""
     module = load_recipe(config.recipe)
-    return module.recipe(config, Run.create(folder, config))
+    try:
+        report = module.recipe(config, run)
+    except (ConcordError, _Built):
+        raise
+    except Exception as error:
+        if run.begun:
+            raise
+        raise InputError(
+            f"What the config asks for cannot be built: {in_words(error)} Mend the value that this comes from, such as "
+            "a dotted path or an argument; CONCORD_TRACEBACK=1 shows the whole way to it."
+        ) from error
+    if not isinstance(report, Report):
+        raise InputError(f"{config.recipe}.recipe must return a marl.report.Report; got a {type(report).__name__}.")
+    return report
 
 
 def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Path, processes: int | None) -> Report:
     """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
     refuse_used_folder(folder)
-    if len({json.dumps(point) for point in points}) < len(points):
+    configs = _configs(raw, points)
+    if len(configs) < len(points):
         raise InputError("A sweep has each point once; this comma list names a value twice.")
-    for point in points:
-        resolve(raw, point)
+    for group in _seed_groups(configs):
+        _rehearse(configs[group[0]])
     write_atomically(folder / SWEEP, json.dumps({"raw": raw, "points": list(points), "processes": processes}, indent=2))
     return _finish_sweep(folder)
 
 
+class _Built(Exception):  # noqa: N818  nothing went wrong
+    """Everything is there that a stage needs."""
+
+
+class _Rehearsal(Run):
+    """A run that goes as far as its first stage."""
+
+    def begin(self) -> None:
+        """Stop."""
+        raise _Built
+
+
+def _rehearse(config: RunConfig) -> None:
+    """Build what a run trains, and train nothing. Raises InputError where that fails."""
+    with tempfile.TemporaryDirectory(prefix="concord-rehearsal-") as folder, suppress(_Built):
+        _follow(config, _Rehearsal.create(Path(folder), config))
+
+
 def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
     """Continue a run or a sweep. Only how to resume and how to evaluate may change."""
-    (overrides,) = split_assignments(assignments) if assignments else [{}]
+    points = split_assignments(assignments)
+    if len(points) > 1:
+        raise InputError("resume takes one setting at a time; got a comma list.")
+    overrides = points[0]
     foreign = [key for key in overrides if not key.startswith(("resume.", "evaluation."))]
     if foreign:
         raise InputError(
@@ -50,26 +94,24 @@ def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
     if (folder / SWEEP).exists():
         return _finish_sweep(folder, assignments)
     run = Run.open(folder, overrides)
-    return load_recipe(run.config.recipe).recipe(run.config, run)
+    return _follow(run.config, run)
 
 
 def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
-    plan = json.loads((folder / SWEEP).read_text())
-    points = plan["points"]
-    varying = [key for key in points[0] if any(point[key] != points[0][key] for point in points)]
-    names = [assignments_text(point, varying) for point in points]
-    configs = {name: resolve(plan["raw"], point) for name, point in zip(names, points)}
+    plan = _read_plan(folder / SWEEP)
+    points, varying = plan["points"], _varying(plan["points"])
+    configs = _configs(plan["raw"], points)
     for name, config in configs.items():
         if not (folder / name / "config.yaml").exists():
-            Run.create(folder / name, config)
+            Run.create(folder / name, config).begin()
     for group in _seed_groups(configs):
         if can_stack([configs[name] for name in group]):
             train_stacked(folder, {name: configs[name] for name in group})
     waiting = [folder / name for name in configs if not (folder / name / "report.json").exists()]
-    _run_processes(waiting, plan["processes"] or os.cpu_count() or 1, assignments)
+    _run_processes(waiting, plan["processes"] or usable_cores(), assignments)
     reports = {name: Report.load(folder / name / "report.json") for name in configs}
     variants: dict[str, list[Report]] = {}
-    for name, point in zip(names, points):
+    for name, point in zip(configs, points):
         label = assignments_text(point, [key for key in varying if key != "seed"]) or "all"
         variants.setdefault(label, []).append(reports[name])
     first = next(iter(reports.values()))
@@ -78,6 +120,33 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     report = Report(first.recipe, seeds, plan["raw"], sweep_metrics(variants), {"points": table})
     report.save(folder / "report.json")
     return report
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_text())
+        _configs(plan["raw"], plan["points"])
+        return {"processes": None, **plan}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{path} is not a plan that Concord wrote: {in_words(error)} Restore it, or run the sweep anew in another "
+            "folder; each point's folder can still be resumed, evaluated and compared by itself."
+        ) from error
+
+
+def _configs(raw: dict[str, Any], points: Sequence[dict[str, Any]]) -> dict[str, RunConfig]:
+    """The config of each point, by the name of its folder."""
+    varying = _varying(points)
+    return {assignments_text(point, varying): resolve(raw, point) for point in points}
+
+
+def _varying(points: Sequence[dict[str, Any]]) -> list[str]:
+    return [key for key in points[0] if any(point[key] != points[0][key] for point in points)]
 
 
 def assignments_text(point: dict[str, Any], keys: Sequence[str]) -> str:
@@ -105,7 +174,7 @@ def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequenc
                     running[folder] = _start(folder, assignments)
                 done = [folder for folder, process in running.items() if process.poll() is not None]
                 for folder in done:
-                    code = running.pop(folder).returncode
+                    code = _end(running.pop(folder))
                     console.print(f"{'finished' if code == 0 else 'FAILED  '} {folder.name}")
                     failed += [folder] if code else []
                 status.update(f"{len(running)} running, {len(waiting)} waiting")
@@ -113,6 +182,7 @@ def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequenc
     finally:
         for process in running.values():
             process.terminate()
+            _end(process)
     if failed:
         tail = (failed[0] / "log.txt").read_text().strip().splitlines()[-1:]
         raise ConcordError(
@@ -122,6 +192,28 @@ def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequenc
 
 
 def _start(folder: Path, assignments: Sequence[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "marl", "resume", str(folder), *assignments]
+    command = [sys.executable, "-c", CHILD, "resume", str(folder), *assignments]
     with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process that has ended or was told to; gives its exit code."""
+    code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return code
+
+
+def end_with_parent() -> None:
+    """From now on, end this process as soon as nobody holds the other end of its standard input, whatever it does.
+
+    So a sweep's processes never outlive it. Like kill -9 this may strike anywhere, and nothing is ever saved by halves.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

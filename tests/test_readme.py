@@ -34,6 +34,9 @@ def test_the_examples_run_as_printed_and_are_short(number: int, tmp_path: Path) 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "report.json").exists()
+    command = [sys.executable, "-m", "marl", "evaluate", "out", "evaluation.episodes=4"]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
 
 
 def environment() -> dict[str, str]:

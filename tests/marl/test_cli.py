@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from pettingzoo import ParallelEnv
 
+from envs.core import ConcordError
 from envs.world import TensorEnv
 from marl import checkpoints, sweep
 from marl.__main__ import main
+from marl.comparison import compare_folders
+from marl.log import read_rows
 from marl.run import sole_trainer
 
 SMALL = [
@@ -170,6 +176,20 @@ def test_a_sweep_runs_in_processes_and_says_which_point_failed(
         (["run", "cooperative/spread", "learner.learning_rate=.inf"], 2, "learner.learning_rate"),
         (["run", "cooperative/spread", "device=meta"], 2, "device: expected"),
         (["run", "cooperative/spread", "evaluation.twin.args.N=4"], 2, "evaluation.twin is another task"),
+        (["run", "cooperative/spread", "evaluation.twin.args.N=x"], 2, "cannot be made with evaluation.twin.args="),
+        (["run", "cooperative/spread", "env.args.agents=1.5"], 2, "cannot be made, or not be played"),
+        (["run", "cooperative/spread", "env.args.agents=abc"], 2, "cannot be made, or not be played"),
+        (["run", "cooperative/spread", "env.args.dtype=float64"], 2, "cannot be made, or not be played"),
+        (["run", "cooperative/spread", "env.world=os", "env.args={}"], 2, "env.world must name a World"),
+        (["run", "cooperative/spread", "env.world=os:getcwd", "env.args={}"], 2, "os:getcwd gave a str"),
+        (["run", "cooperative/spread", "env={pettingzoo: 'os:getcwd'}"], 2, "it made a builtins.str"),
+        (["run", "cooperative/spread", "env={pettingzoo: os}"], 2, "os is a module"),
+        (["run", "cooperative/spread", "policy.network.kind=os:getcwd"], 2, "cannot be built"),
+        (["run", "cooperative/spread", "env.time_limit=null"], 2, "env.time_limit=100"),
+        (["run", "cooperative/spread", "recipe=os"], 2, "os lacks Config and recipe"),
+        (["run", "."], 2, "There is no config '.'"),
+        (["resume", "nowhere", "evaluation.episodes=2,3"], 2, "one setting at a time"),
+        (["compare", "nowhere", "--out", "x.xyz"], 2, "ends in .png"),
         (["resume", "nowhere"], 2, "holds no run"),
         (["render", "nowhere"], 2, "holds no run"),
         (["evaluate", "nowhere"], 2, "holds no run"),
@@ -186,6 +206,112 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert "Nobody foresaw" not in error
+
+
+@pytest.mark.parametrize("seeds", ["0", "0,1"], ids=["one run", "a sweep"])
+@pytest.mark.parametrize(
+    "wrong", ["env.args.agents=1.5", "policy.network.kind=os:getcwd", "device=cuda:77", "env.time_limit=null"]
+)
+def test_what_cannot_be_built_takes_no_folder(
+    wrong: str, seeds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["cooperative/spread", *SMALL, f"seed={seeds}", wrong, "--out", tmp_path / "out"]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("line", "message"), [("return 5", "got a int"), ("return x", "NameError: name 'x'")])
+def test_a_recipe_s_own_mistakes_are_told(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong_recipe.py").write_text(
+        f"from marl.config import RunConfig as Config\n\ndef recipe(config, run):\n    {line}\n"
+    )
+    (tmp_path / "wrong.yaml").write_text("recipe: wrong_recipe\nenv: {world: 'envs.games:climbing'}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wrong_recipe", raising=False)
+    assert concord("run", tmp_path / "wrong.yaml", "--out", tmp_path / "out", monkeypatch=monkeypatch) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_folder_that_was_damaged_or_edited_by_hand_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "whole"
+    interrupt_after(3, monkeypatch)
+    args = ["cooperative/spread", *SMALL, "train.save_seconds=0", "--out", whole]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 130
+    monkeypatch.undo()
+
+    def resumed(name: str, edit: Callable[[Path], object]) -> tuple[int, str]:
+        folder = tmp_path / name
+        shutil.copytree(whole, folder)
+        edit(folder)
+        capsys.readouterr()
+        code = concord("resume", folder, monkeypatch=monkeypatch)
+        return code, capsys.readouterr().err
+
+    config, state = "config.yaml", "checkpoints/train/000000003/state.json"
+    cases: list[tuple[Callable[[Path], object], str]] = [
+        (lambda f: edited(f / config, "seed: 0", "seed: some"), "seed: expected a valid integer"),
+        (lambda f: edited(f / config, "- 8", "- 16"), "policy.network.hidden is [16], was [8]"),
+        (lambda f: edited(f / config, "num_envs: 16", "num_envs: 8"), "env.num_envs is 8, was 16"),
+        (lambda f: edited(f / config, "kind: mlp", "kind: os:getcwd"), "cannot be built"),
+        (lambda f: (f / config).write_text((f / config).read_text()[:600]), "is cut short"),
+        (lambda f: (f / config).write_bytes(b"\xff\xfe"), "is cut short"),
+        (lambda f: (f / "metrics.csv").write_text("train,0,1\n" * 9), "its first line does not name the columns"),
+        (lambda f: edited(f / state, '"learner"', '"teacher"'), "does not fit what the recipe builds"),
+        (lambda f: edited(f / state, '"updates"', '"uploads"'), "does not fit what the recipe builds"),
+    ]
+    for number, (edit, message) in enumerate(cases):
+        code, error = resumed(str(number), edit)
+        assert code == 2, error
+        assert message in error
+        assert "Nobody foresaw" not in error
+    harmless: list[Callable[[Path], object]] = [
+        lambda f: edited(f / config, "threads: 1", "threads: 2"),
+        lambda f: (f / "metrics.csv").write_text((f / "metrics.csv").read_text()[:-40]),
+        lambda f: (f / "metrics.csv").write_text(""),
+    ]
+    for number, edit in enumerate(harmless):
+        code, error = resumed(f"harmless {number}", edit)
+        assert code == 0, error
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, words in (("whole", []), ("cut", ["train.save_seconds=1000"])):
+        if name == "cut":
+            interrupt_after(3, monkeypatch)
+        code = concord("run", "cooperative/spread", *SMALL, *words, "--out", tmp_path / name, monkeypatch=monkeypatch)
+        assert code == (130 if name == "cut" else 0)
+    monkeypatch.undo()
+    assert not checkpoints.checkpoints(tmp_path / "cut" / "checkpoints" / "train")
+    assert concord("resume", tmp_path / "cut", monkeypatch=monkeypatch) == 0
+    tables = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "cut")]
+    for row in (*tables[0], *tables[1]):
+        del row["wall_seconds"], row["cpu_seconds"]
+    assert tables[0] == tables[1]
+
+
+def test_runs_with_nothing_in_common_are_compared_by_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, args in (
+        ("one", ["cooperative/spread", *SMALL]),
+        ("other", ["cooperative/climbing", "train.env_steps=2048", "evaluation.episodes=16"]),
+    ):
+        assert concord("run", *args, "--out", tmp_path / name, monkeypatch=monkeypatch) == 0
+    groups = compare_folders([tmp_path / "one", tmp_path / "other"], "return_per_agent", tmp_path / "c.png")
+    assert [group.label for group in groups] == [f"{tmp_path.name}/one", f"{tmp_path.name}/other"]
+    assert concord("render", tmp_path / "one", monkeypatch=monkeypatch) == 0  # though the run itself filmed nothing
 
 
 @pytest.mark.parametrize(
@@ -290,8 +416,6 @@ def test_an_unreadable_checkpoint_is_told_and_never_loaded(
     (newest / "tensors.safetensors").write_bytes(damaged)
     assert concord("resume", out, monkeypatch=monkeypatch) == 1
     assert f"{newest} cannot be read" in capsys.readouterr().err.replace("\n", " ")
-    import shutil
-
     shutil.rmtree(newest)
     assert concord("resume", out, monkeypatch=monkeypatch) == 0
 
@@ -320,6 +444,55 @@ def test_an_interrupted_stacked_sweep_goes_on_with_the_right_stack(
     assert (out / "seed=0,critic.sees=state" / "metrics.csv").read_text() == first
     assert len((out / "seed=1,critic.sees=agent" / "metrics.csv").read_text().splitlines()) == 9
     assert list((out / "seed=1,critic.sees=agent" / "events" / "train").iterdir())
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in a folder."""
+    try:
+        with sole_trainer(folder):
+            return False
+    except ConcordError:
+        return True
+
+
+def test_a_killed_sweep_s_processes_end_with_it(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    endless = ["train.env_steps=100000000", "train.save_seconds=0"]
+    words = ["cooperative/spread", *SMALL[1:], *endless, "learner.clip=0.1,0.2", "--processes", "2"]
+    command = [sys.executable, "-m", "marl", "run", *words, "--out", str(out)]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    points = [out / "learner.clip=0.1", out / "learner.clip=0.2"]
+    try:
+        wait_until(lambda: all((point / "checkpoints").exists() for point in points))
+        assert all(map(is_held, points))
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(map(is_held, points)), seconds=5)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_sweep_takes_no_more_cores_than_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8}, raising=False)
+    assert sweep.usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert sweep.usable_cores() == 1
+
+
+@pytest.mark.parametrize("plan", ['{"raw": ', "[]", '{"raw": {}, "points": []}'])
+def test_a_damaged_plan_of_a_sweep_is_told(
+    plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text(plan)
+    assert concord("resume", tmp_path, monkeypatch=monkeypatch) == 2
+    assert "not a plan that Concord wrote" in capsys.readouterr().err
 
 
 def test_listing_and_showing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Configs say exactly what is wrong."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 
 from envs.core import InputError
 from marl.catalog import catalog, find_config
-from marl.config import describe, dump, read_yaml, resolve, split_assignments
+from marl.config import OTHER_NAMES, describe, dump, read_yaml, resolve, split_assignments, walk
 
 SPREAD = read_yaml(find_config("cooperative/spread"))
 
@@ -18,7 +19,17 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("learner.learing_rate=1", "Unknown key learner.learing_rate. Did you mean learner.learning_rate?"),
         ("learner.num_envs=4", "Did you mean env.num_envs?"),
         ("sed=1", "Unknown key sed. Did you mean seed?"),
-        ("learner.lr=0.1", "Unknown key learner.lr. Known keys: "),
+        ("learner.xyz=0.1", "Unknown key learner.xyz. Known keys: "),
+        ("learner.lr=0.1", "Did you mean learner.learning_rate?"),
+        ("lr=0.1", "Did you mean learner.learning_rate?"),
+        ("learner.max_grad=0.1", "Did you mean learner.max_gradient?"),
+        ("train.steps=9", "Did you mean train.env_steps?"),
+        ("gamma=0.9", "Did you mean learner.discount?"),
+        ("learner.lambda=0.9", "Did you mean learner.trace?"),
+        ("n_envs=4", "Did you mean env.num_envs?"),
+        ("total_timesteps=9", "Did you mean train.env_steps?"),
+        ("evaluation.n_envs=4", "Did you mean evaluation.num_envs?"),
+        ("policy.hidden=[4]", "Did you mean policy.network.hidden?"),
         ("learner.clip=high", "learner.clip: expected a valid number"),
         ("learner.epochs=0", "learner.epochs: expected greater than or equal to 1; got 0"),
         ("seed=-1", "seed: expected greater than or equal to 0; got -1"),
@@ -53,15 +64,57 @@ def test_words_that_are_no_assignments_are_refused(words: list[str]) -> None:
         split_assignments(words)
 
 
+def test_resolving_leaves_what_it_was_given_as_it_was() -> None:
+    overrides = {"env": {"world": "a.b:C", "args": {"x": 1}}, "env.args.x": 2}
+    assert resolve(SPREAD, overrides).env.args == {"x": 2}
+    assert overrides == {"env": {"world": "a.b:C", "args": {"x": 1}}, "env.args.x": 2}
+
+
 def test_a_resolved_config_survives_being_written_and_read() -> None:
     config = resolve(SPREAD, {"seed": 3, "policy.network.hidden": [8, 8]})
     assert resolve(yaml.safe_load(dump(config)), {}) == config
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("def (", "cannot be imported: SyntaxError"),
+        ("class Config: pass\ndef recipe(config, run): pass", "derived from marl.config.RunConfig"),
+    ],
+)
+def test_a_module_that_is_no_recipe_is_told(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_recipe.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "no_recipe", raising=False)
+    with pytest.raises(InputError, match=message):
+        resolve({"recipe": "no_recipe"}, {})
+
+
+def test_dates_stay_text() -> None:
+    assert split_assignments(["env.args.day=2020-01-01"]) == [{"env.args.day": "2020-01-01"}]
 
 
 def test_every_field_has_a_meaning() -> None:
     rows = describe(resolve(SPREAD, {}))
     assert len(rows) > 30
     assert [name for name, _, _, meaning in rows if not meaning] == []
+
+
+def test_every_other_name_stands_for_a_field() -> None:
+    fields = {name.rpartition(".")[2] for name, _, _ in walk(type(resolve(SPREAD, {})))}
+    assert set(OTHER_NAMES.values()) <= fields
+    assert not set(OTHER_NAMES) & fields
+
+
+def test_an_evaluation_makes_many_native_rows_but_few_foreign_copies() -> None:
+    assert resolve(SPREAD, {}).evaluation_envs == 1024
+    assert resolve(SPREAD, {"evaluation.episodes": 10}).evaluation_envs == 10
+    foreign = {"env": {"pettingzoo": "a.b:c", "num_envs": 4}, "evaluation.twin": None}
+    assert resolve(SPREAD, foreign).evaluation_envs == 4
+    assert resolve(SPREAD, {**foreign, "evaluation.num_envs": 2}).evaluation_envs == 2
 
 
 def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:

@@ -3,9 +3,13 @@
 from typing import Any
 
 import pytest
+import torch
 
 from envs.core import InputError
-from marl.environments import pettingzoo_env
+from envs.games import Constant
+from envs.world import Transition
+from marl.config import EnvConfig
+from marl.environments import make_env, pettingzoo_env
 
 SPREAD = "mpe2.simple_spread_v3:parallel_env"
 
@@ -13,15 +17,36 @@ SPREAD = "mpe2.simple_spread_v3:parallel_env"
 @pytest.mark.parametrize(
     ("path", "args", "message"),
     [
-        (SPREAD, {"max_cycle": 3}, r"Did you mean args\.max_cycles"),
-        ("pettingzoo.classic.rps.rps:parallel_env", {"num_action": 3}, r"Did you mean args\.num_actions"),
+        (SPREAD, {"max_cycle": 3}, r"Did you mean env\.args\.max_cycles"),
+        ("pettingzoo.classic.rps.rps:parallel_env", {"num_action": 3}, r"Did you mean env\.args\.num_actions"),
         ("mpe2.simple_spread_v3:paralel_env", {}, "Did you mean parallel_env"),
     ],
 )
 def test_wrong_names_are_told_before_any_worker_starts(path: str, args: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        pettingzoo_env(path, args, 2, workers=2)
+        pettingzoo_env(path, args, 2, "env.args", workers=2)
     assert "worker" not in str(caught.value)
+
+
+class Endless(Constant):
+    """As Constant, which never ends; or may, if it is told to say so."""
+
+    def __init__(self, may_end: bool = False):
+        super().__init__()
+        self.may_end = may_end
+
+    def transition(self, state: Any, action: Any, noise: None) -> Transition:
+        state, reward, _ = super().transition(state, action, noise)
+        return Transition(state, reward, torch.zeros(reward.shape[:2], dtype=torch.bool) if self.may_end else None)
+
+
+def test_a_world_that_never_ends_needs_a_time_limit_and_one_that_may_end_is_believed() -> None:
+    path = f"{__name__}:Endless"
+    with pytest.raises(InputError, match="never end"):
+        make_env(EnvConfig(world=path))
+    make_env(EnvConfig(world=path, time_limit=5))
+    make_env(EnvConfig(world=path, args={"may_end": True}))
+    make_env(EnvConfig(world="envs.games:Constant", args={"horizon": 3}))
 
 
 def test_arguments_reach_the_environment_in_a_worker() -> None:

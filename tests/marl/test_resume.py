@@ -1,19 +1,22 @@
 """A run that is killed and resumed ends where the uninterrupted one does, byte for byte."""
 
+import atexit
 import json
+import multiprocessing
+import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from marl.__main__ import main
 from marl.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from marl.log import read_rows
 
 SMALL = [
-    "train.env_steps=8000",
+    "train.env_steps=5000",
     "train.save_seconds=0",
     "learner.steps=32",
     "policy.network.hidden=[16]",
@@ -27,14 +30,37 @@ RECURRENT = ["cooperative/spread", "policy.network.kind=gru", "critic.network.ki
 FOREIGN = [
     "cooperative/spread",
     "env={pettingzoo: 'mpe2.simple_spread_v3:parallel_env', args: {N: 3, max_cycles: 25}, num_envs: 4}",
-    "train.env_steps=3000",
+    "train.env_steps=2500",
 ]
 
 
-def concord(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "marl", *map(str, words)], capture_output=True, text=True, timeout=timeout
-    )
+# Commands start as forks of a process that has imported everything, so that random moments fall into the run itself.
+FORKS = multiprocessing.get_context("forkserver")
+LIBRARIES = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "scipy.stats", "mpe2.simple_spread_v3"]
+FORKS.set_forkserver_preload(
+    [*LIBRARIES, "matplotlib.backends.backend_agg", "marl.sweep", "marl.tables", "marl.algorithms.mappo"]
+)
+
+
+def run_command(words: list[str], log: Path) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["concord", *words]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # forks leave without, and `concord claims` would not know what this test rests on
+
+
+def concord(*words: str | Path, log: Path, seconds: float | None = None) -> int | None:
+    """Run a command, and kill it after some seconds; gives its exit code."""
+    process = FORKS.Process(target=run_command, args=([*map(str, words)], log))
+    process.start()
+    process.join(120 if seconds is None else seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
 
 
 def final_tensors(folder: Path) -> dict[str, bytes]:
@@ -54,25 +80,30 @@ def assignments(setting: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("setting", [RECURRENT, FOREIGN], ids=["native and recurrent", "mpe2"])
 def test_a_killed_run_resumes_to_the_same_bytes(setting: list[str], tmp_path: Path) -> None:
-    words = assignments(setting)
-    whole = concord("run", *words, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [sys.executable, "-m", "marl", "run", *words, "--out", str(tmp_path / "cut")], stdout=subprocess.DEVNULL
-    )
-    stage = tmp_path / "cut" / "checkpoints" / "train"
-    while process.poll() is None and not checkpoints(stage):
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.5))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    resumed = concord("resume", tmp_path / "cut")
-    assert resumed.returncode == 0, resumed.stderr
-    assert final_tensors(tmp_path / "cut") == final_tensors(tmp_path / "whole")
-    reports = [json.loads((tmp_path / name / "report.json").read_text())["metrics"] for name in ("whole", "cut")]
+    words, log, whole, cut = assignments(setting), tmp_path / "log", tmp_path / "whole", tmp_path / "cut"
+    concord("list", log=log)  # the process to fork from takes a while to start
+    began = time.monotonic()
+    assert concord("run", *words, "--out", whole, log=log) == 0, log.read_text()
+    duration = time.monotonic() - began
+
+    def go_on(seconds: float | None = None) -> int | None:
+        begun = (cut / "config.yaml").exists()
+        again: list[str | Path] = ["resume", cut] if begun else ["run", *words, "--out", cut]
+        return concord(*again, log=log, seconds=seconds)
+
+    moments = [random.uniform(0, duration) for _ in range(3)]
+    for moment in moments:
+        go_on(moment)
+    assert go_on() == 0, log.read_text()
+    assert final_tensors(cut) == final_tensors(whole), (duration, moments)
+    reports = [json.loads((folder / "report.json").read_text())["metrics"] for folder in (whole, cut)]
     assert reports[0]["return_per_agent"] == reports[1]["return_per_agent"]
-    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "cut")]
-    assert len(rows[0]) == len(rows[1])
+    rows = [[drop_clocks(row) for row in read_rows(folder / "metrics.csv")] for folder in (whole, cut)]
+    assert rows[0] == rows[1], (duration, moments)
+
+
+def drop_clocks(row: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in row.items() if not name.endswith("_seconds")}
 
 
 def test_a_checkpoint_cut_short_is_never_loaded(tmp_path: Path) -> None:

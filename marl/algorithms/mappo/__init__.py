@@ -12,13 +12,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from envs.core import Actor, VectorEnv
 from envs.world import TensorEnv
 from marl import weighing
 from marl.config import RunConfig
 from marl.critics import CriticConfig, build_critic
 from marl.environments import make_env
-from marl.judging import check_twin, judge
+from marl.judging import check_twin, judge, load_independent
 from marl.learners import ActorCritic, LearnerConfig, per_channel
 from marl.policies import IndependentPolicy, PolicyConfig
 from marl.report import Report
@@ -70,11 +69,4 @@ def train(config: Config, run: Run) -> IndependentPolicy:
     return policy
 
 
-def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-    """The trained policy and environments to play it in."""
-    config = run.config
-    assert isinstance(config, Config)
-    env = make_env(config.env, num_envs=num_envs, device=run.device)
-    policy = IndependentPolicy(env.spec, config.policy, run.streams("policy"))
-    policy.load_state_dict(run.load("train", "policy"))
-    return policy, env
+load = load_independent

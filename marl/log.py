@@ -1,0 +1,156 @@
+"""What a run writes down while it trains: metrics.csv and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.core import InputError
+from marl.batch import Batch, Outcome
+from marl.report import cannot_write, write_atomically
+
+
+class Tally:
+    """Means of what was logged since the last reading, kept on the device."""
+
+    def __init__(self, policies: int):
+        self.policies = policies
+        self._clear()
+
+    def _clear(self) -> None:
+        self._terms: list[dict[str, Tensor]] = []
+        self._outcomes: list[Outcome] = []
+
+    def add(self, terms: dict[str, Tensor], batch: Batch) -> None:
+        """One update's terms, and how its episodes went."""
+        self._terms.append(terms)
+        if batch.outcome is not None:
+            self._outcomes.append(batch.outcome)
+
+    def read(self) -> list[dict[str, float]]:
+        """A row for each policy; returns are missing where no episode ended."""
+        columns: dict[str, Tensor] = {}
+        if self._outcomes:
+            weight, length, total = (
+                torch.stack([getattr(outcome, name) for outcome in self._outcomes])
+                for name in ("episodes", "length", "total")
+            )
+            count = weight.sum(0)
+            per_agent = total.sum(-1)  # [U,P,N]: a return of many channels is their sum
+            for name, x in (
+                ("return_per_agent", per_agent.mean(-1)),
+                ("return_team", per_agent.sum(-1)),
+                ("episode_length", length),
+            ):
+                columns[name] = (x * weight).sum(0) / count
+            columns["episodes"] = count
+        for name in self._terms[0]:
+            columns[name] = torch.stack([terms[name] for terms in self._terms]).mean(0)
+        self._clear()
+        table = {name: x.expand(self.policies).tolist() for name, x in columns.items()}
+        return [{name: table[name][p] for name in table} for p in range(self.policies)]
+
+
+class Log:
+    """metrics.csv and TensorBoard events; rows after the checkpoint that a run resumes from are dropped."""
+
+    def __init__(self, folder: Path, stage: str, update: int, env_steps: int):
+        self.folder, self.stage, self.path = folder, stage, folder / "metrics.csv"
+        # Events are drawn over environment steps; a resumed stage drops what came after its checkpoint.
+        self._purge = env_steps + 1
+        self._rows = _read_rows(self.path, stage, update)
+        self._names: list[str] = []
+        self._writer: Any = None
+
+    def __enter__(self) -> Log:
+        if self._rows:
+            self._names = list(self._rows[0])
+            self._rewrite()
+        else:
+            self.path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, used: Mapping[str, int | float], seeds: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
+        """One row for each policy; `used` are the stage's counts and clocks."""
+        for seed, row in zip(seeds, rows):
+            full = {"stage": self.stage, "seed": seed, **used, **row}
+            self._append(full)
+            self._draw(full, f"seed={seed}/" if len(seeds) > 1 else "")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
+        self._rows.append(text)
+        new = [name for name in text if name not in self._names]
+        self._names += new
+        if new and len(self._rows) > 1:
+            self._rewrite()
+            return
+        try:
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, self._names, restval="")
+                if new:
+                    writer.writeheader()
+                writer.writerow(text)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def _rewrite(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._names, restval="")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, text.getvalue())
+
+    def _draw(self, row: dict[str, Any], prefix: str) -> None:
+        if self._writer is None:
+            self._writer = events_writer(self.folder, self.stage, self._purge)
+        draw_row(self._writer, row, prefix)
+
+
+def events_writer(folder: Path, stage: str, purge_step: int | None = None) -> Any:
+    """TensorBoard's writer for one stage of a run."""
+    from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+    return SummaryWriter(str(folder / "events" / stage), purge_step=purge_step)
+
+
+def draw_row(writer: Any, row: Mapping[str, Any], prefix: str = "") -> None:
+    """A row of metrics.csv as scalars over environment steps."""
+    for name, value in row.items():
+        if name not in ("stage", "seed", "updates", "env_steps") and value != "" and math.isfinite(float(value)):
+            writer.add_scalar(f"{prefix}{name}", float(value), int(row["env_steps"]))
+
+
+def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:
+    """The rows that a resumed stage keeps: those of other stages, and its own up to the checkpoint."""
+    rows = read_rows(path) if path.exists() else []
+    return [row for row in rows if row["stage"] != stage or int(row["updates"]) <= update]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv: one that a crash cut short is left out. Raises InputError for another file."""
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row and None not in row.values()]
+            names = reader.fieldnames
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(_damaged(path, str(error))) from error
+    if rows and not {"stage", "seed", "updates", "env_steps"} <= set(names or ()):
+        raise InputError(_damaged(path, "its first line does not name the columns"))
+    return [row for row in rows if row["updates"].isdigit()]
+
+
+def _damaged(path: Path, how: str) -> str:
+    return f"{path} is damaged: {how}. Move it away; training goes on without its rows."
