@@ -40,8 +40,9 @@ def run(
     from marl.catalog import find_config
     from marl.config import read_yaml, resolve, split_assignments
     from marl.display import console
-    from marl.sweep import run_sweep, run_training
+    from marl.sweep import run_sweep
     from marl.tables import print_report
+    from marl.training import run_training
 
     path = find_config(config)
     raw = read_yaml(path)

@@ -39,6 +39,9 @@ class JointDistribution(Protocol):
     def entropy(self, decision: Decision) -> Float[Tensor, "*B M"]:
         """Entropy of each decider's choice given what it saw of `decision`."""
 
+    def price(self, decision: Decision) -> Float[Tensor, "*B M"] | None:
+        """What each decider pays besides, as a sampled graph for its edges; None where nobody pays."""
+
     def log_probs(self) -> Float[Tensor, "*B N A"]:
         """Of every choice of independent agents with finite choices; other distributions raise."""
 
@@ -79,6 +82,9 @@ class IndependentCategorical:
         """Summed over components; independent agents saw nothing of the decision."""
         parts = [-torch.linalg.vecdot(part.exp(), part) for part in self._components]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+    def price(self, decision: Decision) -> None:
+        """Independent agents pay nothing."""
 
     def log_probs(self) -> Float[Tensor, "*B N A"]:
         """Of every choice, components side by side."""
@@ -155,6 +161,9 @@ class IndependentGaussian:
     def entropy(self, decision: Decision) -> Float[Tensor, "*B N"]:
         """Summed over components."""
         return self._sum(self._normal.entropy())
+
+    def price(self, decision: Decision) -> None:
+        """Independent agents pay nothing."""
 
     def log_probs(self) -> Float[Tensor, "*B N A"]:
         """Real actions cannot be listed."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map, tree_where
@@ -32,11 +32,47 @@ class Learner(Protocol):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Learn; gives what to log, each [P]."""
 
+    def relabel(self, batch: Batch) -> Batch:
+        """The batch as the learners that follow in a `Chain` shall see it."""
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly, as a tree of tensors and JSON values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
+
+
+class Chain:
+    """Learners that learn from the same batches, one after the other; each sees what those before have relabeled."""
+
+    def __init__(self, learners: Sequence[Learner]):
+        self.learners = learners
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """All that they log."""
+        terms: dict[str, Tensor] = {}
+        for part in self.learners:
+            terms |= part.update(batch)
+            batch = part.relabel(batch)
+        return terms
+
+    def relabel(self, batch: Batch) -> Batch:
+        """The batch as the last one leaves it."""
+        for learner in self.learners:
+            batch = learner.relabel(batch)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first learner's state beside the others', so that a policy is found in one place."""
+        first, *others = self.learners
+        return {**first.state_dict(), "following": [learner.state_dict() for learner in others]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        first, *others = self.learners
+        first.load_state_dict(state)
+        for learner, saved in zip(others, state["following"], strict=True):
+            learner.load_state_dict(saved)
 
 
 class LearnerConfig(Section):
@@ -53,6 +89,12 @@ class LearnerConfig(Section):
     entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
     max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of the policy and of each critic")
     scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
+
+    @model_validator(mode="after")
+    def _whole_segments(self) -> LearnerConfig:
+        if self.steps % self.segment:
+            raise ValueError(f"steps must be a multiple of segment; got steps={self.steps}, segment={self.segment}")
+        return self
 
 
 class Samples(NamedTuple):
@@ -114,17 +156,22 @@ class ActorCritic:
                 logged.append(self._step(take_rows(samples, rows), *memories))
         return {name: torch.stack([entry[name] for entry in logged]).mean(0) for name in logged[0]}
 
+    def relabel(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
+
     def loss(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimize, summed over policies, and its terms, each [P]."""
         config = self.config
-        log_prob, entropy, value = self._replay(samples, memory, critic_memory)
+        log_prob, entropy, price, value = self._replay(samples, memory, critic_memory)
         old = samples.decision.log_prob
         assert old is not None
         # The ratio of those who do not act may overflow, and infinity times 0 is NaN.
         log_prob = log_prob.where(samples.decider_weight > 0, old)
         surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
         error = squared_error(value, samples.target) * samples.agent_weight
-        objective = torch.add(surrogate, entropy, alpha=config.entropy) * samples.decider_weight
+        objective = torch.add(surrogate, entropy, alpha=config.entropy)
+        objective = (objective if price is None else objective - price) * samples.decider_weight
         with torch.no_grad():
             shift = log_prob - old
             change = shift.expm1()
@@ -166,14 +213,17 @@ class ActorCritic:
         self.optimizer.step()
         return terms
 
-    def _replay(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities and entropies [L,S,M] and values [L,S,N,K] of the segments under today's parameters."""
+    def _replay(
+        self, samples: Samples, memory: Tree, critic_memory: Tree
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Log-probabilities, entropies and prices [L,S,M] and values [L,S,N,K] under today's parameters."""
         steps = []
         for t in range(len(samples.ended)):
             obs, decision, ended = tree_map(itemgetter(t), (samples.obs, samples.decision, samples.ended))
             distribution, memory = self.policy(obs, memory)
             value, critic_memory = self.critic(obs, critic_memory)
-            steps.append((distribution.log_prob(decision), distribution.entropy(decision), value))
+            about = (distribution.log_prob(decision), distribution.entropy(decision), distribution.price(decision))
+            steps.append((*about, value))
             memory, critic_memory = (
                 tree_where(ended, tree_map(torch.zeros_like, m), m) for m in (memory, critic_memory)
             )

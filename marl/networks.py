@@ -260,4 +260,6 @@ def build_network(
                 f"'my_package.nets:MyNetwork'; got {config.kind!r}."
             )
         maker = import_dotted(config.kind)
+        if not (isinstance(maker, type) and issubclass(maker, Network)):
+            raise InputError(f"network.kind must name a marl.networks.Network; {config.kind} is {maker!r}.")
     return maker(inputs, outputs, config, gain=gain, copies=copies, streams=streams)

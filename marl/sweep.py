@@ -16,38 +16,15 @@ from typing import Any
 
 from envs.core import ConcordError, InputError
 from marl.comparison import sweep_metrics
-from marl.config import RunConfig, dump, load_recipe, resolve, split_assignments, yaml_text
+from marl.config import RunConfig, dump, resolve, split_assignments, yaml_text
 from marl.display import console, in_words
 from marl.report import Report, write_atomically
 from marl.run import Run, refuse_used_folder
 from marl.stacking import can_stack, train_stacked
+from marl.training import follow
 
 SWEEP = "sweep.json"
 CHILD = "from marl.sweep import end_with_parent; end_with_parent(); from marl.__main__ import main; main()"
-
-
-def run_training(config: RunConfig, folder: Path) -> Report:
-    """One run in a new folder, which stays free where the config's world or networks cannot be built."""
-    return _follow(config, Run.create(folder, config))
-
-
-def _follow(config: RunConfig, run: Run) -> Report:
-    """What the recipe finds. Before anything is trained, whatever it raises is taken for bad input."""
-    module = load_recipe(config.recipe)
-    try:
-        report = module.recipe(config, run)
-    except (ConcordError, _Built):
-        raise
-    except Exception as error:
-        if run.begun:
-            raise
-        raise InputError(
-            f"What the config asks for cannot be built: {in_words(error)} Mend the value that this comes from, such as "
-            "a dotted path or an argument; CONCORD_TRACEBACK=1 shows the whole way to it."
-        ) from error
-    if not isinstance(report, Report):
-        raise InputError(f"{config.recipe}.recipe must return a marl.report.Report; got a {type(report).__name__}.")
-    return report
 
 
 def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Path, processes: int | None) -> Report:
@@ -62,7 +39,7 @@ def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Pat
     return _finish_sweep(folder)
 
 
-class _Built(Exception):  # noqa: N818  nothing went wrong
+class _Built(ConcordError):  # noqa: N818  nothing went wrong
     """Everything is there that a stage needs."""
 
 
@@ -77,7 +54,7 @@ class _Rehearsal(Run):
 def _rehearse(config: RunConfig) -> None:
     """Build what a run trains, and train nothing. Raises InputError where that fails."""
     with tempfile.TemporaryDirectory(prefix="concord-rehearsal-") as folder, suppress(_Built):
-        _follow(config, _Rehearsal.create(Path(folder), config))
+        follow(config, _Rehearsal.create(Path(folder), config))
 
 
 def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
@@ -94,7 +71,7 @@ def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
     if (folder / SWEEP).exists():
         return _finish_sweep(folder, assignments)
     run = Run.open(folder, overrides)
-    return _follow(run.config, run)
+    return follow(run.config, run)
 
 
 def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from small_runs import ATTENTION, GRU, LOCAL, Mortals, Small, assert_close, build
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
@@ -30,7 +31,7 @@ from envs.games import Constant
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.world import TensorEnv, World
 from marl.batch import Batch
-from marl.learners import ActorCritic, per_channel
+from marl.learners import ActorCritic, Chain, per_channel
 from marl.losses import clipped_surrogate
 from marl.optimizers import DECAY
 from marl.returns import gae
@@ -477,7 +478,41 @@ def test_restarting_by_index_does_wait_for_the_device(no_host_synchronization: F
 
 
 def test_a_batch_s_segments_must_divide_its_steps_and_fill_its_minibatches() -> None:
-    with pytest.raises(InputError, match="multiple of segment"):
-        build(Mortals(), steps=8, segment=3).train(1)
+    with pytest.raises(ValidationError, match="multiple of segment"):
+        build(Mortals(), steps=8, segment=3)
     with pytest.raises(InputError, match="minibatches"):
         build(Mortals(), 2, steps=8, segment=8, minibatches=3).train(1)
+
+
+class Doubling:
+    """Counts the batches, and passes rewards on doubled."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        self.seen.append(float(batch.reward.sum()))
+        return {f"rewards_{id(self)}": batch.reward.sum().view(1)}
+
+    def relabel(self, batch: Batch) -> Batch:
+        return dataclasses.replace(batch, reward=2 * batch.reward)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen = list(state["seen"])
+
+
+def test_in_a_chain_each_learns_from_what_those_before_have_relabeled_and_all_is_saved() -> None:
+    parts = [Doubling(), Doubling(), Doubling()]
+    chain = Chain(parts)
+    batch = next(iter(build(Mortals()).source))
+    terms = chain.update(batch)
+    total = float(batch.reward.sum())
+    assert [part.seen for part in parts] == [[total], [2 * total], [4 * total]]
+    assert len(terms) == 3
+    fresh = Chain([Doubling(), Doubling(), Doubling()])
+    fresh.load_state_dict(chain.state_dict())
+    assert fresh.state_dict() == chain.state_dict()
+    assert float(chain.relabel(batch).reward.sum()) == pytest.approx(8 * total)

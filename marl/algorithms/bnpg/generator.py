@@ -1,0 +1,112 @@
+"""Graphs learned from context: a permutation-equivariant network scores each agent for the order and each pair."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from envs.core import EnvSpec, InputError, Observation, Streams
+from marl.algorithms.bnpg.graphs import GraphDistribution
+from marl.config import Section
+from marl.networks import Linear, NetworkConfig, build_network
+
+
+class GraphConfig(Section):
+    """Who may see whose action.
+
+    Until a learned graph is empty, execution is centralized: one sampler sees the context of all agents.
+    """
+
+    kind: Literal["empty", "line", "complete", "random", "edges", "learned"] = Field(
+        "complete", description="a fixed graph; random: forward edges by chance; learned: sampled from the context"
+    )
+    edges: tuple[tuple[int, int], ...] = Field((), description="of kind edges: pairs (i, j), agent j sees i's action")
+    density: float = Field(0.5, ge=0, le=1, description="of kind random: the chance of each forward edge")
+    context: Literal["all", "public", "local"] = Field(
+        "all",
+        description="what a learned graph depends on: all observations; their public features; or, for edge i -> j, "
+        "public features and what the receiver j sees",
+    )
+    public: tuple[int, ...] = Field((), description="features of every agent's observation that everybody may know")
+    network: NetworkConfig = NetworkConfig(kind="attention", hidden=(64,))
+    agent_id: bool = Field(True, description="tell the generator which agent is which")
+    price: float = Field(0.0, ge=0, description="what a learned graph pays for its expected density")
+    bonus: float = Field(0.1, ge=0, description="weight of a learned graph's entropy at the start")
+    bonus_until: float = Field(0.6, gt=0, le=1, description="share of training over which the bonus falls to 0")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GraphConfig:
+        if self.edges and self.kind != "edges":
+            raise ValueError(f"graph.edges is for graph.kind: edges; the kind is {self.kind}")
+        if self.kind == "learned" and self.context != "all" and not self.public:
+            raise ValueError(
+                f"graph.context: {self.context} needs graph.public, the indices of the observation features that "
+                "everybody may know"
+            )
+        return self
+
+
+class GraphGenerator(nn.Module):
+    """A distribution over graphs in each row, from that row alone and from nothing but the chosen context.
+
+    Scores of the order never depend on what is private in a `local` or `public` context, and whether an agent has a
+    parent never depends on what others see privately; so nobody can read a private bit off its set of parents. (An
+    edge that depended on what the sender sees would carry a bit without a message.) Serves one policy at a time.
+    """
+
+    def __init__(self, spec: EnvSpec, config: GraphConfig, streams: Streams):
+        super().__init__()
+        if len(streams) > 1:
+            raise InputError("A learned graph trains one policy at a time: sweep its seeds as runs of their own.")
+        wrong = [feature for feature in config.public if not 0 <= feature < spec.observation_size]
+        if wrong:
+            raise InputError(
+                f"policy.graph.public: features are numbered 0 to {spec.observation_size - 1}; got {wrong}."
+            )
+        self._local, agents = config.context == "local", len(spec.agents)
+        features = list(config.public) if config.context != "all" else list(range(spec.observation_size))
+        self._features = torch.tensor(features, device=streams.device)
+        self._label = torch.eye(agents if config.agent_id else 0, device=streams.device)
+        size = config.network.hidden[-1]
+        self.scale = size**-0.5
+
+        def encoder(inputs: int) -> nn.Module:
+            return build_network(config.network, inputs, size, gain=2**0.5, streams=streams)
+
+        def linear(outputs: int, gain: float) -> Linear:
+            return Linear(size, outputs, gain=gain, copies=1, streams=streams)
+
+        labels = self._label.shape[1]
+        self.shared = encoder(len(features) + labels)
+        self.score, self.sender, self.receiver = linear(1, 0.1), linear(size, 1.0), linear(size, 1.0)
+        alone = NetworkConfig(hidden=config.network.hidden, activation=config.network.activation)
+        self.private = (
+            build_network(alone, spec.observation_size + labels, size, gain=2**0.5, streams=streams)
+            if self._local
+            else None
+        )
+        self.offset = nn.Parameter(torch.zeros(1, device=streams.device))
+        self.price: Tensor
+        self.bonus: Tensor
+        self.register_buffer("price", torch.tensor(config.price, device=streams.device))
+        self.register_buffer("bonus", torch.tensor(config.bonus, device=streams.device))
+
+    def forward(self, obs: Observation) -> GraphDistribution:
+        """Scores [B,N] and logits [B,N,N]."""
+        seen = self._encode(self.shared, obs.agent[..., self._features], obs)
+        receiver = seen if self.private is None else seen + self._encode(self.private, obs.agent, obs)
+        score = self._by_agent(self.score, seen).squeeze(-1)
+        logits = self._by_agent(self.sender, seen) @ self._by_agent(self.receiver, receiver).transpose(1, 2)
+        return GraphDistribution(score, logits * self.scale + self.offset, obs.alive)
+
+    def _encode(self, network: nn.Module, x: Float[Tensor, "B N D"], obs: Observation) -> Float[Tensor, "B N H"]:
+        labeled = torch.cat([x, self._label.expand(len(x), -1, -1)], -1) if self._label.numel() else x
+        y, _ = network(labeled.unsqueeze(0), obs.alive, None)
+        return y.squeeze(0).tanh()
+
+    def _by_agent(self, layer: Linear, x: Float[Tensor, "B N H"]) -> Float[Tensor, "B N out"]:
+        return layer(x.flatten(0, 1).unsqueeze(0)).view(*x.shape[:2], -1)

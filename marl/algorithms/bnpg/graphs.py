@@ -1,0 +1,120 @@
+"""Distributions over directed acyclic graphs of agents: an order of the agents, and edges along it.
+
+Order: Plackett and Luce, weights exp(score). Edge i -> j, where i comes before j: Bernoulli. Both have closed-form
+log-probabilities, and so has the expected number of edges. Dead agents come last and have no edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from envs.dags import Edges, parents
+from marl.distributions import ILLEGAL
+
+
+class Graph(NamedTuple):
+    """Who sees whose action. order: agents, first to last. edges[b,i,j]: j sees what i has done."""
+
+    order: Int[Tensor, "*B N"]
+    edges: Bool[Tensor, "*B N N"]
+
+
+def named_edges(name: str, agents: int) -> list[tuple[int, int]]:
+    """`empty`, `line` (each agent sees the one before), `complete` (all before); `random` may have any of the last."""
+    pairs = [(i, j) for j in range(agents) for i in range(j)]
+    line = [(i, j) for i, j in pairs if j == i + 1]
+    return {"empty": [], "line": line, "complete": pairs, "random": pairs}[name]
+
+
+def fixed_graph(edges: Edges, agents: int) -> Graph:
+    """One graph, [N] and [N,N]. Raises InputError for a cycle or an agent that does not exist."""
+    found = parents(edges, agents)
+    matrix = torch.zeros(agents, agents, dtype=torch.bool)
+    for child, seen in found.items():
+        matrix[list(seen), child] = True
+    return Graph(torch.tensor(list(found)), matrix)
+
+
+def levels(edges: Bool[Tensor, "*B N N"]) -> Int[Tensor, "*B N"]:
+    """Edges on the longest path to each agent: agents of one level decide at once, from the levels before."""
+    level = edges.new_zeros(edges.shape[:-1], dtype=torch.int64)
+    for _ in range(edges.shape[-1] - 1):
+        level = (edges * (level + 1).unsqueeze(-1)).amax(-2)
+    return level
+
+
+def among_living(graph: Graph, alive: Bool[Tensor, "*B N"]) -> Graph:
+    """Without the edges of those who are not there."""
+    return graph._replace(edges=graph.edges & alive.unsqueeze(-1) & alive.unsqueeze(-2))
+
+
+class GraphDistribution:
+    """Scores [*B,N] say who tends to come first, logits [*B,N,N] which edges are likely (i -> j at [i,j])."""
+
+    def __init__(self, scores: Float[Tensor, "*B N"], logits: Float[Tensor, "*B N N"], alive: Bool[Tensor, "*B N"]):
+        self.scores = scores.masked_fill(~alive, ILLEGAL)
+        self.logits, self.alive = logits, alive
+        diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        self._pairs = alive.unsqueeze(-1) & alive.unsqueeze(-2) & ~diagonal
+
+    def choose(self, clocks: Float[Tensor, "*B N"], uniform: Float[Tensor, "*B N N"]) -> Graph:
+        """The graph that these random numbers stand for: clocks ~ Exp(1), uniform in [0, 1)."""
+        # Exponential clocks of rates exp(score) ring in Plackett and Luce's order.
+        order = (clocks.log() - self.scores).argsort(-1)
+        return Graph(order, (uniform < self.logits.sigmoid()) & self._forward(order))
+
+    def mode(self) -> Graph:
+        """The most probable order, and the edges along it that are more likely than not."""
+        order = self.scores.argsort(dim=-1, descending=True, stable=True)
+        return Graph(order, (self.logits > 0) & self._forward(order))
+
+    def log_prob(self, graph: Graph) -> Float[Tensor, " *B"]:
+        """log P(order) + log P(edges | order)."""
+        ordered, remaining = self._along(graph.order)
+        living = self.alive.gather(-1, graph.order)
+        chosen = ((ordered - remaining) * living).sum(-1)
+        sign = torch.where(graph.edges, self.logits, -self.logits)
+        return chosen + (F.logsigmoid(sign) * self._forward(graph.order)).sum((-2, -1))
+
+    def entropy(self, graph: Graph) -> Float[Tensor, " *B"]:
+        """Of every choice in turn, given the sampled order so far: its mean over orders is the entropy."""
+        ordered, remaining = self._along(graph.order)
+        places = ordered.shape[-1]
+        later = torch.ones(places, places, dtype=torch.bool, device=ordered.device).triu()  # [k, l]: l is not before k
+        log_p = (ordered.unsqueeze(-2) - remaining.unsqueeze(-1)).masked_fill(~later, ILLEGAL)
+        living = self.alive.gather(-1, graph.order)
+        of_order = (-torch.linalg.vecdot(log_p.exp(), log_p) * living).sum(-1)
+        of_edge = F.softplus(self.logits) - self.logits * self.logits.sigmoid()
+        return of_order + (of_edge * self._forward(graph.order)).sum((-2, -1))
+
+    def expected_edges(self) -> Float[Tensor, " *B"]:
+        """Σ_{i≠j} P(i before j) P(edge): the order's pairwise marginal is σ(s_i - s_j)."""
+        before = (self.scores.unsqueeze(-1) - self.scores.unsqueeze(-2)).sigmoid()
+        return (self.logits.sigmoid() * before * self._pairs).sum((-2, -1))
+
+    def density(self) -> Float[Tensor, " *B"]:
+        """Expected edges as a share of those of a complete graph of the living; 0 for fewer than two."""
+        living = self.alive.sum(-1)
+        return self.expected_edges() / (living * (living - 1) / 2).clamp(min=1)
+
+    def _along(self, order: Int[Tensor, "*B N"]) -> tuple[Float[Tensor, "*B N"], Float[Tensor, "*B N"]]:
+        """Scores in the graph's order, and log Σ exp(score) of whoever is not placed yet at each place."""
+        ordered = self.scores.gather(-1, order)
+        return ordered, ordered.flip(-1).logcumsumexp(-1).flip(-1)
+
+    def _forward(self, order: Int[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
+        """Pairs of the living in which i comes before j."""
+        place = order.argsort(-1)
+        return (place.unsqueeze(-1) < place.unsqueeze(-2)) & self._pairs
+
+
+def edge_list(edges: Bool[Tensor, "N N"]) -> list[tuple[int, int]]:
+    """The edges of one graph as pairs."""
+    found: Sequence[Sequence[int]] = edges.nonzero().tolist()
+    return [(i, j) for i, j in found]

@@ -1,0 +1,104 @@
+"""From a config to a trained policy: what every recipe shares that trains one policy on its own experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from envs.core import ConcordError, EnvSpec, InputError, Streams
+from envs.world import TensorEnv
+from marl import weighing
+from marl.config import RunConfig, load_recipe
+from marl.critics import CriticConfig, build_critic
+from marl.display import in_words
+from marl.environments import make_env
+from marl.learners import ActorCritic, Chain, Learner, LearnerConfig, per_channel
+from marl.policies import JointPolicy
+from marl.report import Report
+from marl.run import Run, env_steps_to_updates
+from marl.sources import OnPolicy
+
+
+class ActorCriticConfig(RunConfig):
+    """A policy and a critic that learn from their own experience."""
+
+    critic: CriticConfig = CriticConfig()
+    learner: LearnerConfig = LearnerConfig()
+    weighing: Literal["own", "team"] = Field("own", description="each agent's own advantage, or the living team's mean")
+
+    @model_validator(mode="after")
+    def _enough_segments(self) -> ActorCriticConfig:
+        segments = self.learner.steps // self.learner.segment * self.env.num_envs
+        if segments < self.learner.minibatches:
+            raise ValueError(
+                f"a batch of {segments} segments cannot be dealt into {self.learner.minibatches} minibatches; raise "
+                "env.num_envs or learner.steps, or lower learner.minibatches"
+            )
+        return self
+
+
+def run_training(config: RunConfig, folder: Path) -> Report:
+    """One run in a new folder, which stays free where the config's world or networks cannot be built."""
+    return follow(config, Run.create(folder, config))
+
+
+def follow(config: RunConfig, run: Run) -> Report:
+    """What the recipe finds. Before anything is trained, whatever it raises is taken for bad input."""
+    module = load_recipe(config.recipe)
+    try:
+        report = module.recipe(config, run)
+    except ConcordError:
+        raise
+    except Exception as error:
+        if run.begun:
+            raise
+        raise InputError(
+            f"What the config asks for cannot be built: {in_words(error)} Mend the value that this comes from, such as "
+            "a dotted path or an argument; CONCORD_TRACEBACK=1 shows the whole way to it."
+        ) from error
+    if not isinstance(report, Report):
+        raise InputError(f"{config.recipe}.recipe must return a marl.report.Report; got a {type(report).__name__}.")
+    return report
+
+
+def train(
+    config: ActorCriticConfig,
+    run: Run,
+    build: Callable[[EnvSpec, Streams], JointPolicy],
+    besides: Callable[[Any, int], list[Learner]] = lambda policy, updates: [],
+) -> Any:
+    """The trained policy that `build` makes; P of them for a run with P seeds.
+
+    besides(policy, updates) gives learners that follow the actor-critic's at every batch, such as a schedule.
+    """
+    env = make_env(
+        config.env,
+        num_envs=run.policies * config.env.num_envs,
+        device=run.device,
+        restart_episodes=config.resume.restart_episodes,
+    )
+    policy = build(env.spec, run.streams("policy"))
+    critic = build_critic(env.spec, config.critic, run.streams("critic"))
+    weigh = {"own": weighing.own, "team": weighing.team}[config.weighing]
+    learner = ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"))
+    source = OnPolicy(
+        env,
+        policy,
+        steps=config.learner.steps,
+        segment=config.learner.segment,
+        discount=per_channel(config.learner.discount, len(env.spec.channels)).to(run.device),
+        streams=run.streams("actions"),
+        seeds=run.stage_seeds("train"),
+    )
+    updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
+    pure: list[tuple[Any, str]] = [(env, "advance")] if isinstance(env, TensorEnv) else []
+    pure += [(policy, "decide")] if hasattr(policy, "decide") else []
+    following = besides(policy, updates)
+    whole = Chain([learner, *following]) if following else learner
+    with closing(env), run.compiled((learner, "loss"), *pure):
+        run.fit("train", whole, source, updates, cpu_seconds=config.train.cpu_seconds)
+    return policy
