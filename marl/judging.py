@@ -78,13 +78,14 @@ def evaluate(run: Run, policy: JointPolicy, env: VectorEnv) -> dict[str, Metric]
     """Returns of sampled actions, and, under `mode/`, of the most probable ones."""
     found: dict[str, Metric] = {}
     for prefix, actor in (("", policy), ("mode/", Greedy(policy))):
-        found |= _played(run, env, actor, run.config.evaluation.episodes, "evaluation").metrics(
+        found |= played(run, env, actor, run.config.evaluation.episodes, "evaluation").metrics(
             env.spec.channels, prefix
         )
     return found
 
 
-def _played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:
+def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:
+    """Whole episodes of an actor, whose random numbers belong to this purpose."""
     with console.status(f"playing {episodes} episodes"):
         return play(env, actor, episodes, stage_seed(run.config.seed, purpose))
 
@@ -94,7 +95,7 @@ def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:
     twin = run.config.evaluation.twin
     assert twin is not None
     env = pettingzoo_env(twin.pettingzoo, twin.args, min(16, twin.episodes), TWIN_ARGS, device=run.device)
-    episodes = _played(run, env, policy, twin.episodes, "twin")
+    episodes = played(run, env, policy, twin.episodes, "twin")
     env.close()
     found = episodes.metrics(env.spec.channels, "twin/")
     there = found["twin/return_per_agent"]

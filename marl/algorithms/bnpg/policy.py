@@ -65,6 +65,9 @@ class BayesianPolicy(nn.Module):
             self.log_std = nn.Parameter(start.to(streams.device))
             self._units = ActionUnits.of([s for s in spec.actions if isinstance(s, Continuous)], streams.device)
         self.generator = GraphGenerator(spec, config.graph, streams) if config.graph.kind == "learned" else None
+        self.density: Tensor
+        self.register_buffer("density", torch.tensor(config.graph.density, device=streams.device))
+        self.pairs = self.agents * (self.agents - 1) // 2
         fixed = _fixed(config.graph, self.agents)
         self._fixed = None if fixed is None else Graph(*(x.to(streams.device) for x in fixed))
         # Levels to draw, where the graph's kind says how many; None where every batch has its own.
@@ -113,7 +116,7 @@ class BayesianPolicy(nn.Module):
         if self.config.kind == "random":
             shape = (self.agents, self.agents)
             uniform = streams.draw(lambda n, g: torch.rand((n, *shape), generator=g, device=self.device), rows)
-            edges = edges & (uniform < self.config.density)
+            edges = edges & (uniform < self.density)
         return Graph(order, edges)
 
     def _messages(self, obs: Observation, action: Tensor) -> Float[Tensor, "B N letter"]:
@@ -125,6 +128,22 @@ class BayesianPolicy(nn.Module):
             did = (action - self._units.middle) / self._units.scale * self._units.present
         letter = [torch.ones_like(did[..., :1]), did]
         return torch.cat([*letter, obs.agent] if self._sends_observation else letter, -1)
+
+
+class WithoutEdges:
+    """The same team when nobody hears of anybody: what decentralized execution would earn."""
+
+    def __init__(self, policy: BayesianPolicy):
+        self.policy = policy
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode."""
+        return self.policy.initial_memory(num_envs)
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """Draw what all agents do, each from what it sees alone."""
+        seen, memory = self.policy.body(obs, memory)
+        return BayesianNetwork(self.policy, obs, seen.tanh(), None).sample_without_edges(streams), memory
 
 
 class BayesianNetwork:
@@ -149,10 +168,14 @@ class BayesianNetwork:
                 lambda n, g: torch.rand((n, agents, agents), generator=g, device=self.seen.device), rows
             )
             graph = self.graphs.choose(streams.exponential((rows, agents)), uniform)
-        shape = (rows, agents, self.policy.outputs)
-        discrete = isinstance(self.policy.space, Discrete)
-        noise = streams.exponential(shape) if discrete else streams.normal(shape)
-        return self._ancestral(graph, lambda given: given.choose(noise))
+        return self._ancestral(graph, self._chooser(streams))
+
+    def sample_without_edges(self, streams: Streams) -> Decision:
+        """Draw actions as if the graph were empty."""
+        rows, agents = self.obs.alive.shape
+        order = torch.arange(agents, device=self.seen.device).expand(rows, -1)
+        edges = torch.zeros(rows, agents, agents, dtype=torch.bool, device=self.seen.device)
+        return self._ancestral(Graph(order, edges), self._chooser(streams))
 
     def mode(self) -> Decision:
         """The most probable graph, and along it every agent's most probable choice given its parents' (greedily)."""
@@ -185,6 +208,12 @@ class BayesianNetwork:
     def log_probs(self) -> Float[Tensor, "B N A"]:
         """Agents that see one another's actions have no list of choices of their own."""
         raise TypeError("log_probs lists the choices of independent agents; these follow a graph: use log_prob.")
+
+    def _chooser(self, streams: Streams) -> Callable[[Conditionals], Decision]:
+        """Draws from conditionals, level after level, with the same random numbers."""
+        shape = (*self.obs.alive.shape, self.policy.outputs)
+        noise = streams.exponential(shape) if isinstance(self.policy.space, Discrete) else streams.normal(shape)
+        return lambda given: given.choose(noise)
 
     def _given(self, decision: Decision) -> Conditionals:
         """All conditionals at once: the parents' actions are known."""

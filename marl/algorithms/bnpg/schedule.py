@@ -1,0 +1,81 @@
+"""From many messages to few: what holds the expected density of a graph to a plan."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from marl.algorithms.bnpg.graphs import levels
+from marl.algorithms.bnpg.policy import BayesianPolicy
+from marl.batch import Batch
+from marl.config import Section
+
+
+class ScheduleConfig(Section):
+    """How many edges a learned or random graph may have over training, in expectation."""
+
+    kind: Literal["free", "anneal"] = Field("free", description="free: any; anneal: from all to `edges`")
+    begin: float = Field(0.4, ge=0, le=1, description="share of training after which the density begins to fall")
+    end: float = Field(0.7, ge=0, le=1, description="share of training from which on only `edges` are allowed")
+    edges: float = Field(0.0, ge=0, description="the budget of messages a step; 0 ends decentralized")
+    rate: float = Field(0.05, gt=0, description="how fast the price of density answers to a density above the plan")
+
+
+class GraphSchedule:
+    """Sets the price of density, by dual ascent on `density <= plan`, and lets the bonus for entropy fade.
+
+    Learns after the actor-critic from the same batches, and logs what the graphs look like. A random graph is not
+    priced: its density is set to the plan.
+    """
+
+    def __init__(self, policy: BayesianPolicy, config: ScheduleConfig, updates: int):
+        self.policy, self.config, self.updates = policy, config, updates
+        self.done = 0
+        self._excess = torch.zeros((), device=policy.device)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the plan; edges, depth and price for the log."""
+        graph = batch.decision.latent
+        agents = graph.edges.shape[-1]
+        count = graph.edges.sum((-2, -1)).float().mean()
+        self.done += 1
+        progress = self.done / self.updates
+        plan = self._plan(progress, agents * (agents - 1) / 2)
+        generator = self.policy.generator
+        logged = {"graph_edges": count, "graph_depth": levels(graph.edges).amax(-1).float().mean()}
+        if generator is not None:
+            config = self.policy.config
+            generator.bonus.fill_(config.bonus * max(0.0, 1 - progress / config.bonus_until))
+            if plan is not None:
+                with torch.no_grad():
+                    above = generator(batch.obs).density().mean() - plan
+                self._excess = (self._excess + self.config.rate * above).clamp(min=0)
+                generator.price.copy_(config.price + self._excess)
+            logged["graph_price"] = generator.price.clone()
+        elif plan is not None:
+            self.policy.density.fill_(plan)
+        return {name: value.view(1) for name, value in logged.items()}
+
+    def relabel(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the plan is; price and bonus are saved with the policy."""
+        return {"done": self.done, "excess": self._excess}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        self.done, self._excess = int(state["done"]), state["excess"].to(self.policy.device)
+
+    def _plan(self, progress: float, pairs: float) -> float | None:
+        """The density that is allowed now; None where there is no limit."""
+        config = self.config
+        if config.kind == "free":
+            return None
+        last = min(1.0, config.edges / max(pairs, 1))
+        fallen = (progress - config.begin) / max(config.end - config.begin, 1e-9)
+        return 1 - (1 - last) * min(1.0, max(0.0, fallen))
