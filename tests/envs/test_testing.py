@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.aloha import Aloha
 from envs.core import Discrete, EnvSpec, InputError, Observation, Step, Tree
 from envs.games import (
     Constant,
@@ -82,6 +83,7 @@ def altered(tree: Any, **fields: Any) -> Any:
         (Identity(3, agents=2), None),
         (SimpleSpread(3), 25),
         (SpeakerListener(), 25),
+        (Aloha(), None),
         (Parting(), None),
         (Parting(horizon=5), None),
         (Parting(), 5),
