@@ -5,6 +5,7 @@ directed acyclic graph over the agents, π(a | o) = Π_i π_i(a_i | o_i, a_paren
 sees the action that agent i has sampled before j acts. Agents share no other randomness.
 """
 
+from envs.games.dec_tiger import DecTiger
 from envs.games.diagnostics import Constant, Identity
 from envs.games.one_shot import CopyGame, MatrixGame, OneShot, WhoIsInformed, climbing, coordination, penalty
 from envs.games.permutation import PermutationGame, xor
@@ -14,6 +15,7 @@ __all__ = [
     "Constant",
     "CoordinationGame",
     "CopyGame",
+    "DecTiger",
     "Identity",
     "MatrixGame",
     "OneShot",

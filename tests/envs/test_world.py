@@ -11,7 +11,16 @@ from worlds import Walk
 
 from envs.aloha import Aloha
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
-from envs.games import Constant, CoordinationGame, CopyGame, Identity, PermutationGame, WhoIsInformed, climbing
+from envs.games import (
+    Constant,
+    CoordinationGame,
+    CopyGame,
+    DecTiger,
+    Identity,
+    PermutationGame,
+    WhoIsInformed,
+    climbing,
+)
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
 
@@ -26,6 +35,7 @@ WORLDS: list[World[Any]] = [
     SimpleSpread(3, dtype=torch.float64),
     SpeakerListener(),
     Aloha(),
+    DecTiger(3),
 ]
 
 
