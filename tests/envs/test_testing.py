@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs.aloha import Aloha
 from envs.core import Discrete, EnvSpec, InputError, Observation, Step, Tree
+from envs.foraging import Foraging
 from envs.games import (
     Constant,
     CoordinationGame,
@@ -86,6 +87,8 @@ def altered(tree: Any, **fields: Any) -> Any:
         (SpeakerListener(), 25),
         (Aloha(), None),
         (DecTiger(3), None),
+        (Foraging(5, 3, 1, cooperative=False, horizon=9), None),
+        (Foraging(horizon=None), 7),
         (Parting(), None),
         (Parting(horizon=5), None),
         (Parting(), 5),

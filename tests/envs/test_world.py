@@ -11,6 +11,7 @@ from worlds import Walk
 
 from envs.aloha import Aloha
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
+from envs.foraging import Foraging
 from envs.games import (
     Constant,
     CoordinationGame,
@@ -36,6 +37,7 @@ WORLDS: list[World[Any]] = [
     SpeakerListener(),
     Aloha(),
     DecTiger(3),
+    Foraging(6, 3, 2, sight=2, horizon=8),
 ]
 
 
@@ -273,7 +275,7 @@ def test_wrong_arguments_are_input_errors() -> None:
 
 
 def test_frame_shows_one_row_of_a_world_that_can_be_drawn() -> None:
-    for world in (SimpleSpread(2), SpeakerListener(), Aloha()):
+    for world in (SimpleSpread(2), SpeakerListener(), Aloha(), Foraging()):
         env = TensorEnv(world, 3)
         env.reset(0)
         picture = env.frame()
