@@ -14,6 +14,7 @@ from envs.aloha import Aloha
 from envs.core import Discrete, EnvSpec, InputError, Observation, Step, Tree
 from envs.foraging import Foraging
 from envs.games import (
+    BudgetGame,
     Constant,
     CoordinationGame,
     CopyGame,
@@ -89,6 +90,7 @@ def altered(tree: Any, **fields: Any) -> Any:
         (DecTiger(3), None),
         (Foraging(5, 3, 1, cooperative=False, horizon=9), None),
         (Foraging(horizon=None), 7),
+        (BudgetGame(), None),
         (Parting(), None),
         (Parting(horizon=5), None),
         (Parting(), 5),

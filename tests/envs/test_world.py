@@ -13,6 +13,7 @@ from envs.aloha import Aloha
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
 from envs.foraging import Foraging
 from envs.games import (
+    BudgetGame,
     Constant,
     CoordinationGame,
     CopyGame,
@@ -38,6 +39,7 @@ WORLDS: list[World[Any]] = [
     Aloha(),
     DecTiger(3),
     Foraging(6, 3, 2, sight=2, horizon=8),
+    BudgetGame(),
 ]
 
 
