@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from envs.core import Discrete, EnvSpec, InputError, Observation
+from envs.drawing import blank_axes, pixels
 from envs.world import Transition, World
 
 DT, DAMPING, FORCE = 0.1, 0.25, 5.0
@@ -246,20 +247,11 @@ class SpeakerListenerState(NamedTuple):
 
 def draw_particles(discs: list[tuple[Any, float, str]], points: list[tuple[Any, str]]) -> Any:
     """A picture [400,400,3] uint8 of the square [-1.5, 1.5]²: discs (center, radius, color), points (center, color)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Circle
 
-    figure = Figure(figsize=(4, 4), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
-    axes.axis("off")
+    axes = blank_axes((-1.5, 1.5), (-1.5, 1.5))
     for center, color in points:
         axes.add_patch(Circle(center, 0.05, color=color, zorder=1))
     for center, radius, color in discs:
         axes.add_patch(Circle(center, radius, facecolor=color, edgecolor="black", alpha=0.7, zorder=2))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    import numpy as np
-
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(axes)

@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs.aloha import Aloha
 from envs.core import Discrete, EnvSpec, InputError, Observation, Step, Tree
+from envs.foraging import Foraging
 from envs.games import (
+    BudgetGame,
     Constant,
     CoordinationGame,
     CopyGame,
+    DecTiger,
     Identity,
     MatrixGame,
     PermutationGame,
@@ -82,6 +86,11 @@ def altered(tree: Any, **fields: Any) -> Any:
         (Identity(3, agents=2), None),
         (SimpleSpread(3), 25),
         (SpeakerListener(), 25),
+        (Aloha(), None),
+        (DecTiger(3), None),
+        (Foraging(5, 3, 1, cooperative=False, horizon=9), None),
+        (Foraging(horizon=None), 7),
+        (BudgetGame(), None),
         (Parting(), None),
         (Parting(horizon=5), None),
         (Parting(), 5),

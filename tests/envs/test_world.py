@@ -9,8 +9,20 @@ import torch
 from torch import Tensor
 from worlds import Walk
 
+from envs.aloha import Aloha
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
-from envs.games import Constant, CoordinationGame, CopyGame, Identity, PermutationGame, WhoIsInformed, climbing
+from envs.foraging import Foraging
+from envs.games import (
+    BudgetGame,
+    Constant,
+    CoordinationGame,
+    CopyGame,
+    DecTiger,
+    Identity,
+    PermutationGame,
+    WhoIsInformed,
+    climbing,
+)
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
 
@@ -24,6 +36,10 @@ WORLDS: list[World[Any]] = [
     Identity(3, agents=2),
     SimpleSpread(3, dtype=torch.float64),
     SpeakerListener(),
+    Aloha(),
+    DecTiger(3),
+    Foraging(6, 3, 2, sight=2, horizon=8),
+    BudgetGame(),
 ]
 
 
@@ -261,7 +277,7 @@ def test_wrong_arguments_are_input_errors() -> None:
 
 
 def test_frame_shows_one_row_of_a_world_that_can_be_drawn() -> None:
-    for world in (SimpleSpread(2), SpeakerListener()):
+    for world in (SimpleSpread(2), SpeakerListener(), Aloha(), Foraging()):
         env = TensorEnv(world, 3)
         env.reset(0)
         picture = env.frame()
