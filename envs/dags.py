@@ -10,6 +10,12 @@ from envs.core import InputError
 Edges = Iterable[Sequence[int]]
 
 
+def named_edges(name: str, agents: int) -> list[tuple[int, int]]:
+    """The edges of `empty`, `line` (each agent sees the one before) or `complete` (each sees all before)."""
+    pairs = [(i, j) for j in range(agents) for i in range(j)]
+    return {"empty": [], "line": [(i, j) for i, j in pairs if j == i + 1], "complete": pairs}[name]
+
+
 def _graph(edges: Edges, agents: int) -> Any:
     """The networkx graph of `edges`, if it is one that agents can act along."""
     import networkx as nx

@@ -46,13 +46,18 @@ class CoordinationGame(World[Float[Tensor, "E N"]]):
         )
         self.flip = flip
 
+    @property
+    def starts_at_zero(self) -> float:
+        """The probability that a bit is 0 at the start."""
+        return 1 / len(self.spec.agents)
+
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E N"]:
         """Uniform numbers in [0, 1)."""
         return torch.rand(num, len(self.spec.agents), generator=generator, device=generator.device)
 
     def initial(self, noise: Float[Tensor, "E N"]) -> Float[Tensor, "E N"]:
         """Each bit is 0 with probability 1/N."""
-        return (noise >= 1 / len(self.spec.agents)).float()
+        return (noise >= self.starts_at_zero).float()
 
     def noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E N"]:
         """Uniform numbers in [0, 1), one a bit; a bit flips where its number is below `flip`."""
@@ -102,7 +107,7 @@ class CoordinationGame(World[Float[Tensor, "E N"]]):
                 f"A discount lies between 0 and 1, and below 1 where the game is endless; got {discount} with "
                 f"horizon={horizon}. Pass optimal_value(graph, discount=0.95), or give the game a horizon."
             )
-        start = sum(p * r for p, r in zip(_binomial(agents, 1 - 1 / agents), self._rewards(), strict=True))
+        start = sum(p * r for p, r in zip(_binomial(agents, 1 - self.starts_at_zero), self._rewards(), strict=True))
         later = discount / (1 - discount) if horizon is None else sum(discount**t for t in range(1, horizon))
         return start + later * max(self.expected_reward(ones) for ones in range(agents + 1))
 
