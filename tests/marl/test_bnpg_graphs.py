@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from envs.core import InputError
+from envs.dags import named_edges
 from marl.algorithms.bnpg.graphs import (
     Graph,
     GraphDistribution,
@@ -18,7 +19,6 @@ from marl.algorithms.bnpg.graphs import (
     edge_list,
     fixed_graph,
     levels,
-    named_edges,
 )
 
 

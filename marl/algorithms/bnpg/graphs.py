@@ -25,13 +25,6 @@ class Graph(NamedTuple):
     edges: Bool[Tensor, "*B N N"]
 
 
-def named_edges(name: str, agents: int) -> list[tuple[int, int]]:
-    """`empty`, `line` (each agent sees the one before), `complete` (all before); `random` may have any of the last."""
-    pairs = [(i, j) for j in range(agents) for i in range(j)]
-    line = [(i, j) for i, j in pairs if j == i + 1]
-    return {"empty": [], "line": line, "complete": pairs, "random": pairs}[name]
-
-
 def fixed_graph(edges: Edges, agents: int) -> Graph:
     """One graph, [N] and [N,N]. Raises InputError for a cycle or an agent that does not exist."""
     found = parents(edges, agents)

@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
+from envs.dags import named_edges
 from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator
-from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, levels, named_edges
+from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, levels
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
 from marl.networks import NetworkConfig
 from marl.policies import AgentNetwork, PolicyConfig
@@ -257,5 +258,5 @@ def _fixed(config: GraphConfig, agents: int) -> Graph | None:
     """The graph that the config gives; for a random one, the complete graph that its edges are drawn from."""
     if config.kind == "learned":
         return None
-    edges = config.edges if config.kind == "edges" else named_edges(config.kind, agents)
-    return fixed_graph(edges, agents)
+    name = "complete" if config.kind == "random" else config.kind
+    return fixed_graph(config.edges if name == "edges" else named_edges(name, agents), agents)
