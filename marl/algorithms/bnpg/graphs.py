@@ -42,6 +42,30 @@ def levels(edges: Bool[Tensor, "*B N N"]) -> Int[Tensor, "*B N"]:
     return level
 
 
+def by_level(edges: Bool[Tensor, "N N"]) -> list[Int[Tensor, " n"]]:
+    """The agents of each level of one graph."""
+    level = levels(edges)
+    return [(level == now).nonzero().squeeze(1) for now in range(int(level.max()) + 1)]
+
+
+def ragged_levels(edges: Bool[Tensor, "B N N"]) -> list[Int[Tensor, "B n"]]:
+    """The agents of each level of many graphs, as many columns as the fullest row has.
+
+    Shorter rows repeat their last agent, or one of a level before: whoever decides twice from the same random numbers
+    and the same parents decides the same.
+    """
+    level = levels(edges)
+    agents = level.argsort(-1)
+    places = torch.arange(level.shape[-1], device=level.device)
+    found, before = [], torch.zeros_like(level[:, :1])
+    for now in range(int(level.max()) + 1):
+        count = (level == now).sum(-1, keepdim=True)
+        last = before + count - 1
+        found.append(agents.gather(1, torch.minimum(before + places[: int(count.max())], last)))
+        before = before + count
+    return found
+
+
 def among_living(graph: Graph, alive: Bool[Tensor, "*B N"]) -> Graph:
     """Without the edges of those who are not there."""
     return graph._replace(edges=graph.edges & alive.unsqueeze(-1) & alive.unsqueeze(-2))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Num
 from pydantic import Field
 from torch import Tensor, nn
 
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
 from envs.dags import named_edges
 from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator
-from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, levels
+from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, by_level, fixed_graph, ragged_levels
+from marl.algorithms.bnpg.head import Head
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
-from marl.networks import NetworkConfig
-from marl.policies import AgentNetwork, PolicyConfig
+from marl.policies import AgentNetwork, PolicyConfig, shared_by
 
 Conditionals = IndependentCategorical | IndependentGaussian
 
@@ -32,20 +29,12 @@ class BayesianPolicyConfig(PolicyConfig):
     )
 
 
-class Noise(NamedTuple):
-    """The random numbers of a joint decision: for each agent's choice, and for the graph where it is sampled."""
-
-    choice: Float[Tensor, "B N out"]
-    clocks: Float[Tensor, "B N"] | None = None
-    uniform: Float[Tensor, "B N N"] | None = None
-
-
 class BayesianPolicy(nn.Module):
     """π(a | o) = Π_i π_i(a_i | o_i, a_{parents of i}), with a graph that is fixed, random, or sampled from context.
 
-    What an agent sees and remembers goes through its own network; a head joins that with its parents' messages, so
-    that an ancestral draw costs one pass of the network and one of the head for each level of the graph. A learned
-    graph is one more decider. Source: Chen and Zhang, ICML 2023 (arXiv 2306.01920).
+    What an agent sees and remembers goes through its own network, once; a head joins that with its parents' messages,
+    so that an ancestral draw costs one pass of the network, and of the head a part for each level of the graph. A
+    learned graph is one more decider. Source: Chen and Zhang, ICML 2023 (arXiv 2306.01920).
     """
 
     def __init__(self, spec: EnvSpec, config: BayesianPolicyConfig, streams: Streams):
@@ -53,26 +42,32 @@ class BayesianPolicy(nn.Module):
         self.space, self.agents, self.policies = spec.action, len(spec.agents), len(streams)
         self.config, self.device = config.graph, streams.device
         self.outputs = sum(self.space.choices) if isinstance(self.space, Discrete) else self.space.size
-        hidden = config.network.hidden[-1]
-        self._sends_observation = config.messages == "action_and_observation"
-        letter = 1 + self.outputs + (spec.observation_size if self._sends_observation else 0)
-        shared: dict[str, Any] = {"share": config.share, "agent_id": config.agent_id}
-        self.body = AgentNetwork(spec, hidden, config.network, streams, gain=2**0.5, **shared)
-        told = dataclasses.replace(spec, observation_sizes=(hidden + self.agents * letter,) * self.agents)
-        head = NetworkConfig(hidden=(hidden,), activation=config.network.activation)
-        self.head = AgentNetwork(told, self.outputs, head, streams, gain=0.01, **shared)
+        hidden = config.network.hidden
+        self.letters = Letters(spec, config.messages == "action_and_observation", streams.device)
+        # The last hidden layer is where messages come in, so that a graph costs no layer.
+        body = config.network.model_copy(update={"hidden": hidden[:-1] or hidden})
+        self.body = AgentNetwork(
+            spec, hidden[-1], body, streams, share=config.share, agent_id=config.agent_id, gain=2**0.5
+        )
+        self.head = Head(
+            shared_by(spec, config.share),
+            hidden[-1],
+            self.letters.size,
+            self.outputs,
+            config.network.activation,
+            streams,
+        )
         if isinstance(self.space, Continuous):
             start = torch.full((self.policies, 1, self.agents, self.outputs), config.initial_std).log()
             self.log_std = nn.Parameter(start.to(streams.device))
-            self._units = ActionUnits.of([s for s in spec.actions if isinstance(s, Continuous)], streams.device)
         self.generator = GraphGenerator(spec, config.graph, streams) if config.graph.kind == "learned" else None
         self.density: Tensor
         self.register_buffer("density", torch.tensor(config.graph.density, device=streams.device))
         self.pairs = self.agents * (self.agents - 1) // 2
+        self._everybody = torch.arange(self.agents, device=streams.device)
         fixed = _fixed(config.graph, self.agents)
         self._fixed = None if fixed is None else Graph(*(x.to(streams.device) for x in fixed))
-        # Levels to draw, where the graph's kind says how many; None where every batch has its own.
-        self.depth = None if fixed is None else int(levels(fixed.edges).max()) + 1
+        self._levels = None if fixed is None else [level.to(streams.device) for level in by_level(fixed.edges)]
 
     @property
     def members(self) -> Bool[Tensor, "M N"] | None:
@@ -90,7 +85,7 @@ class BayesianPolicy(nn.Module):
         """The joint distribution in each row, and what is remembered."""
         seen, memory = self.body(obs, memory)
         graphs = None if self.generator is None else self.generator(obs)
-        return BayesianNetwork(self, obs, seen.tanh(), graphs), memory
+        return BayesianNetwork(self, obs, seen, graphs), memory
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw a graph and what all agents do."""
@@ -98,37 +93,49 @@ class BayesianPolicy(nn.Module):
         return distribution.sample(streams), memory
 
     def conditionals(
-        self, obs: Observation, seen: Float[Tensor, "B N H"], action: Tensor, edges: Bool[Tensor, "B N N"]
+        self,
+        obs: Observation,
+        seen: Float[Tensor, "B N H"],
+        letters: Float[Tensor, "B N L"],
+        edges: Bool[Tensor, "B N N"],
+        who: Int[Tensor, "B n"] | None = None,
     ) -> Conditionals:
-        """Every agent's distribution given what its parents in `edges` do in `action`."""
-        messages = self._messages(obs, action)  # [B,N,letter], by sender
-        # [B, receiver, sender · letter]: the letters of an agent's parents, zeros from everybody else.
-        read = (edges.transpose(1, 2).unsqueeze(-1) * messages.unsqueeze(1)).flatten(2)
-        y, _ = self.head(dataclasses.replace(obs, agent=torch.cat([seen, read], -1)), None)
+        """The distributions of the agents `who` (all in slot order), given the letters of their parents in `edges`."""
+        heard, legal = edges.transpose(1, 2), obs.legal
+        if who is None:
+            who = self._everybody.expand(len(seen), -1)
+        else:
+            seen, heard = take(seen, who), take(heard, who)
+            legal = None if legal is None else take(legal, who)
+        y = self.head(seen, letters, heard, who)
         if isinstance(self.space, Discrete):
-            return IndependentCategorical(y, self.space.choices, obs.legal)
+            return IndependentCategorical(y, self.space.choices, legal)
         log_std = self.log_std.expand(-1, len(y) // self.policies, -1, -1).flatten(0, 1)
-        return IndependentGaussian(y, log_std, self._units, obs.legal)
+        units = self.letters.units
+        assert units is not None
+        return IndependentGaussian(y, take(log_std, who), ActionUnits(*(unit[who] for unit in units)), legal)
 
     def given_graph(self, rows: int, streams: Streams) -> Graph:
         """The graph of each row where it is not learned; a random one has each forward edge with `density`."""
         assert self._fixed is not None
         order, edges = (x.expand(rows, *x.shape) for x in self._fixed)
         if self.config.kind == "random":
-            shape = (self.agents, self.agents)
-            uniform = streams.draw(lambda n, g: torch.rand((n, *shape), generator=g, device=self.device), rows)
-            edges = edges & (uniform < self.density)
+            edges = edges & (self.uniform(rows, streams) < self.density)
         return Graph(order, edges)
 
-    def _messages(self, obs: Observation, action: Tensor) -> Float[Tensor, "B N letter"]:
-        """One, what an agent did (one-hot, or in the actions' units), and what it saw where that is sent too."""
-        if isinstance(self.space, Discrete):
-            parts = zip(action.unbind(-1), self.space.choices)
-            did = torch.cat([F.one_hot(part, count) for part, count in parts], -1).to(obs.agent.dtype)
-        else:
-            did = (action - self._units.middle) / self._units.scale * self._units.present
-        letter = [torch.ones_like(did[..., :1]), did]
-        return torch.cat([*letter, obs.agent] if self._sends_observation else letter, -1)
+    def uniform(self, rows: int, streams: Streams) -> Float[Tensor, "B N N"]:
+        """Numbers in [0, 1) for each pair of agents."""
+        shape = (self.agents, self.agents)
+        return streams.draw(lambda n, g: torch.rand((n, *shape), generator=g, device=self.device), rows)
+
+    def turns(self, graph: Graph) -> list[Int[Tensor, "B n"]]:
+        """Who decides at once, and after whom: level by level. Together they name everybody."""
+        rows = len(graph.order)
+        if self._levels is not None:
+            return [level.expand(rows, -1) for level in self._levels]
+        if graph.edges.device.type == "cpu":
+            return ragged_levels(graph.edges)
+        return list(graph.order.split(1, -1))  # one by one: the host need not learn how many levels there are
 
 
 class WithoutEdges:
@@ -144,39 +151,30 @@ class WithoutEdges:
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw what all agents do, each from what it sees alone."""
         seen, memory = self.policy.body(obs, memory)
-        return BayesianNetwork(self.policy, obs, seen.tanh(), None).sample_without_edges(streams), memory
+        return BayesianNetwork(self.policy, obs, seen, None).sample_without_edges(streams), memory
 
 
 class BayesianNetwork:
     """The joint distribution of one observation batch: graphs (None where they are not learned), then actions."""
 
     def __init__(
-        self,
-        policy: BayesianPolicy,
-        obs: Observation,
-        seen: Float[Tensor, "B N H"],
-        graphs: GraphDistribution | None,
+        self, policy: BayesianPolicy, obs: Observation, seen: Float[Tensor, "B N H"], graphs: GraphDistribution | None
     ):
         self.policy, self.obs, self.seen, self.graphs = policy, obs, seen, graphs
+        self._known: tuple[Decision, Conditionals] | None = None
 
     def sample(self, streams: Streams) -> Decision:
-        """Draw a graph, then actions in its order, each given its parents' (ancestral sampling, level by level)."""
+        """Draw a graph, then actions along it, each given its parents' (ancestral sampling)."""
         rows, agents = self.obs.alive.shape
         if self.graphs is None:
             graph = self.policy.given_graph(rows, streams)
         else:
-            uniform = streams.draw(
-                lambda n, g: torch.rand((n, agents, agents), generator=g, device=self.seen.device), rows
-            )
-            graph = self.graphs.choose(streams.exponential((rows, agents)), uniform)
-        return self._ancestral(graph, self._chooser(streams))
+            graph = self.graphs.choose(streams.exponential((rows, agents)), self.policy.uniform(rows, streams))
+        return self._ancestral(graph, self._noise(streams))
 
     def sample_without_edges(self, streams: Streams) -> Decision:
         """Draw actions as if the graph were empty."""
-        rows, agents = self.obs.alive.shape
-        order = torch.arange(agents, device=self.seen.device).expand(rows, -1)
-        edges = torch.zeros(rows, agents, agents, dtype=torch.bool, device=self.seen.device)
-        return self._ancestral(Graph(order, edges), self._chooser(streams))
+        return self._ancestral(self._nobody_heard(), self._noise(streams))
 
     def mode(self) -> Decision:
         """The most probable graph, and along it every agent's most probable choice given its parents' (greedily)."""
@@ -184,13 +182,12 @@ class BayesianNetwork:
             graph = self.policy.given_graph(len(self.obs.alive), Streams([0], self.seen.device))
         else:
             graph = self.graphs.mode()
-        return self._ancestral(graph, lambda given: given.mode())
+        return self._ancestral(graph, None)
 
     def log_prob(self, decision: Decision) -> Float[Tensor, "B M"]:
         """Of every agent's action given those of its parents in the executed graph; then of the graph."""
-        graph = decision.latent
         of_agents = self._given(decision).log_prob(decision)
-        return of_agents if self.graphs is None else _beside(of_agents, self.graphs.log_prob(graph))
+        return of_agents if self.graphs is None else _beside(of_agents, self.graphs.log_prob(decision.latent))
 
     def entropy(self, decision: Decision) -> Float[Tensor, "B M"]:
         """Of every agent's choice given its parents' actions, and of the graph."""
@@ -210,44 +207,72 @@ class BayesianNetwork:
         """Agents that see one another's actions have no list of choices of their own."""
         raise TypeError("log_probs lists the choices of independent agents; these follow a graph: use log_prob.")
 
-    def _chooser(self, streams: Streams) -> Callable[[Conditionals], Decision]:
-        """Draws from conditionals, level after level, with the same random numbers."""
-        shape = (*self.obs.alive.shape, self.policy.outputs)
-        noise = streams.exponential(shape) if isinstance(self.policy.space, Discrete) else streams.normal(shape)
-        return lambda given: given.choose(noise)
-
     def _given(self, decision: Decision) -> Conditionals:
-        """All conditionals at once: the parents' actions are known."""
-        return self.policy.conditionals(self.obs, self.seen, decision.action, decision.latent.edges)
+        """All conditionals at once: the parents' actions are known. Asked for twice, computed once."""
+        if self._known is None or self._known[0] is not decision:
+            letters = self.policy.letters(decision.action, self.obs)
+            given = self.policy.conditionals(self.obs, self.seen, letters, decision.latent.edges)
+            self._known = decision, given
+        return self._known[1]
 
-    def _ancestral(self, graph: Graph, choose: Callable[[Conditionals], Decision]) -> Decision:
+    def _ancestral(self, graph: Graph, noise: Float[Tensor, "B N out"] | None) -> Decision:
+        """Everybody's choice, level by level; the most probable ones without noise."""
         graph = among_living(graph, self.obs.alive)
-        level = levels(graph.edges)
-        action: Tensor | None = None
-        log_prob: Tensor | None = None
-        for now in range(self._depth(level)):
-            known = self._nothing() if action is None else action
-            drawn = choose(self.policy.conditionals(self.obs, self.seen, known, graph.edges))
+        action = self._nothing()
+        log_prob = self.seen.new_zeros(self.obs.alive.shape)
+        for who in self.policy.turns(graph):
+            letters = self.policy.letters(action, self.obs)
+            given = self.policy.conditionals(self.obs, self.seen, letters, graph.edges, who)
+            drawn = given.mode() if noise is None else given.choose(take(noise, who))
             assert drawn.log_prob is not None
-            mine = level == now
-            action = drawn.action if action is None else torch.where(mine.unsqueeze(-1), drawn.action, action)
-            log_prob = drawn.log_prob if log_prob is None else torch.where(mine, drawn.log_prob, log_prob)
-        assert action is not None
-        assert log_prob is not None
+            action = action.scatter(1, who.unsqueeze(-1).expand_as(drawn.action), drawn.action)
+            log_prob = log_prob.scatter(1, who, drawn.log_prob)
         if self.graphs is not None:
             log_prob = _beside(log_prob, self.graphs.log_prob(graph))
         return Decision(action, graph, log_prob)
 
-    def _depth(self, level: Tensor) -> int:
-        """Levels to draw. On a GPU the host does not wait to learn how many this batch needs."""
-        if self.policy.depth is not None:
-            return self.policy.depth
-        return int(level.max()) + 1 if level.device.type == "cpu" else level.shape[-1]
+    def _noise(self, streams: Streams) -> Float[Tensor, "B N out"]:
+        shape = (*self.obs.alive.shape, self.policy.outputs)
+        return streams.exponential(shape) if isinstance(self.policy.space, Discrete) else streams.normal(shape)
 
     def _nothing(self) -> Tensor:
         space, shape = self.policy.space, (*self.obs.alive.shape, self.policy.space.size)
         dtype = torch.int64 if isinstance(space, Discrete) else self.seen.dtype
         return torch.zeros(shape, dtype=dtype, device=self.seen.device)
+
+    def _nobody_heard(self) -> Graph:
+        rows, agents = self.obs.alive.shape
+        order = torch.arange(agents, device=self.seen.device).expand(rows, -1)
+        return Graph(order, torch.zeros(rows, agents, agents, dtype=torch.bool, device=self.seen.device))
+
+
+class Letters:
+    """What agents tell their children: that they decided, what they did, and what they saw where that is sent too."""
+
+    def __init__(self, spec: EnvSpec, sends_observation: bool, device: torch.device):
+        self._space, self._sends_observation = spec.action, sends_observation
+        spaces = [s for s in spec.actions if isinstance(s, Continuous)]
+        self.units = ActionUnits.of(spaces, device) if spaces else None
+        did = sum(spec.action.choices) if isinstance(spec.action, Discrete) else spec.action.size
+        self.size = 1 + did + (spec.observation_size if sends_observation else 0)
+
+    def __call__(self, action: Num[Tensor, "B N A"], obs: Observation) -> Float[Tensor, "B N L"]:
+        """One; the action, one-hot or in units of its range; the observation."""
+        if isinstance(self._space, Discrete):
+            parts = zip(action.split(1, -1), self._space.choices)
+            did = [part == torch.arange(count, device=part.device) for part, count in parts]
+            letter = [torch.ones_like(did[0][..., :1]), *did]
+            told = torch.cat(letter, -1).to(obs.agent.dtype)
+        else:
+            assert self.units is not None
+            did_there = (action - self.units.middle) / self.units.scale * self.units.present
+            told = torch.cat([torch.ones_like(did_there[..., :1]), did_there], -1)
+        return torch.cat([told, obs.agent], -1) if self._sends_observation else told
+
+
+def take(x: Tensor, who: Int[Tensor, "B n"]) -> Tensor:
+    """The entries [B,n,…] of these agents among [B,N,…]."""
+    return x.gather(1, who.view(*who.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
 
 
 def _beside(of_agents: Float[Tensor, "B N"], of_graph: Float[Tensor, " B"]) -> Float[Tensor, "B M"]:
