@@ -26,6 +26,9 @@ T = TypeVar("T")
 Tree = Any  # a Tensor, None, or a tuple, dict or dataclass of trees
 
 
+WIDEST = 1e6  # the widest range that real actions are scaled to
+
+
 class ConcordError(Exception):
     """Something the user can mend. The message says what was expected, what came and what to do.
 
@@ -64,6 +67,11 @@ class Continuous:
     def size(self) -> int:
         """The number of components, A."""
         return len(self.low)
+
+    @property
+    def bounded(self) -> tuple[bool, ...]:
+        """Which components have a range worth scaling to; wider ones, as of any float, count as unbounded."""
+        return tuple(high - low <= WIDEST for low, high in zip(self.low, self.high))
 
 
 @dataclass(frozen=True)

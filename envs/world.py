@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from envs.core import (
+    WIDEST,
     Continuous,
     Decision,
     Discrete,
@@ -156,6 +157,7 @@ class TensorEnv:
         truncated = truncated & ~terminated
         present = present & ~(terminated | truncated)
         alive = seen.alive & present
+        terminated = terminated | (acted & ~alive & ~truncated)  # who is gone without a word has no future either
         obs = Observation(seen.agent, seen.state, alive, seen.legal)
         outcomes = (reward * acted.unsqueeze(-1), terminated, truncated, ~alive.any(-1))
         return Rows(state, clock, present), obs, outcomes, final_obs
@@ -277,7 +279,7 @@ class RandomActor:
 
     def _within_bounds(self, normal: Float[Tensor, "E N A"]) -> Float[Tensor, "E N A"]:
         low, high = self._on(normal.device)
-        bounded, below, above = (low > -torch.inf) & (high < torch.inf), low > -torch.inf, high < torch.inf
+        bounded, below, above = high - low <= WIDEST, low > -WIDEST, high < WIDEST
         uniform = torch.where(bounded, low, 0) + torch.where(bounded, high - low, 0) * torch.special.ndtr(normal)
         one_sided = torch.where(below, low + normal.abs(), torch.where(above, high - normal.abs(), normal))
         return torch.where(bounded, uniform, one_sided)

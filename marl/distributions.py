@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -104,7 +103,7 @@ class IndependentCategorical:
 class ActionUnits(NamedTuple):
     """The units of each agent's real actions: the middle and half-range of a bounded component, 0 and 1 of others.
 
-    present is 0 for components that an agent does not have.
+    present is 0 for components that an agent does not have, or cannot move.
     """
 
     middle: Float[Tensor, "N A"]
@@ -118,9 +117,9 @@ class ActionUnits(NamedTuple):
         rows = torch.tensor([[[0.0, 1.0, 0.0]] * size] * len(spaces))
         for agent, space in enumerate(spaces):
             for component, (low, high) in enumerate(zip(space.low, space.high)):
-                bounded = math.isfinite(low) and math.isfinite(high)
-                units = ((high + low) / 2, (high - low) / 2) if bounded else (0.0, 1.0)
-                rows[agent, component] = torch.tensor([*units, 1.0])
+                units = ((high + low) / 2, (high - low) / 2) if space.bounded[component] else (0.0, 1.0)
+                free = low < high
+                rows[agent, component] = torch.tensor([*units, 1.0] if free else [low, 1.0, 0.0])
         return cls(*rows.to(device).unbind(-1))
 
 

@@ -34,6 +34,21 @@ class Tally:
         if batch.outcome is not None:
             self._outcomes.append(batch.outcome)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was not read yet, update by update."""
+        names = self._terms[0] if self._terms else ()
+        fields = ("discounted", "total", "length", "episodes") if self._outcomes else ()
+        return {
+            "terms": {name: torch.stack([terms[name] for terms in self._terms]) for name in names},
+            "outcomes": {name: torch.stack([getattr(o, name) for o in self._outcomes]) for name in fields},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        terms, outcomes = state["terms"], state["outcomes"]
+        self._terms = [dict(zip(terms, values)) for values in zip(*terms.values(), strict=True)]
+        self._outcomes = [Outcome(**dict(zip(outcomes, values))) for values in zip(*outcomes.values(), strict=True)]
+
     def read(self) -> list[dict[str, float]]:
         """A row for each policy; returns are missing where no episode ended."""
         columns: dict[str, Tensor] = {}
@@ -81,10 +96,12 @@ class Log:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, used: Mapping[str, int | float], seeds: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
+    def write(
+        self, used: Sequence[Mapping[str, int | float]], seeds: Sequence[int], rows: Sequence[dict[str, float]]
+    ) -> None:
         """One row for each policy; `used` are the stage's counts and clocks."""
-        for seed, row in zip(seeds, rows):
-            full = {"stage": self.stage, "seed": seed, **used, **row}
+        for seed, counts, row in zip(seeds, used, rows, strict=True):
+            full = {"stage": self.stage, "seed": seed, **counts, **row}
             self._append(full)
             self._draw(full, f"seed={seed}/" if len(seeds) > 1 else "")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
 from marl.config import Section
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, JointDistribution
-from marl.networks import ByKind, Network, NetworkConfig, build_network
+from marl.networks import BUILT_IN, ByKind, Network, NetworkConfig, build_network, check_network
 
 
 class PolicyConfig(Section):
@@ -96,6 +96,9 @@ class AgentNetwork(nn.Module):
             return build_network(network, inputs, outputs, gain=gain, copies=copies, streams=streams)
 
         self.body = build() if len(set(groups)) == 1 else ByKind(groups, build, streams.device)
+        if network.kind not in BUILT_IN:
+            sizes = {"agents": agents, "inputs": inputs, "outputs": outputs}
+            check_network(self.body, network.kind, policies=self.policies, copies=copies, **sizes)
         shape = self.body.memory_shape
         self.memory_shape = None if shape is None else (shape[0], agents, shape[1])
 

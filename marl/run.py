@@ -149,19 +149,20 @@ class Run:
     ) -> L:
         """Train: one batch, one update, until `updates` are done or `cpu_seconds` of processor time are used.
 
-        Resumes from the stage's newest checkpoint; a finished stage returns at once, learner and probes as at its end.
-        Raises ConcordError for a loss that is no number; the last good checkpoint stays.
+        Resumes from the stage's newest checkpoint; a finished stage returns at once, learner and probes as at its end,
+        unless its budget was raised since. Raises ConcordError for a loss that is no number; the last good checkpoint
+        stays.
         """
         self.begin()
         stage = _Stage(self, name, learner, source, probes)
-        if stage.restore():
+        if stage.restore(updates, cpu_seconds):
             return learner
         with (
             sole_trainer(self.folder),
             TrainingDisplay(name, updates, stage.update) as display,
             Log(self.folder, name, stage.update, stage.env_steps) as log,
         ):
-            tally = Tally(self.policies)
+            tally = stage.tally
             log_every = max(1, updates // LOGGED_ROWS)
             for batch in source if stage.goes_on(updates, cpu_seconds) else ():
                 terms = learner.update(batch)
@@ -203,7 +204,8 @@ class Run:
         newest = checkpoints(self.folder / "checkpoints" / name)
         if not newest:
             raise InputError(f"{self.folder} has no stage {name} yet; `concord resume {self.folder}` continues it.")
-        return load_checkpoint(newest[-1])["used"]
+        used: dict[str, int | float] = load_checkpoint(newest[-1])["used"][0]
+        return used
 
     def load(self, name: str, *parts: str) -> dict[str, Any]:
         """The newest saved state of a stage's learner, or of one of its parts."""
@@ -224,29 +226,24 @@ class _Stage:
         self.learner, self.source, self.probes = learner, source, probes
         self.folder = run.folder / "checkpoints" / name
         self.update, self.env_steps = 0, 0
-        self.agent_steps: Tensor | None = None
+        self.agent_steps = torch.zeros(run.policies, dtype=torch.float64, device=run.device)
+        self.tally = Tally(run.policies)
         self._wall, self._cpu = time.monotonic(), time.process_time()
         self._wall_before = self._cpu_before = 0.0
         self._saved = time.monotonic()
 
-    def restore(self) -> bool:
-        """Load the newest checkpoint, if there is one; says whether the stage was finished."""
+    def restore(self, updates: int, cpu_seconds: float | None) -> bool:
+        """Load the newest checkpoint, if there is one; says whether the stage is done, with nothing to go on for."""
         found = checkpoints(self.folder)
         if not found:
             return False
         state = load_checkpoint(found[-1], self.run.device)
         self._require_same_config(state.get("config", {}))
         try:
-            self.learner.load_state_dict(state["learner"])
-            for probe, saved in zip(self.probes, state["probes"], strict=True):
-                probe.load_state_dict(saved)
-            if state["finished"]:
+            self._load(state)
+            if state["finished"] and not self.goes_on(updates, cpu_seconds):
                 return True
             self.source.load_state_dict(state["source"])
-            used = state["used"]
-            self.update, self.env_steps = int(used["updates"]), int(used["env_steps"])
-            self.agent_steps = torch.tensor(used["agent_steps"], device=self.run.device, dtype=torch.float64)
-            self._wall_before, self._cpu_before = used["wall_seconds"], used["cpu_seconds"]
         except ConcordError:
             raise
         except Exception as error:
@@ -255,6 +252,16 @@ class _Stage:
                 "changed since it was written, in the recipe or its environment; nothing saved is lost."
             ) from error
         return False
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        for probe, saved in zip(self.probes, state["probes"], strict=True):
+            probe.load_state_dict(saved)
+        self.tally.load_state_dict(state["tally"])
+        used = state["used"]
+        self.update, self.env_steps = int(used[0]["updates"]), int(used[0]["env_steps"])
+        self.agent_steps += torch.tensor([each["agent_steps"] for each in used]).to(self.agent_steps)
+        self._wall_before, self._cpu_before = used[0]["wall_seconds"], used[0]["cpu_seconds"]
 
     def _require_same_config(self, before: dict[str, Any]) -> None:
         """What was learned under one config does not go on under another, except for what cannot matter."""
@@ -278,8 +285,7 @@ class _Stage:
         """One more update."""
         self.update += 1
         self.env_steps += batch.steps * batch.rows
-        alive = batch.obs.alive.sum(dtype=torch.float64) / batch.policies
-        self.agent_steps = alive if self.agent_steps is None else self.agent_steps + alive
+        self.agent_steps = self.agent_steps + batch.obs.alive.view(batch.policies, -1).sum(1)
 
     @property
     def cpu_seconds(self) -> float:
@@ -291,16 +297,13 @@ class _Stage:
         """Time on the clock so far, all attempts together."""
         return self._wall_before + time.monotonic() - self._wall
 
-    def used(self) -> dict[str, int | float]:
-        """Counts and clocks."""
-        agent_steps = 0.0 if self.agent_steps is None else float(self.agent_steps)
-        return {
-            "updates": self.update,
-            "env_steps": self.env_steps,
-            "agent_steps": agent_steps,
-            "wall_seconds": self.wall_seconds,
-            "cpu_seconds": self.cpu_seconds,
-        }
+    def used(self) -> list[dict[str, int | float]]:
+        """Counts and clocks, for each policy."""
+        clocks = {"wall_seconds": self.wall_seconds, "cpu_seconds": self.cpu_seconds}
+        return [
+            {"updates": self.update, "env_steps": self.env_steps, "agent_steps": agent_steps, **clocks}
+            for agent_steps in self.agent_steps.tolist()
+        ]
 
     def due(self, seconds: float) -> bool:
         """Whether it is time to save."""
@@ -314,6 +317,7 @@ class _Stage:
             "finished": finished,
             "config": self.run.config.model_dump(mode="json"),
             "used": self.used(),
+            "tally": self.tally.state_dict(),
             "learner": learner,
             "source": self.source.state_dict(),
             "probes": [probe.state_dict() for probe in self.probes],

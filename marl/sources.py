@@ -91,7 +91,9 @@ class OnPolicy:
         discount: Float[Tensor, " K"] | None = None,
     ):
         self.env, self.actor, self.steps, self.segment, self.streams = env, actor, steps, segment, streams
-        self.tracker = EpisodeTracker(torch.ones(len(env.spec.channels)) if discount is None else discount)
+        if discount is None:
+            discount = torch.ones(len(env.spec.channels), device=env.device)
+        self.tracker = EpisodeTracker(discount)
         self._obs = env.reset(list(seeds))
         self._memory = actor.initial_memory(env.num_envs)
 
@@ -114,6 +116,11 @@ class OnPolicy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
         self._obs = self.env.load_state_dict(state["env"])
-        self._memory = state["memory"]
         self.streams.load_state_dict(state["streams"])
-        self.tracker.carry = dict(state["carry"])
+        new = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device)
+        new[list(getattr(self.env, "restarted", ()))] = True  # rows that began an episode instead of going on
+
+        def kept(leaf: Tensor) -> Tensor:
+            return torch.where(new.view(-1, *[1] * (leaf.dim() - 1)), torch.zeros_like(leaf), leaf)
+
+        self._memory, self.tracker.carry = tree_map(kept, (state["memory"], dict(state["carry"])))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from marl.checkpoints import checkpoints, load_checkpoint, save_checkpoint
-from marl.config import RunConfig, dump, load_recipe
+from marl.config import RunConfig, dump, flatten, load_recipe
 from marl.display import console
 from marl.log import draw_row, events_writer, read_rows
 from marl.report import write_atomically
@@ -23,15 +23,18 @@ from marl.run import Run
 def can_stack(configs: Sequence[RunConfig]) -> bool:
     """Whether runs that differ only in their seed can be trained as one.
 
-    The recipe must offer `train`, the world must be native, and no budget may be one of processor time, which belongs
-    to a run alone.
+    The recipe must offer `train` (and `stackable(config)`, where it has that, must agree), the world must be native, no
+    budget may be one of processor time, which belongs to a run alone, and the networks must be Concord's own.
     """
-    config = configs[0]
+    config, module = configs[0], load_recipe(configs[0].recipe)
+    settings = flatten(config.model_dump(mode="json"))
     return (
         len(configs) > 1
-        and hasattr(load_recipe(config.recipe), "train")
+        and hasattr(module, "train")
+        and getattr(module, "stackable", lambda config: True)(config)
         and config.env.world is not None
         and config.train.cpu_seconds is None
+        and not any(key.endswith("network.kind") and ":" in kind for key, kind in settings.items())
     )
 
 
@@ -65,10 +68,11 @@ def train_stacked(folder: Path, configs: dict[str, RunConfig]) -> None:
 def take_policy(state: Any, number: int, policies: int) -> Any:
     """One policy's part of a saved state: every tensor is policy-major on its first axis, or a scalar.
 
-    Steps are counted for one policy already; the processor's time was shared by all, the time on the clock was not.
+    The processor's time was shared by all, the time on the clock was not.
     """
-    part = _slice(state, number, policies)
-    part["used"]["cpu_seconds"] /= policies
+    part = _slice({key: value for key, value in state.items() if key != "used"}, number, policies)
+    used = state["used"][number]
+    part["used"] = [{**used, "cpu_seconds": used["cpu_seconds"] / policies}]
     return part
 
 

@@ -17,7 +17,7 @@ from marl.critics import CriticConfig, build_critic
 from marl.display import in_words
 from marl.environments import make_env
 from marl.learners import ActorCritic, Chain, Learner, LearnerConfig, per_channel
-from marl.policies import JointPolicy
+from marl.policies import JointPolicy, PolicyConfig
 from marl.report import Report
 from marl.run import Run, env_steps_to_updates
 from marl.sources import OnPolicy
@@ -26,6 +26,7 @@ from marl.sources import OnPolicy
 class ActorCriticConfig(RunConfig):
     """A policy and a critic that learn from their own experience."""
 
+    policy: PolicyConfig = PolicyConfig()
     critic: CriticConfig = CriticConfig()
     learner: LearnerConfig = LearnerConfig()
     weighing: Literal["own", "team"] = Field("own", description="each agent's own advantage, or the living team's mean")

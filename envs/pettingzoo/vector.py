@@ -77,6 +77,7 @@ class PettingZooEnv:
         function, count = partial(function, **(options or {})), len(channels) if channels else None
         self.num_envs, self.device = num_envs, torch.device(device)
         self._restart_episodes, self._begun = restart_episodes, False
+        self.restarted: list[int] = []  # rows that began an episode at the last loading, instead of going on
         self._rows: Rows | Workers
         with _told():
             if workers:
@@ -146,7 +147,7 @@ class PettingZooEnv:
         rows = len(state["length"])
         if rows != self.num_envs:
             raise InputError(f"The saved state has {rows} rows; this environment has num_envs={self.num_envs}.")
-        self._episodes = Episodes(self._codec, rows, state["seeds"])
+        self._episodes, self.restarted = Episodes(self._codec, rows, state["seeds"]), []
         self._episodes.load_state_dict(state)
         failed = set(self._begin(range(self.num_envs)))
         for name in self._seen:
@@ -173,6 +174,7 @@ class PettingZooEnv:
             )
         self._episodes.skip(rows)
         self._begin(rows)
+        self.restarted = rows
 
     def _take(self, action: Tensor) -> None:
         """Check the joint action and put it where the environments read it."""

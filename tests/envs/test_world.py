@@ -333,3 +333,27 @@ def test_a_scripted_actor_follows_its_rule() -> None:
     decision, memory = actor.act(obs, actor.initial_memory(8), Streams([0]))
     assert memory is None
     assert (env.step(decision.action).reward == 1).all()
+
+
+def test_whoever_is_gone_without_a_word_has_terminated() -> None:
+    """Otherwise advantages would run on into the next episode."""
+
+    class Vanishing(Walk):
+        def transition(self, state: torch.Tensor, action: torch.Tensor, noise: torch.Tensor) -> Transition:
+            found = super().transition(state, action, noise)
+            return Transition(found.state, found.reward, torch.zeros_like(found.state, dtype=torch.bool))
+
+        def observe(self, state: torch.Tensor) -> Observation:
+            return Observation(state.unsqueeze(-1), state, state.abs() <= 2)
+
+    env = TensorEnv(Vanishing(), 8, time_limit=50)
+    alive = env.reset(0).alive
+    gone = 0
+    for _ in range(60):
+        step = env.step(torch.ones(8, 2, 2))
+        vanished = alive & ~step.ended.unsqueeze(-1) & ~step.obs.alive
+        assert bool((step.terminated | step.truncated)[vanished].all())
+        assert bool((step.terminated | step.truncated)[step.ended].any(-1).all())
+        gone += int(step.terminated.sum())
+        alive = step.obs.alive
+    assert gone > 8

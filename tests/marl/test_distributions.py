@@ -166,6 +166,13 @@ def test_log_softmax_agrees_with_the_library_for_few_and_many_rows() -> None:
         torch.testing.assert_close(log_softmax(x), x.log_softmax(-1), atol=1e-12, rtol=0)
 
 
+def test_a_component_without_a_range_is_left_alone_and_a_huge_range_is_none() -> None:
+    units = ActionUnits.of([Continuous((2.0, -3.4e38, -1.0), (2.0, 3.4e38, 3.0))])
+    assert units.present.tolist() == [[0, 1, 1]]
+    assert units.middle.tolist() == [[2, 0, 1]]
+    assert units.scale.tolist() == [[1, 1, 2]]
+
+
 def test_real_components_that_do_not_count_enter_neither_log_probability_nor_entropy() -> None:
     units = ActionUnits.of([Continuous((-1.0, 0.0), (1.0, math.inf))] * 2)
     mean, log_std = torch.randn(4, 2, 2), torch.zeros(4, 2, 2)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from envs.core import InputError, Streams
+from envs.games import climbing
 from marl.networks import (
     GRU,
     MANY,
@@ -23,6 +24,7 @@ from marl.networks import (
     build_network,
     tanh,
 )
+from marl.policies import IndependentPolicy, PolicyConfig
 
 KINDS = ("mlp", "gru", "attention")
 
@@ -223,3 +225,36 @@ def test_attention_refuses_to_be_split_into_networks_that_never_hear_of_one_anot
     config = NetworkConfig(kind="attention", hidden=(8,))
     with pytest.raises(InputError, match="share: all"):
         ByKind((0, 1), lambda: build_network(config, 3, 2, gain=1.0, streams=Streams([0])))
+
+
+class Plain(Network):
+    """One layer of torch's own, which knows nothing of copies."""
+
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig, **rest: Any):
+        super().__init__()
+        self.layer = torch.nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor, alive: Tensor, memory: None) -> tuple[Tensor, None]:
+        return self.layer(x), None
+
+
+class Flat(Plain):
+    """Gives outputs without memory, in another shape."""
+
+    def forward(self, x: Tensor, alive: Tensor, memory: None) -> Any:
+        return self.layer(x).flatten(2)
+
+
+def policy_of(kind: str, seeds: tuple[int, ...] = (0,)) -> IndependentPolicy:
+    config = PolicyConfig(network=NetworkConfig(kind=f"test_networks:{kind}"))
+    return IndependentPolicy(climbing().spec, config, Streams(seeds))
+
+
+def test_a_network_of_one_s_own_is_tried_before_it_is_trained() -> None:
+    assert policy_of("Plain").initial_memory(2) is None
+    with pytest.raises(InputError, match=r"every parameter has them on its first axis"):
+        policy_of("Plain", seeds=(0, 1))
+    with pytest.raises(InputError, match=r"must give outputs of shape \[1, 1, 2, 3\]"):
+        policy_of("Flat")
+    with pytest.raises(InputError, match=r"must name a marl\.networks\.Network"):
+        build_network(NetworkConfig(kind="os:getcwd"), 4, 3, gain=1.0, streams=Streams([0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -135,3 +136,26 @@ def test_without_a_discount_outcomes_are_plain_returns() -> None:
     outcome = next(iter(source)).outcome
     assert outcome is not None
     assert (outcome.discounted.tolist(), outcome.length.tolist(), outcome.episodes.tolist()) == ([[4]], [4], [4])
+
+
+class Restarting:
+    """An environment that says at loading that its second row began anew."""
+
+    def __init__(self, env: TensorEnv):
+        self.env, self.restarted = env, [1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+
+def test_rows_that_began_anew_at_loading_start_without_memory_and_without_a_return_so_far() -> None:
+    small = build(Mortals(longest=50), 3, policy=GRU, segment=4)
+    next(iter(small.source))
+    saved = copy.deepcopy(small.source.state_dict())
+    assert bool(saved["memory"][1].any())
+    assert bool(saved["carry"]["total"][1].any())
+    small.source.env = Restarting(small.env)  # type: ignore[assignment]
+    small.source.load_state_dict(saved)
+    for whole, kept in ((saved["memory"], small.source._memory), (saved["carry"], small.source.tracker.carry)):
+        wanted = tree_map(lambda x: x * torch.tensor([1.0, 0.0, 1.0]).view(-1, *[1] * (x.dim() - 1)), whole)
+        assert_close(kept, wanted)

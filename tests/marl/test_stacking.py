@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,11 @@ from worlds import Walk
 from envs.core import Streams, Tree, tree_map
 from envs.particles import SpeakerListener
 from envs.world import World
+from marl.algorithms.mappo import train
 from marl.batch import Batch, minibatches, segment_rows
+from marl.checkpoints import checkpoints, load_checkpoint
+from marl.config import resolve
+from marl.run import Run
 from marl.stacking import take_policy
 from marl.weighing import team
 
@@ -54,11 +59,13 @@ def test_each_of_five_policies_acts_learns_and_saves_as_it_would_alone(name: str
 
     def saved(run: Any) -> dict[str, Any]:
         state = {"learner": run.learner.state_dict(), "source": run.source.state_dict()}
-        return {**copy.deepcopy(state), "used": {"wall_seconds": 5.0, "cpu_seconds": 5.0, "env_steps": 64}}
+        counts = {"wall_seconds": 5.0, "cpu_seconds": 5.0, "env_steps": 64}
+        return {**copy.deepcopy(state), "used": [{**counts, "agent_steps": 10.0 * p} for p in range(5)]}
 
     for p, single in enumerate(alone):
         part = take_policy(saved(together), p, len(SEEDS))
-        assert part.pop("used") == {"wall_seconds": 5.0, "cpu_seconds": 1.0, "env_steps": 64}
+        wanted_counts = {"wall_seconds": 5.0, "cpu_seconds": 1.0, "env_steps": 64, "agent_steps": 10.0 * p}
+        assert part.pop("used") == [wanted_counts]
         wanted = saved(single)
         del wanted["used"]
         assert_close(part, wanted, 1e-4)
@@ -72,7 +79,7 @@ def test_a_policy_taken_from_five_continues_alone() -> None:
     state = {
         "learner": together.learner.state_dict(),
         "source": together.source.state_dict(),
-        "used": dict.fromkeys(("wall_seconds", "cpu_seconds"), 1.0),
+        "used": [dict.fromkeys(("wall_seconds", "cpu_seconds"), 1.0)] * 5,
     }
     part = take_policy(copy.deepcopy(state), 2, len(SEEDS))
     alone = build(Mortals(), 4)
@@ -116,3 +123,19 @@ def test_a_segment_s_rows_are_one_environment_s_steps() -> None:
     rows, segments = segment_rows(torch.tensor([[0, 5]]), batch)
     assert rows.tolist() == [[0, 9], [4, 13]]
     assert segments.tolist() == [0, 5]
+
+
+def test_each_of_several_seeds_counts_the_steps_of_its_own_living_agents(tmp_path: Path) -> None:
+    raw = {"recipe": "marl.algorithms.mappo", "env": {"world": "small_runs:Mortals", "num_envs": 4}}
+    settings = {"learner.steps": 8, "train.env_steps": 64, "policy.network.hidden": [8], "device": "cpu"}
+    config = resolve(raw, settings)
+
+    def agent_steps(folder: str, seeds: tuple[int, ...]) -> list[float]:
+        run = Run(tmp_path / folder, config, seeds)
+        train(config, run)
+        newest = checkpoints(run.folder / "checkpoints" / "train")[-1]
+        return [used["agent_steps"] for used in load_checkpoint(newest)["used"]]
+
+    together = agent_steps("together", (0, 1, 2))
+    assert together == [agent_steps(f"seed={seed}", (seed,))[0] for seed in (0, 1, 2)]
+    assert len(set(together)) > 1

@@ -82,6 +82,11 @@ def train(config: Config, run: Run) -> BayesianPolicy:
     return policy
 
 
+def stackable(config: Config) -> bool:
+    """A learned graph trains one policy at a time."""
+    return config.policy.graph.kind != "learned"
+
+
 def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
     """The trained policy and environments to play it in."""
     config = run.config

@@ -12,7 +12,7 @@ from contextlib import closing
 from envs.core import EnvSpec, Streams
 from marl.environments import make_env
 from marl.judging import check_twin, judge, load_independent
-from marl.policies import IndependentPolicy, PolicyConfig
+from marl.policies import IndependentPolicy
 from marl.report import Report
 from marl.run import Run
 from marl.training import ActorCriticConfig
@@ -21,8 +21,6 @@ from marl.training import train as train_policy
 
 class Config(ActorCriticConfig):
     """MAPPO."""
-
-    policy: PolicyConfig = PolicyConfig()
 
 
 def recipe(config: Config, run: Run) -> Report:

@@ -1,0 +1,46 @@
+"""Stages of a run: what is not written down yet, and budgets that are raised."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from small_runs import Mortals, build
+
+from marl.algorithms.mappo import train
+from marl.config import resolve
+from marl.log import Tally
+from marl.run import Run
+
+
+def test_a_tally_saved_in_the_middle_reads_the_same() -> None:
+    small = build(Mortals(), seeds=(0, 1))
+    whole, first = Tally(2), Tally(2)
+    state = copy.deepcopy(first.state_dict())
+    for update, batch in zip(range(3), small.source):
+        terms = small.learner.update(batch)
+        if update == 2:
+            state = copy.deepcopy(first.state_dict())
+            first = Tally(2)
+            first.load_state_dict(state)
+        for tally in (whole, first):
+            tally.add(terms, batch)
+    assert first.read() == whole.read()
+    empty = Tally(2)
+    empty.load_state_dict(Tally(2).state_dict())
+    assert empty.state_dict() == {"terms": {}, "outcomes": {}}
+
+
+def test_a_finished_stage_goes_on_where_its_budget_is_raised(tmp_path: Path) -> None:
+    raw = {"recipe": "marl.algorithms.mappo", "env": {"world": "small_runs:Mortals", "num_envs": 4}}
+
+    def trained(folder: str, env_steps: int) -> bytes:
+        small = {"learner.steps": 8, "policy.network.hidden": [8], "device": "cpu", "train.env_steps": env_steps}
+        config = resolve(raw, small)
+        policy = train(config, Run(tmp_path / folder, config))
+        assert Run(tmp_path / folder, config).used("train")["env_steps"] == env_steps
+        return b"".join(p.detach().numpy().tobytes() for p in policy.parameters())
+
+    first = trained("raised", 64)
+    assert trained("raised", 64) == first
+    assert trained("raised", 128) == trained("at once", 128) != first
