@@ -75,7 +75,7 @@ def sweep_metrics(variants: dict[str, list[Report]]) -> dict[str, Metric]:
         for name, column in columns.items():
             found |= {f"{prefix}{name}/{stat}": metric for stat, metric in summarize(column).items()}
     for first, second in combinations(values, 2):
-        for name in values[first].keys() & values[second].keys():
+        for name in sorted(values[first].keys() & values[second].keys()):
             key = f"difference/{first}-{second}"
             key = key if name == "return_per_agent" else f"{name}/{key}"
             found[key] = difference(values[first][name], values[second][name])
@@ -106,10 +106,10 @@ def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list
 
 
 def _reports(folder: Path) -> list[Path]:
-    """The reports of single runs in a folder: its own, or those of a sweep's points."""
+    """The reports of single runs in a folder: its own, or those of a sweep's points, and of sweeps within."""
     points = sorted(folder.glob("*/report.json"))
     if points:
-        return points
+        return [report for point in points for report in _reports(point.parent)]
     if not (folder / "report.json").is_file():
         raise InputError(f"{folder} holds no finished run: there is no report.json in it.")
     return [folder / "report.json"]

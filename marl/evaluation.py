@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 from envs.core import Actor, ConcordError, InputError, VectorEnv
 from marl.config import load_recipe, split_assignments
-from marl.display import in_words
+from marl.display import console, in_words
 from marl.judging import evaluate, picture
 from marl.report import Report
 from marl.run import Run
+
+HAVE_AN_EFFECT = ("env", "evaluation.episodes", "evaluation.num_envs", "seed", "device", "threads")
 
 
 def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, Path]:
@@ -20,12 +23,21 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     points = split_assignments(assignments)
     if len(points) > 1:
         raise InputError("evaluate takes one setting at a time; got a comma list.")
+    idle = [key for key in points[0] if not key.startswith(HAVE_AN_EFFECT)]
+    if idle:
+        raise InputError(
+            f"{idle[0]} changes nothing in an evaluation, which plays what was trained; these do: "
+            f"{', '.join(HAVE_AN_EFFECT)}. The twin was evaluated after training; evaluate there with "
+            "env='{pettingzoo: …}'."
+        )
     run = Run.open(folder, points[0])
+    if (checkpoint := run.unfinished("train")) is not None:
+        console.print(f"training has not finished: playing checkpoint {checkpoint}", markup=False)
     actor, env = load_actor(run, run.config.evaluation_envs)
     metrics = evaluate(run, actor, env)
     env.close()
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
-    path = folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path = folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
     report.save(path)
     return report, path
 

@@ -6,7 +6,7 @@ import math
 from contextlib import closing
 from typing import Any
 
-from envs.core import Actor, EnvSpec, InputError, VectorEnv
+from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
 from marl.display import console
 from marl.environments import make_env, pettingzoo_env
 from marl.evaluate import Episodes, film, play
@@ -38,12 +38,12 @@ def _draw(run: Run, policy: JointPolicy) -> None:
     """Curve and film; what cannot be drawn is told, and is no failure of the run."""
     try:
         learning_curve(run.folder, run.folder / "learning_curve.png")
-    except InputError as error:
+    except (ConcordError, OSError) as error:
         console.print(f"no curve: {error}", markup=False)
     if run.config.evaluation.film_episodes:
         try:
             picture(run, policy)
-        except InputError as error:
+        except (ConcordError, OSError) as error:
             console.print(f"no film: {error}", markup=False)
 
 
@@ -110,13 +110,24 @@ def picture(run: Run, policy: Actor) -> Any:
     """A film of the team, in the twin where there is one."""
     config = run.config.evaluation
     if config.twin is not None:
-        args = {**config.twin.args, "render_mode": "rgb_array"}
-        env = pettingzoo_env(config.twin.pettingzoo, args, 1, TWIN_ARGS, device=run.device)
+        env = _drawn(config.twin.pettingzoo, config.twin.args, TWIN_ARGS, run)
     elif run.config.env.pettingzoo is not None:
-        args = {**run.config.env.args, "render_mode": "rgb_array"}
-        env = pettingzoo_env(run.config.env.pettingzoo, args, 1, "env.args", device=run.device)
+        env = _drawn(run.config.env.pettingzoo, run.config.env.args, "env.args", run)
     else:
         env = make_env(run.config.env, num_envs=1, device=run.device)
     frames = film(env, policy, max(1, config.film_episodes), stage_seed(run.config.seed, "film"))
     env.close()
     return save_gif(frames, run.folder / "film.gif")
+
+
+def _drawn(path: str, args: dict[str, Any], section: str, run: Run) -> VectorEnv:
+    """One copy that draws itself. Raises InputError where its maker takes no `render_mode`."""
+    try:
+        return pettingzoo_env(path, {**args, "render_mode": "rgb_array"}, 1, section, device=run.device)
+    except InputError as error:
+        if f"{section}.render_mode" not in str(error):
+            raise
+        raise InputError(
+            f"{path} cannot be drawn: it takes no argument render_mode. Let it take render_mode='rgb_array' and give "
+            "pictures from render()."
+        ) from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ class Log:
         self._purge = env_steps + 1
         self._rows = _read_rows(self.path, stage, update)
         self._names: list[str] = []
-        self._writer: Any = None
+        self._writer: Events | None = None
 
     def __enter__(self) -> Log:
         if self._rows:
@@ -135,18 +137,66 @@ class Log:
         draw_row(self._writer, row, prefix)
 
 
-def events_writer(folder: Path, stage: str, purge_step: int | None = None) -> Any:
-    """TensorBoard's writer for one stage of a run."""
-    from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+class Events:
+    """A file of TensorBoard events that is appended to at once, without a buffer, a queue or a thread.
 
-    return SummaryWriter(str(folder / "events" / stage), purge_step=purge_step)
+    So what was logged survives a kill, and a disk that refuses is told here: TensorBoard's own writer hears of it in a
+    thread, whose traceback nobody can keep off the terminal.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def append(self, event: Any) -> None:
+        """Write one event. Raises ConcordError where the disk refuses."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        try:
+            if self._file.write(record.getvalue()) != len(record.getvalue()):
+                raise OSError(errno.ENOSPC, "the disk took only a part")
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
-def draw_row(writer: Any, row: Mapping[str, Any], prefix: str = "") -> None:
+def events_writer(folder: Path, stage: str, purge_step: int | None = None) -> Events:
+    """A new file of events of one stage; what older files say of steps from `purge_step` on counts no more."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    events = Events(folder / "events" / stage / f"events.out.tfevents.{time.time():.6f}")
+    events.append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    if purge_step is not None:
+        events.append(Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+    return events
+
+
+def draw_row(events: Events, row: Mapping[str, Any], prefix: str = "") -> None:
     """A row of metrics.csv as scalars over environment steps."""
-    for name, value in row.items():
-        if name not in ("stage", "seed", "updates", "env_steps") and value != "" and math.isfinite(float(value)):
-            writer.add_scalar(f"{prefix}{name}", float(value), int(row["env_steps"]))
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [
+        Summary.Value(tag=f"{prefix}{name}", simple_value=float(value))
+        for name, value in row.items()
+        if name not in ("stage", "seed", "updates", "env_steps") and value != "" and math.isfinite(float(value))
+    ]
+    events.append(Event(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values)))
 
 
 def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:

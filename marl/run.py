@@ -89,9 +89,10 @@ class Run:
     def begin(self) -> None:
         """Everything is built: take the folder, if it is new. Stages call this by themselves."""
         if self._is_new and not self.begun:
-            refuse_used_folder(self.folder)
-            write_atomically(self.folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
-            write_atomically(self.folder / "config.yaml", dump(self.config))
+            with sole_trainer(self.folder):  # of two who want it, one gets it
+                refuse_used_folder(self.folder)
+                write_atomically(self.folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+                write_atomically(self.folder / "config.yaml", dump(self.config))
         self.begun = True
 
     @classmethod
@@ -206,6 +207,11 @@ class Run:
             raise InputError(f"{self.folder} has no stage {name} yet; `concord resume {self.folder}` continues it.")
         used: dict[str, int | float] = load_checkpoint(newest[-1])["used"][0]
         return used
+
+    def unfinished(self, name: str) -> str | None:
+        """The newest checkpoint of a stage that has not finished; None where it has."""
+        newest = checkpoints(self.folder / "checkpoints" / name)
+        return None if not newest or newest[-1].name.endswith("-finished") else newest[-1].name
 
     def load(self, name: str, *parts: str) -> dict[str, Any]:
         """The newest saved state of a stage's learner, or of one of its parts."""

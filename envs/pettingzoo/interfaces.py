@@ -148,7 +148,7 @@ def explained(who: Callable[[], str]) -> Iterator[None]:
         raise BrokenContractError(f"{who()}: {error}") from error.__cause__
     except EnvironmentRaisedError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an environment that calls sys.exit() has failed, and not succeeded
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(at.filename)}, line {at.lineno}, in {at.name}"
         raise EnvironmentRaisedError(f"{who()} raised {type(error).__name__}: {error} ({where}).") from error

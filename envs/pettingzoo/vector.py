@@ -121,10 +121,12 @@ class PettingZooEnv:
         self._require_begun()
         with _told():
             picture = self._rows.picture()
-        if not isinstance(picture, np.ndarray):
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            array = isinstance(picture, np.ndarray)
+            came = f"{picture.dtype} {list(picture.shape)}" if array else f"a {type(picture).__name__}"
             raise InputError(
-                f"render() gave a {type(picture).__name__}; expected an array [height, width, 3]. Make the environment "
-                "with render_mode='rgb_array'."
+                f"render() gave {came}; expected an array [height, width, 3] of uint8. Make the environment with "
+                "render_mode='rgb_array'."
             )
         return picture
 

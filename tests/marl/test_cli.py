@@ -60,6 +60,8 @@ class Echo(ParallelEnv):
         self.time += 1
         if self.fault == "crash" and self.time == 7:
             os._exit(3)
+        if self.fault == "exit" and self.time == 7:
+            sys.exit()
         size = 3 if self.fault == "shape" and self.time == 3 else 2
         reward = float("nan") if self.fault == "nan" and self.time == 4 else 1.0
         late = self.time == 9
@@ -114,9 +116,56 @@ def test_a_run_leaves_everything_and_can_be_evaluated_compared_and_filmed(
     assert concord("evaluate", out, "evaluation.episodes=16", monkeypatch=monkeypatch) == 0
     assert concord("evaluate", out, "env.args.agents=4", monkeypatch=monkeypatch) == 2
     assert "does not fit this environment" in capsys.readouterr().err
+    assert concord("evaluate", out, "learner.steps=7", monkeypatch=monkeypatch) == 2
+    assert "learner.steps changes nothing in an evaluation" in capsys.readouterr().err
     assert concord("render", out, monkeypatch=monkeypatch) == 0
     assert concord("compare", out, "--out", tmp_path / "c.png", monkeypatch=monkeypatch) == 0
     assert (tmp_path / "c.png").exists()
+
+
+class Shy(Echo):
+    """Cannot be drawn, in the way `fault` says."""
+
+    metadata = {"name": "shy_v0", "render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, fault: str = "none", render_mode: str | None = None):
+        super().__init__(fault)
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        if self.fault == "raises":
+            raise RuntimeError("no display")
+        return np.zeros((4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("maker", "fault", "message"),
+    [
+        ("Shy", "raises", "no film: Environment 0 raised RuntimeError: no display"),
+        ("Shy", "float", "no film: render() gave float64 [4, 4, 3]"),
+        ("Echo", "none", "cannot be drawn: it takes no argument render_mode"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_and_fails_no_run(
+    maker: str,
+    fault: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [word.replace(":Echo", f":{maker}") for word in echo(fault) if "film_episodes" not in word]
+    out = tmp_path / "out"
+    assert concord("run", *words, "evaluation.film_episodes=1", "--out", out, monkeypatch=monkeypatch) == 0
+    assert message in capsys.readouterr().out.replace("\n", " ")
+    assert (out / "report.json").exists()
+
+
+def test_an_environment_that_exits_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert concord("run", *echo("exit"), "--out", tmp_path / "out", monkeypatch=monkeypatch) == 1
+    assert "raised SystemExit" in capsys.readouterr().err
 
 
 def test_a_sweep_reports_statistics_and_differences_and_stacks_seeds(
@@ -402,6 +451,20 @@ def test_a_full_disk_keeps_what_was_saved(
     assert concord("resume", out, monkeypatch=monkeypatch) == 0
 
 
+def test_events_that_the_disk_refuses_stop_the_run_in_one_paragraph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from small_runs import files_of_at_most  # processes of a sweep import this file, but not that one
+
+    out = tmp_path / "out"
+    args = ["cooperative/climbing", "train.env_steps=30000", "train.save_seconds=1000", "--out", out]
+    with files_of_at_most(4000):
+        assert concord("run", *args, monkeypatch=monkeypatch) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"Error: Cannot write {out / 'events'}")
+    assert len(error.splitlines()) == 1
+
+
 def test_an_unreadable_checkpoint_is_told_and_never_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -423,10 +486,16 @@ def test_an_unreadable_checkpoint_is_told_and_never_loaded(
 def test_only_one_process_trains_in_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with sole_trainer(tmp_path / "out"):
-        assert concord("run", "cooperative/spread", *SMALL, "--out", tmp_path / "out", monkeypatch=monkeypatch) == 1
+    out = tmp_path / "out"
+    words = ["cooperative/spread", *SMALL, "--out", out]
+    with sole_trainer(out):
+        assert concord("run", *words, monkeypatch=monkeypatch) == 1
     assert "Another process is training" in capsys.readouterr().err
-    assert concord("resume", tmp_path / "out", monkeypatch=monkeypatch) == 0
+    assert concord("run", *words, monkeypatch=monkeypatch) == 0
+    shutil.rmtree(out / "checkpoints")
+    with sole_trainer(out):
+        assert concord("resume", out, monkeypatch=monkeypatch) == 1
+    assert concord("resume", out, monkeypatch=monkeypatch) == 0
 
 
 def test_an_interrupted_stacked_sweep_goes_on_with_the_right_stack(

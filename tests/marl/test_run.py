@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pytest
 from small_runs import Mortals, build
 
+from envs.core import InputError
 from marl.algorithms.mappo import train
+from marl.comparison import _reports
 from marl.config import resolve
 from marl.log import Tally
 from marl.run import Run
@@ -44,3 +47,20 @@ def test_a_finished_stage_goes_on_where_its_budget_is_raised(tmp_path: Path) -> 
     first = trained("raised", 64)
     assert trained("raised", 64) == first
     assert trained("raised", 128) == trained("at once", 128) != first
+
+
+def test_comparison_finds_runs_alone_and_in_sweeps(tmp_path: Path) -> None:
+    for name in ("alone", "sweep/seed=0", "sweep/seed=1", "sweep"):
+        (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / name / "report.json").write_text("{}")
+    found = [path.parent.relative_to(tmp_path).as_posix() for path in _reports(tmp_path / "runs")]
+    assert found == ["runs/alone", "runs/sweep/seed=0", "runs/sweep/seed=1"]
+
+
+def test_of_two_who_want_a_folder_one_gets_it(tmp_path: Path) -> None:
+    raw = {"recipe": "marl.algorithms.mappo", "env": {"world": "small_runs:Mortals", "num_envs": 4}}
+    first, second = (Run.create(tmp_path / "out", resolve(raw, {"seed": seed})) for seed in (1, 2))
+    first.begin()
+    with pytest.raises(InputError, match="already holds a run"):
+        second.begin()
+    assert "seed: 1" in (tmp_path / "out" / "config.yaml").read_text()
