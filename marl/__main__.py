@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ RunFolders = Annotated[list[Path], typer.Argument(help="folders of runs or sweep
 def run(
     config: ConfigArgument,
     assignments: Assignments = None,
-    out: Annotated[Path | None, typer.Option(help="the folder to make; default runs/NAME-TIME")] = None,
+    out: Annotated[Path | None, typer.Option(help="the folder to make; default runs/NAME-TIME-PROCESS")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="processes of a sweep; default one a core")] = None,
 ) -> None:
     """Train from a config, evaluate, and leave report, curve, film, events and checkpoints in one folder."""
@@ -47,8 +48,7 @@ def run(
     path = find_config(config)
     raw = read_yaml(path)
     points = split_assignments(assignments or [])
-    folder = out or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    console.print(f"writing to {folder}", markup=False)
+    folder = out or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if len(points) > 1:
         report = run_sweep(raw, points, folder, processes)
     else:
@@ -164,6 +164,7 @@ def main() -> None:
     from rich.console import Console
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is as Ctrl-C
     try:
         app()
     except SystemExit as stop:

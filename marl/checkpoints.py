@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.core import ConcordError
+from marl.display import console
 from marl.report import cannot_write
 
 TENSOR = "__tensor__"
@@ -60,6 +61,17 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
             f"The checkpoint {folder} cannot be read: {error}. Delete that folder, and the run resumes from the one "
             "before it, or from its beginning if there is none."
         ) from error
+
+
+def load_newest(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The newest checkpoint of a stage that can be read; what cannot is told. Raises ConcordError where none can."""
+    *older, oldest = reversed(checkpoints(folder))
+    for newest in older:
+        try:
+            return load_checkpoint(newest, device)
+        except ConcordError as error:
+            console.print(f"{error} Here the one before it is taken.", markup=False)
+    return load_checkpoint(oldest, device)
 
 
 def checkpoints(folder: Path) -> list[Path]:

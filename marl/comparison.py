@@ -12,7 +12,7 @@ import numpy as np
 from envs.core import InputError
 from marl.config import flatten, yaml_text
 from marl.pictures import new_axes, read_curve, require_picture_name, smooth
-from marl.report import Metric, Report, cannot_write
+from marl.report import Metric, Report
 
 LONGEST_LABEL = 80
 
@@ -146,4 +146,4 @@ def _draw(groups: Sequence[Group], picture: Path) -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture)
     except OSError as error:
-        raise cannot_write(picture, error) from error
+        raise InputError(f"Cannot write {picture}: {error.strerror or error}. Choose another --out.") from error

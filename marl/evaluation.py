@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     metrics = evaluate(run, actor, env)
     env.close()
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
-    path = folder / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
+    path = folder / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.json"
     report.save(path)
     return report, path
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
-from marl.display import console
+from marl.display import console, in_words
 from marl.environments import make_env, pettingzoo_env
 from marl.evaluate import Episodes, film, play
 from marl.pictures import learning_curve, save_gif
@@ -35,16 +36,21 @@ def judge(run: Run, policy: JointPolicy) -> Report:
 
 
 def _draw(run: Run, policy: JointPolicy) -> None:
-    """Curve and film; what cannot be drawn is told, and is no failure of the run."""
-    try:
+    """Curve and film; what cannot be drawn, for whatever reason, is told, and is no failure of the run."""
+    with _optional("curve"):
         learning_curve(run.folder, run.folder / "learning_curve.png")
-    except (ConcordError, OSError) as error:
-        console.print(f"no curve: {error}", markup=False)
     if run.config.evaluation.film_episodes:
-        try:
+        with _optional("film"):
             picture(run, policy)
-        except (ConcordError, OSError) as error:
-            console.print(f"no film: {error}", markup=False)
+
+
+@contextmanager
+def _optional(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a world's own `frame` may raise anything
+        reason = str(error) if isinstance(error, ConcordError) else in_words(error)
+        console.print(f"no {what}: {reason}", markup=False)
 
 
 def load_independent(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
@@ -115,8 +121,8 @@ def picture(run: Run, policy: Actor) -> Any:
         env = _drawn(run.config.env.pettingzoo, run.config.env.args, "env.args", run)
     else:
         env = make_env(run.config.env, num_envs=1, device=run.device)
-    frames = film(env, policy, max(1, config.film_episodes), stage_seed(run.config.seed, "film"))
-    env.close()
+    with closing(env):
+        frames = film(env, policy, max(1, config.film_episodes), stage_seed(run.config.seed, "film"))
     return save_gif(frames, run.folder / "film.gif")
 
 

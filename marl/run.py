@@ -17,9 +17,9 @@ from torch import Tensor
 
 from envs.core import ConcordError, InputError, Streams, Tree
 from marl.batch import Batch
-from marl.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
+from marl.checkpoints import checkpoints, load_checkpoint, load_newest, remove_old, save_checkpoint
 from marl.config import END, RunConfig, dump, flatten, read_yaml, resolve
-from marl.display import TrainingDisplay, in_words
+from marl.display import TrainingDisplay, console, in_words
 from marl.learners import Learner
 from marl.log import Log, Tally
 from marl.report import versions, write_atomically
@@ -89,11 +89,16 @@ class Run:
     def begin(self) -> None:
         """Everything is built: take the folder, if it is new. Stages call this by themselves."""
         if self._is_new and not self.begun:
-            with sole_trainer(self.folder):  # of two who want it, one gets it
-                refuse_used_folder(self.folder)
-                write_atomically(self.folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
-                write_atomically(self.folder / "config.yaml", dump(self.config))
+            self.take()
+            console.print(f"writing to {self.folder}", markup=False)
         self.begun = True
+
+    def take(self) -> None:
+        """Write the config into the folder, which from then on holds this run: of two who want it, one gets it."""
+        with sole_trainer(self.folder):
+            refuse_used_folder(self.folder)
+            write_atomically(self.folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            write_atomically(self.folder / "config.yaml", dump(self.config))
 
     @classmethod
     def open(cls, folder: Path, overrides: dict[str, Any] | None = None) -> Run:
@@ -215,10 +220,10 @@ class Run:
 
     def load(self, name: str, *parts: str) -> dict[str, Any]:
         """The newest saved state of a stage's learner, or of one of its parts."""
-        newest = checkpoints(self.folder / "checkpoints" / name)
-        if not newest:
+        stage = self.folder / "checkpoints" / name
+        if not checkpoints(stage):
             raise InputError(f"{self.folder} has no checkpoint yet; `concord resume {self.folder}` trains it.")
-        state = load_checkpoint(newest[-1], self.device)["learner"]
+        state = load_newest(stage, self.device)["learner"]
         for part in parts:
             state = state[part]
         return state
@@ -372,7 +377,10 @@ def _refuse_nan(state: Tree, update: int) -> None:
 
 
 def refuse_used_folder(folder: Path) -> None:
-    """Raise InputError where a folder already holds a run, a sweep or a report: nothing is ever overwritten."""
+    """Raise InputError where a folder already holds a run, a sweep or a report, or is none: nothing is overwritten."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file, so no folder can be made of {folder}. Choose another --out.")
     if any((folder / name).exists() for name in ("config.yaml", "sweep.json", "report.json")):
         raise InputError(
             f"{folder} already holds a run. Continue it with `concord resume {folder}`, or choose another --out."

@@ -19,7 +19,7 @@ from marl.comparison import sweep_metrics
 from marl.config import RunConfig, dump, resolve, split_assignments, yaml_text
 from marl.display import console, in_words
 from marl.report import Report, write_atomically
-from marl.run import Run, refuse_used_folder
+from marl.run import Run, refuse_used_folder, sole_trainer
 from marl.stacking import can_stack, train_stacked
 from marl.training import follow
 
@@ -35,7 +35,11 @@ def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Pat
         raise InputError("A sweep has each point once; this comma list names a value twice.")
     for group in _seed_groups(configs):
         _rehearse(configs[group[0]])
-    write_atomically(folder / SWEEP, json.dumps({"raw": raw, "points": list(points), "processes": processes}, indent=2))
+    plan = {"raw": raw, "points": list(points), "processes": processes}
+    with sole_trainer(folder):  # of two who want it, one gets it
+        refuse_used_folder(folder)
+        write_atomically(folder / SWEEP, json.dumps(plan, indent=2))
+    console.print(f"writing to {folder}", markup=False)
     return _finish_sweep(folder)
 
 
@@ -80,7 +84,7 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     configs = _configs(plan["raw"], points)
     for name, config in configs.items():
         if not (folder / name / "config.yaml").exists():
-            Run.create(folder / name, config).begin()
+            Run.create(folder / name, config).take()
     for group in _seed_groups(configs):
         if can_stack([configs[name] for name in group]):
             train_stacked(folder, {name: configs[name] for name in group})

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from gymnasium.spaces import Box, Discrete
 from pettingzoo import ParallelEnv
 
 from envs.core import ConcordError
+from envs.particles import SimpleSpread
 from envs.world import TensorEnv
 from marl import checkpoints, sweep
 from marl.__main__ import main
@@ -34,6 +36,7 @@ SMALL = [
     "evaluation.film_episodes=0",
     "evaluation.twin=null",
 ]
+CLIMBING = ["train.env_steps=2048", "evaluation.episodes=16"]
 
 
 class Echo(ParallelEnv):
@@ -113,7 +116,9 @@ def test_a_run_leaves_everything_and_can_be_evaluated_compared_and_filmed(
     assert report["metrics"]["env_steps"]["value"] == 2048
     assert concord("run", *args, monkeypatch=monkeypatch) == 2  # never overwrites
     assert "already holds a run" in capsys.readouterr().err
-    assert concord("evaluate", out, "evaluation.episodes=16", monkeypatch=monkeypatch) == 0
+    for _ in range(2):
+        assert concord("evaluate", out, "evaluation.episodes=16", monkeypatch=monkeypatch) == 0
+    assert len(list((out / "evaluations").iterdir())) == 2
     assert concord("evaluate", out, "env.args.agents=4", monkeypatch=monkeypatch) == 2
     assert "does not fit this environment" in capsys.readouterr().err
     assert concord("evaluate", out, "learner.steps=7", monkeypatch=monkeypatch) == 2
@@ -121,6 +126,9 @@ def test_a_run_leaves_everything_and_can_be_evaluated_compared_and_filmed(
     assert concord("render", out, monkeypatch=monkeypatch) == 0
     assert concord("compare", out, "--out", tmp_path / "c.png", monkeypatch=monkeypatch) == 0
     assert (tmp_path / "c.png").exists()
+    capsys.readouterr()
+    assert concord("compare", out, "--out", out / "report.json" / "c.png", monkeypatch=monkeypatch) == 2
+    assert "Choose another --out" in capsys.readouterr().err
 
 
 class Shy(Echo):
@@ -159,6 +167,15 @@ def test_what_cannot_be_drawn_is_told_and_fails_no_run(
     assert concord("run", *words, "evaluation.film_episodes=1", "--out", out, monkeypatch=monkeypatch) == 0
     assert message in capsys.readouterr().out.replace("\n", " ")
     assert (out / "report.json").exists()
+
+
+def test_a_world_whose_own_picture_fails_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(SimpleSpread, "frame", lambda world, state: 1 / 0)
+    words = ["cooperative/spread", *SMALL[:-2], "evaluation.twin=null", "--out", tmp_path / "out"]
+    assert concord("run", *words, monkeypatch=monkeypatch) == 0
+    assert "no film: ZeroDivisionError: division by zero" in capsys.readouterr().out
 
 
 def test_an_environment_that_exits_has_failed(
@@ -390,7 +407,7 @@ def test_an_irreproducible_environment_is_told_on_resume_and_can_be_accepted(
     assert concord("resume", out, "resume.restart_episodes=true", monkeypatch=monkeypatch) == 0
 
 
-def interrupt_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_after(updates: int, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals = signal.SIGINT) -> None:
     """Ctrl-C during the update after this many."""
     from marl.learners import ActorCritic
 
@@ -399,7 +416,7 @@ def interrupt_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def update(self: ActorCritic, batch: Any) -> Any:
         count[0] += 1
         if count[0] > updates:
-            raise KeyboardInterrupt
+            signal.raise_signal(kind)
         return whole(self, batch)
 
     monkeypatch.setattr(ActorCritic, "update", update)
@@ -427,6 +444,12 @@ def test_a_nan_loss_stops_the_run_names_the_term_and_keeps_the_last_good_checkpo
     assert [p.name for p in checkpoints.checkpoints(out / "checkpoints" / "train")][-1] == "000000003"
     monkeypatch.undo()
     assert concord("resume", out, monkeypatch=monkeypatch) == 0
+
+
+def damage(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "tensors.safetensors").read_bytes())
+    content[-5] ^= 1
+    (checkpoint / "tensors.safetensors").write_bytes(content)
 
 
 def test_a_full_disk_keeps_what_was_saved(
@@ -474,13 +497,50 @@ def test_an_unreadable_checkpoint_is_told_and_never_loaded(
     assert concord("run", *args, monkeypatch=monkeypatch) == 130
     monkeypatch.undo()
     newest = checkpoints.checkpoints(out / "checkpoints" / "train")[-1]
-    damaged = bytearray((newest / "tensors.safetensors").read_bytes())
-    damaged[-5] ^= 1
-    (newest / "tensors.safetensors").write_bytes(damaged)
+    damage(newest)
     assert concord("resume", out, monkeypatch=monkeypatch) == 1
     assert f"{newest} cannot be read" in capsys.readouterr().err.replace("\n", " ")
     shutil.rmtree(newest)
     assert concord("resume", out, monkeypatch=monkeypatch) == 0
+
+
+def test_an_evaluation_takes_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    args = ["cooperative/climbing", *CLIMBING, "train.save_seconds=0", "--out", out]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 0
+    older, newest = checkpoints.checkpoints(out / "checkpoints" / "train")
+    damage(newest)
+    assert concord("evaluate", out, monkeypatch=monkeypatch) == 0
+    assert f"{newest} cannot be read" in capsys.readouterr().out.replace("\n", " ")
+    damage(older)
+    assert concord("evaluate", out, monkeypatch=monkeypatch) == 1
+
+
+def test_a_folder_is_named_when_it_is_taken_and_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "meeting.py").touch()
+    for out in ("meeting.py", "meeting.py/run"):
+        args = ["cooperative/climbing", *CLIMBING, "--out", tmp_path / out]
+        assert concord("run", *args, monkeypatch=monkeypatch) == 2
+        shown = capsys.readouterr()
+        assert "meeting.py is a file" in shown.err
+        assert "writing to" not in shown.out
+    monkeypatch.chdir(tmp_path)
+    assert concord("run", "cooperative/climbing", *CLIMBING, monkeypatch=monkeypatch) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"writing to runs/{folder.name}" in capsys.readouterr().out
+
+
+def test_being_told_to_end_is_as_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_after(3, monkeypatch, signal.SIGTERM)
+    args = ["cooperative/spread", *SMALL, "--out", tmp_path / "out"]
+    assert concord("run", *args, monkeypatch=monkeypatch) == 130
+    assert "concord resume" in capsys.readouterr().err
 
 
 def test_only_one_process_trains_in_a_folder(
