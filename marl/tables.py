@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from marl.catalog import Entry
 from marl.comparison import Group
@@ -36,37 +35,41 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
 
 def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> None:
     """Name, value and interval of each metric."""
-    table = _table(title, "metric", "value", "95 % interval", "n")
+    rows = []
     for name, metric in metrics.items():
         exact = metric.low == metric.high
-        table.add_row(name, number(metric.value), "" if exact else _interval(metric), "" if exact else str(metric.n))
-    console.print(table)
+        rows.append((name, number(metric.value), "" if exact else _interval(metric), "" if exact else str(metric.n)))
+    _print(title, ("metric", "value", "95 % interval", "n"), rows, console)
 
 
 def _print_sweep(metrics: dict[str, Metric], title: str, console: Console) -> None:
     """A row for each metric: its statistics over the points; then the differences."""
-    table = _table(title, "metric", "IQM", "95 % interval", "min", "median", "max", "n")
+    rows = []
     for name, iqm in metrics.items():
         if name.endswith("/iqm"):
             base = name.removesuffix("/iqm")
             rest = (number(metrics[f"{base}/{stat}"].value) for stat in ("min", "median", "max"))
-            table.add_row(base, number(iqm.value), _interval(iqm), *rest, str(iqm.n))
-    console.print(table)
+            rows.append((base, number(iqm.value), _interval(iqm), *rest, str(iqm.n)))
+    _print(title, ("metric", "IQM", "95 % interval", "min", "median", "max", "n"), rows, console)
     differences = {name: metric for name, metric in metrics.items() if name.startswith("difference/")}
     if differences:
         print_metrics(differences, "differences of return_per_agent", console)
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """A table whose names stay whole: where the terminal is too narrow, each stands in a line above its numbers."""
+    table = [columns, *rows]
+    name, *widths = (max(len(row[column]) for row in table) for column in range(len(columns)))
+    narrow = name + sum(widths) + 2 * len(widths) > console.width
+    console.print(title, style="italic", markup=False)
+    for first, *cells in table:
+        numbers = "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths))
+        style = "bold" if first == columns[0] else ""
+        console.print(f"{first}\n{numbers}" if narrow else f"{first:<{name}}{numbers}", style=style, markup=False)
 
 
 def _interval(metric: Metric) -> str:
-    return f"\\[{number(metric.low)}, {number(metric.high)}]"
+    return f"[{number(metric.low)}, {number(metric.high)}]"
 
 
 def number(value: float) -> str:
@@ -97,10 +100,9 @@ def print_catalog(entries: Sequence[Entry], console: Console) -> None:
 
 def print_comparison(groups: Sequence[Group], metric: str, console: Console) -> None:
     """Each group's interquartile mean with its interval over seeds."""
-    table = _table(metric, "runs", "seeds", "IQM", "95 % interval", "min", "median", "max")
+    rows = []
     for group in groups:
         iqm = group.summary["iqm"]
         rest = (number(group.summary[name].value) for name in ("min", "median", "max"))
-        label = group.label.replace("[", "\\[")
-        table.add_row(label, str(len(group.values)), number(iqm.value), _interval(iqm), *rest)
-    console.print(table)
+        rows.append((group.label, str(len(group.values)), number(iqm.value), _interval(iqm), *rest))
+    _print(metric, ("runs", "seeds", "IQM", "95 % interval", "min", "median", "max"), rows, console)

@@ -1,0 +1,38 @@
+"""What commands print is readable on any terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from marl.report import Metric, Report
+from marl.tables import print_metrics, print_report
+
+LONG = "policy.network.kind=attention,critic.sees=agent/return_per_agent"
+
+
+def sweep() -> Report:
+    metrics = {f"{LONG}/{stat}": Metric(-21.5, -22.25, -20.5, 5) for stat in ("min", "median", "iqm", "max")}
+    return Report("some.recipe", [0, 1], {}, metrics, {"points": []})
+
+
+@pytest.mark.parametrize(("width", "lines"), [(80, 2), (200, 1)])
+def test_names_stay_whole_at_any_width(width: int, lines: int) -> None:
+    printed = io.StringIO()
+    print_report(sweep(), Path("nowhere"), Console(file=printed, width=width, soft_wrap=True))
+    title, *rows = printed.getvalue().splitlines()
+    assert title == "nowhere"
+    assert len(rows) == 2 * lines
+    assert rows[lines].split()[0] == LONG
+    numbers = " ".join(rows[lines:]).split()[1:]
+    assert numbers == ["-21.50", "[-22.25,", "-20.50]", "-21.50", "-21.50", "-21.50", "5"]
+    assert {len(row) for row in rows[lines - 1 :: lines]} == {len(rows[-1])}  # columns are aligned
+
+
+def test_an_exact_number_has_no_interval() -> None:
+    printed = io.StringIO()
+    print_metrics({"env_steps": Metric.exact(2048)}, "run", Console(file=printed, width=80, soft_wrap=True))
+    assert printed.getvalue().splitlines()[-1].split() == ["env_steps", "2,048"]
