@@ -46,10 +46,11 @@ from marl.run import Run, Source
 from marl.sources import OnPolicy
 
 # What the calibration loop reaches per CPU-second on the reference machine: recorded once, never adjusted. The bars
-# rest on peers' figures from another machine. Where this loop reached 1,145, four peers' trainings reached 0.98 of their
-# figures there (SB3 0.86, BenchMARL 0.88 on PettingZoo, 1.04 and 1.16 on vmas) and six steppings 0.77 (mpe2 0.89,
-# SuperSuit 0.88, vmas 0.78 and 0.68, JaxMARL 0.68 and 0.72), geometric means; benchmarks/peers/results.md has the run.
-# So that no figure is flattered, that machine itself counts as the reference, though it seems the slower one.
+# rest on peers' figures from another machine. Where this loop reached 1,145, four peers' trainings reached 0.98 of
+# their figures there (SB3 0.86, BenchMARL 0.88 on PettingZoo, 1.04 and 1.16 on vmas) and six steppings 0.77 (mpe2
+# 0.89, SuperSuit 0.88, vmas 0.78 and 0.68, JaxMARL 0.68 and 0.72), geometric means; benchmarks/peers/results.md has
+# the run. So that no figure is flattered, that machine itself counts as the reference, though it seems the slower
+# one.
 REFERENCE_LOOPS = 1150.0
 
 SPREAD = "cooperative/spread"
