@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from envs.core import ConcordError, InputError, import_dotted
 from marl.display import in_words
@@ -62,6 +62,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: Any) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and {annotation, *get_args(annotation)} & {int, float}:
+            raise ValueError(f"expected a number; got {str(value).lower()}")
+        return value
+
 
 class EnvConfig(Section):
     """Where the agents act: a native world or any PettingZoo environment, by dotted path."""
@@ -99,13 +107,15 @@ class TwinConfig(Section):
 
     pettingzoo: str = Field(description="module:function that makes it")
     args: dict[str, Any] = Field(default_factory=dict, description="arguments of that function")
-    episodes: int = Field(100, ge=2, description="evaluation episodes")
+    episodes: int = Field(100, ge=2, description="evaluation episodes, at least: every environment plays equally many")
 
 
 class EvaluationConfig(Section):
     """How a trained policy is judged."""
 
-    episodes: int = Field(1024, ge=2, description="episodes, of sampled actions and again of most probable ones")
+    episodes: int = Field(
+        1024, ge=2, description="episodes, at least, of sampled actions and again of most probable ones"
+    )
     num_envs: int = Field(
         1024,
         ge=1,
@@ -160,7 +170,15 @@ def load_recipe(path: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose values are JSON's: a date stays text."""
+    """YAML whose values are JSON's: a date stays text. A key stands once in its section."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is set a second time", problem_mark=key.start_mark)
+            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -241,7 +259,18 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(model, problem) for problem in error.errors())) from None
+        fields = {name for name, _, section in walk(model) if section is None}
+        problems: dict[str, list[Any]] = {}
+        for problem in error.errors():
+            problems.setdefault(_path(problem["loc"], fields), []).append(problem)
+        told = [_explain(model, path, found) for path, found in problems.items()]
+        raise InputError(told[0] if len(told) == 1 else _counted(told)) from None
+
+
+def _counted(mistakes: Sequence[str]) -> str:
+    """Several mistakes in one paragraph."""
+    listed = " ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
+    return f"The config has {len(mistakes)} mistakes. {listed}"
 
 
 def _deep_copy(raw: Any) -> Any:
@@ -259,8 +288,14 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
     raw[last] = value
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
+def _path(place: Sequence[Any], fields: set[str]) -> str:
+    """The field that a problem is with; where it may be of several types, each has problems of its own below."""
+    paths = list(accumulate(map(str, place), "{}.{}".format))
+    return next((path for path in paths if path in fields), ".".join(map(str, place)))
+
+
+def _explain(model: type[BaseModel], path: str, problems: Sequence[Any]) -> str:
+    problem = problems[0]
     if problem["type"] == "extra_forbidden":
         known = [name for name, _, _ in walk(model)]
         near = _nearest(path, known)
@@ -268,7 +303,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         return f"Unknown key {path}. {hint}"
     if problem["type"] == "missing":
         return f"{path} is missing: {problem['msg'].lower()}."
-    message = re.sub(r"^(Value error, |Input should be )", "", problem["msg"])
+    messages = [re.sub(r"^(Value error, |Input should be )", "", each["msg"]) for each in problems]
+    message = messages[0] if problems[-1]["type"] == "too_short" else " or ".join(dict.fromkeys(messages))
     place = f"{path}: " if path else ""
     if problem["type"] == "value_error":
         return f"{place}{message}."
@@ -285,9 +321,11 @@ def _nearest(path: str, known: list[str]) -> str | None:
         if (other := OTHER_NAMES.get(last.lower())) in names:
             return names[other]
     for names in (siblings, anywhere):
-        found = difflib.get_close_matches(last, names, 1, 0.6) or [n for n in names if _abbreviates(last, n.split("_"))]
+        called = {**{other: names[name] for other, name in OTHER_NAMES.items() if name in names}, **names}
+        near = difflib.get_close_matches(last, called, 1, 0.6)
+        found = near or [name for name in names if _abbreviates(last, name.split("_"))]
         if found:
-            return names[found[0]]
+            return called[found[0]]
     return None
 
 

@@ -143,6 +143,8 @@ class Row:
 
     def _earn(self, name: Any, reward: Any) -> None:
         target = self._row["reward"][self._codec.slots[name]]
+        if reward is None or isinstance(reward, str):
+            raise BrokenContractError(f"{name!r} earned the reward {reward!r}; expected a number, 0.0 for nothing.")
         if isinstance(reward, np.ndarray) and reward.ndim:
             if reward.shape != target.shape:
                 raise BrokenContractError(

@@ -138,6 +138,10 @@ class Broken(Clockwork):
                 observations["ant_1"][1] = np.nan
             if self.fault == "nan reward":
                 rewards["bee_0"] = np.nan
+            if self.fault == "no reward":
+                rewards["bee_0"] = None
+            if self.fault == "reward in words":
+                rewards["bee_0"] = "hi"
             if self.fault == "stranger":
                 self.agents.append("cat_0")
             if self.fault == "missing":

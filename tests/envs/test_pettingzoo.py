@@ -337,6 +337,8 @@ def test_a_row_restarts_although_the_environment_still_lists_who_has_left() -> N
         ("shape", r"Environment 0: 'ant_1' observes an array of shape \(4,\); its observation space says \(3,\)"),
         ("nan observation", r"Environment 0 gave 'ant_1' the observation nan \(index 1\)"),
         ("nan reward", "Environment 0 gave 'bee_0' the reward nan"),
+        ("no reward", "Environment 0: 'bee_0' earned the reward None; expected a number"),
+        ("reward in words", "Environment 0: 'bee_0' earned the reward 'hi'; expected a number"),
         ("stranger", "an agent 'cat_0'"),
         ("missing", "'bee_0' is alive, but got no observation"),
         ("unpaid", r"Environment 0: 'ant_1' acted, but has no reward; rewards are for \['ant_0', 'bee_0'\]"),

@@ -26,6 +26,14 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("train.steps=9", "Did you mean train.env_steps?"),
         ("gamma=0.9", "Did you mean learner.discount?"),
         ("learner.lambda=0.9", "Did you mean learner.trace?"),
+        ("learner.gama=0.9", "Did you mean learner.discount?"),
+        ("learner.gae_lamda=0.9", "Did you mean learner.trace?"),
+        (
+            "learner.discount=x",
+            "learner.discount: expected a valid number, unable to parse string as a number or a valid",
+        ),
+        ("seed=true", "seed: expected a number; got true"),
+        ("train.cpu_seconds=yes", "train.cpu_seconds: expected a number; got true"),
         ("n_envs=4", "Did you mean env.num_envs?"),
         ("total_timesteps=9", "Did you mean train.env_steps?"),
         ("evaluation.n_envs=4", "Did you mean evaluation.num_envs?"),
@@ -46,6 +54,15 @@ def test_what_is_wrong_is_named_with_its_path(assignment: str, message: str) -> 
     with pytest.raises(InputError) as caught:
         resolve(SPREAD, split_assignments([assignment])[0])
     assert message in str(caught.value)
+
+
+def test_several_mistakes_are_one_paragraph() -> None:
+    with pytest.raises(InputError) as caught:
+        resolve(SPREAD, {"sed": 1, "learner.epochs": 0})
+    told = str(caught.value)
+    assert told.startswith("The config has 2 mistakes. (1) learner.epochs: expected")
+    assert "(2) Unknown key sed. Did you mean seed?" in told
+    assert "\n" not in told
 
 
 def test_a_bare_comma_list_sweeps_and_a_bracketed_one_is_a_vector() -> None:
@@ -134,6 +151,9 @@ def test_files_that_are_no_config_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("x: [1")
     with pytest.raises(InputError, match="not valid YAML"):
         read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "twice.yaml").write_text("seed: 1\nenv:\n  args: {}\n  num_envs: 2\n  args: {}\n")
+    with pytest.raises(InputError, match="args is set a second time in line 5"):
+        read_yaml(tmp_path / "twice.yaml")
     (tmp_path / "b.yaml").write_text("- 1")
     with pytest.raises(InputError, match="must hold a mapping"):
         read_yaml(tmp_path / "b.yaml")
