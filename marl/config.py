@@ -121,6 +121,9 @@ class EvaluationConfig(Section):
         ge=1,
         description="environments stepped together; fewer for fewer episodes, and of PettingZoo at most env.num_envs",
     )
+    patience: int = Field(
+        100_000, ge=1, description="steps without any episode's end after which an evaluation gives up"
+    )
     film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
 

@@ -14,7 +14,6 @@ from marl.report import Metric
 from marl.run import stage_seed
 from marl.sources import EpisodeTracker, rollout
 
-PATIENCE = 100_000  # steps without an episode's end after which an evaluation gives up
 CHUNK = 32
 
 
@@ -42,10 +41,10 @@ class Episodes:
         return {prefix + name: metric for name, metric in found.items()}
 
 
-def play(env: VectorEnv, actor: Actor, episodes: int, seed: int) -> Episodes:
+def play(env: VectorEnv, actor: Actor, episodes: int, seed: int, patience: int = 100_000) -> Episodes:
     """Play at least `episodes` whole episodes, the same number in every row, so that short ones are not favored.
 
-    Raises InputError where episodes do not end.
+    Raises InputError where none ends within `patience` steps.
     """
     quota = math.ceil(episodes / env.num_envs)
     streams = Streams([stage_seed(seed, "actions")], env.device)  # not the numbers that the world draws
@@ -59,10 +58,11 @@ def play(env: VectorEnv, actor: Actor, episodes: int, seed: int) -> Episodes:
         total, _, length = tracker.observe(batch)
         ends = batch.over_time(batch.ended).flatten(1, 2).nonzero().tolist()
         quiet = 0 if any(len(totals[row]) < quota for _, row in ends) else quiet + CHUNK
-        if quiet > PATIENCE:
+        if quiet > patience:
             raise InputError(
-                f"Some environments did not end an episode within {PATIENCE:,} steps, so there is no return to report. "
-                "Give the environment an end, for a native world env.time_limit."
+                f"Some environments did not end an episode within {patience:,} steps, so there is no return to report. "
+                "Give the environment an end, for a native world env.time_limit; or wait longer, with "
+                "evaluation.patience."
             )
         for t, row in ends:
             if len(totals[row]) < quota:

@@ -15,7 +15,15 @@ from marl.judging import evaluate, picture
 from marl.report import Report
 from marl.run import Run
 
-HAVE_AN_EFFECT = ("env", "evaluation.episodes", "evaluation.num_envs", "seed", "device", "threads")
+HAVE_AN_EFFECT = (
+    "env",
+    "evaluation.episodes",
+    "evaluation.num_envs",
+    "evaluation.patience",
+    "seed",
+    "device",
+    "threads",
+)
 
 
 def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, Path]:

@@ -87,7 +87,7 @@ def evaluate(run: Run, policy: JointPolicy, env: VectorEnv) -> dict[str, Metric]
 def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:
     """Whole episodes of an actor, whose random numbers belong to this purpose."""
     with console.status(f"playing {episodes} episodes"):
-        return play(env, actor, episodes, stage_seed(run.config.seed, purpose))
+        return play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
 
 
 def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:

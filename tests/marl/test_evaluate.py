@@ -10,7 +10,6 @@ from small_runs import Mortals
 from torch import Tensor
 from worlds import Walk
 
-import marl.evaluate
 from envs.core import Discrete, EnvSpec, InputError, Observation, Streams
 from envs.games import Constant
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
@@ -100,10 +99,10 @@ def test_channels_are_told_apart_and_both_returns_named() -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3], ids=["no row ends", "some rows never end again"])
-def test_endless_episodes_are_refused_soon(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marl.evaluate, "PATIENCE", 200)
-    with pytest.raises(InputError, match="time_limit"):
-        played(Lottery(float("inf"), share), 16, 64)
+def test_endless_episodes_are_refused_when_patience_ends(share: float) -> None:
+    env = TensorEnv(Lottery(float("inf"), share), 16)
+    with pytest.raises(InputError, match=r"within 200 steps.*evaluation\.patience"):
+        play(env, RandomActor(env.spec), 64, 0, patience=200)
 
 
 def test_a_time_limit_ends_endless_episodes() -> None:
