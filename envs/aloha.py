@@ -29,7 +29,7 @@ class Aloha(World[Backlog]):
     neighbors. The team is paid the sum. Each queue starts with one message; after service each gets another with
     probability 0.6, up to 5. An episode has `horizon` steps, 20 in the original.
 
-    A station sees its own queue as two numbers, length / 5 and whether it holds a message (1 or 0), and never the
+    A station sees its own queue as two numbers, length / 5 and whether it holds a message (1 or -1), and never the
     clock; the critic sees all ten lengths / 5 and the clock. Each station has its own kind: where it stands matters,
     and it does not see that.
 
@@ -94,7 +94,7 @@ class Aloha(World[Backlog]):
     def observe(self, state: Backlog) -> Observation:
         """Agents see their own queue, the critic all."""
         share = state / CAPACITY
-        own = torch.stack([share, (state > 0).to(share)], -1)
+        own = torch.stack([share, 2 * (state > 0).to(share) - 1], -1)
         return Observation(own, share, torch.ones_like(state, dtype=torch.bool))
 
     def frame(self, state: Backlog) -> Any:

@@ -142,10 +142,10 @@ def test_a_station_sees_its_own_queue_alone_and_the_critic_all_and_the_clock() -
     for t in range(1, 20):
         obs = env.step(torch.zeros(50, 10, 1, dtype=torch.int64)).obs
         assert torch.equal(obs.agent[..., 0], obs.state[:, 1:])
-        assert torch.equal(obs.agent[..., 1], (obs.state[:, 1:] > 0).float())
+        assert torch.equal(obs.agent[..., 1], torch.where(obs.state[:, 1:] > 0, 1.0, -1.0))
         assert torch.equal(obs.state[:, 0], torch.full((50,), t / 20))
     queues = torch.tensor([[0, 1, 5, 0, 0, 0, 0, 0, 0, 0]])
-    assert Aloha().observe(queues).agent[0, :3].tolist() == [[0, 0], [pytest.approx(0.2), 1], [1, 1]]
+    assert Aloha().observe(queues).agent[0, :3].tolist() == [[0, -1], [pytest.approx(0.2), 1], [1, 1]]
     assert Aloha(horizon=40).bound == 2 * Aloha().bound == pytest.approx(20)
 
 
