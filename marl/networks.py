@@ -174,6 +174,19 @@ class GRU(Network):
         return self.output(kept).view(copies, rows, agents, -1), memory
 
 
+def attention(
+    query: Float[Tensor, "*X N d"],
+    key: Float[Tensor, "*X N d"],
+    value: Float[Tensor, "*X N d"],
+    attend: Bool[Tensor, "*#X 1 N"],
+) -> Float[Tensor, "*X N d"]:
+    """Scaled dot-product attention to those with attend [*X,1,N]; for few agents several times the library's speed."""
+    score = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    score = score.masked_fill(~attend, -1e9)
+    weight = (score - score.amax(-1, keepdim=True).detach()).exp()
+    return weight @ value / weight.sum(-1, keepdim=True)
+
+
 class Attention(Network):
     """Agents attend to one another: an embedding, one block of multi-head attention over the living, and an output.
 
@@ -208,7 +221,7 @@ class Attention(Network):
         )  # [Q,R,heads,N,H/heads]
         attend = (alive | ~alive.any(-1, keepdim=True)).view(-1, 1, rows, 1, 1, agents)
         attend = attend.expand(-1, copies // len(attend), -1, -1, -1, -1).flatten(0, 1)
-        heard = F.scaled_dot_product_attention(query, key, value, attn_mask=attend)
+        heard = attention(query, key, value, attend)
         y = y + self.activation(self.mixed(heard.transpose(2, 3).flatten(3).flatten(1, 2)))
         return self.output(y).view(copies, rows, agents, -1), None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from envs.core import EnvSpec, InputError, Observation, Streams
 from marl.algorithms.bnpg.graphs import GraphDistribution
 from marl.config import Section
-from marl.networks import Linear, NetworkConfig, build_network
+from marl.networks import NetworkConfig, build_network
 
 
 class GraphConfig(Section):
@@ -32,7 +32,7 @@ class GraphConfig(Section):
         "public features and what the receiver j sees",
     )
     public: tuple[int, ...] = Field((), description="features of every agent's observation that everybody may know")
-    network: NetworkConfig = NetworkConfig(kind="attention", hidden=(64,))
+    network: NetworkConfig = NetworkConfig(kind="attention", hidden=(32,), heads=1)
     agent_id: bool = Field(True, description="tell the generator which agent is which")
     price: float = Field(0.0, ge=0, description="what a learned graph pays for its expected density")
     bonus: float = Field(0.1, ge=0, description="weight of a learned graph's entropy at the start")
@@ -67,26 +67,18 @@ class GraphGenerator(nn.Module):
             raise InputError(
                 f"policy.graph.public: features are numbered 0 to {spec.observation_size - 1}; got {wrong}."
             )
-        self._local, agents = config.context == "local", len(spec.agents)
-        features = list(config.public) if config.context != "all" else list(range(spec.observation_size))
-        self._features = torch.tensor(features, device=streams.device)
+        agents = len(spec.agents)
+        self._public = None if config.context == "all" else torch.tensor(config.public, device=streams.device)
+        inputs = spec.observation_size if self._public is None else len(self._public)
         self._label = torch.eye(agents if config.agent_id else 0, device=streams.device)
-        size = config.network.hidden[-1]
-        self.scale = size**-0.5
-
-        def encoder(inputs: int) -> nn.Module:
-            return build_network(config.network, inputs, size, gain=2**0.5, streams=streams)
-
-        def linear(outputs: int, gain: float) -> Linear:
-            return Linear(size, outputs, gain=gain, copies=1, streams=streams)
-
+        self._size = size = config.network.hidden[-1]
         labels = self._label.shape[1]
-        self.shared = encoder(len(features) + labels)
-        self.score, self.sender, self.receiver = linear(1, 0.1), linear(size, 1.0), linear(size, 1.0)
+        # For each agent a score for the order, its vector as a sender and its vector as a receiver.
+        self.shared = build_network(config.network, inputs + labels, 1 + 2 * size, gain=2**0.5, streams=streams)
         alone = NetworkConfig(hidden=config.network.hidden, activation=config.network.activation)
         self.private = (
             build_network(alone, spec.observation_size + labels, size, gain=2**0.5, streams=streams)
-            if self._local
+            if config.context == "local"
             else None
         )
         self.offset = nn.Parameter(torch.zeros(1, device=streams.device))
@@ -97,16 +89,15 @@ class GraphGenerator(nn.Module):
 
     def forward(self, obs: Observation) -> GraphDistribution:
         """Scores [B,N] and logits [B,N,N]."""
-        seen = self._encode(self.shared, obs.agent[..., self._features], obs)
-        receiver = seen if self.private is None else seen + self._encode(self.private, obs.agent, obs)
-        score = self._by_agent(self.score, seen).squeeze(-1)
-        logits = self._by_agent(self.sender, seen) @ self._by_agent(self.receiver, receiver).transpose(1, 2)
-        return GraphDistribution(score, logits * self.scale + self.offset, obs.alive)
+        seen = obs.agent if self._public is None else obs.agent.index_select(-1, self._public)
+        score, sender, receiver = self._encode(self.shared, seen, obs).split((1, self._size, self._size), -1)
+        if self.private is not None:
+            receiver = receiver + self._encode(self.private, obs.agent, obs)
+        logits = sender @ receiver.transpose(1, 2) * self._size**-0.5 + self.offset
+        # At first nobody is likely to come before others.
+        return GraphDistribution(0.1 * score.squeeze(-1), logits, obs.alive)
 
     def _encode(self, network: nn.Module, x: Float[Tensor, "B N D"], obs: Observation) -> Float[Tensor, "B N H"]:
         labeled = torch.cat([x, self._label.expand(len(x), -1, -1)], -1) if self._label.numel() else x
         y, _ = network(labeled.unsqueeze(0), obs.alive, None)
-        return y.squeeze(0).tanh()
-
-    def _by_agent(self, layer: Linear, x: Float[Tensor, "B N H"]) -> Float[Tensor, "B N out"]:
-        return layer(x.flatten(0, 1).unsqueeze(0)).view(*x.shape[:2], -1)
+        return y.squeeze(0)

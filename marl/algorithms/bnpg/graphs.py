@@ -36,34 +36,13 @@ def fixed_graph(edges: Edges, agents: int) -> Graph:
 
 def levels(edges: Bool[Tensor, "*B N N"]) -> Int[Tensor, "*B N"]:
     """Edges on the longest path to each agent: agents of one level decide at once, from the levels before."""
-    level = edges.new_zeros(edges.shape[:-1], dtype=torch.int64)
+    level = edges.new_zeros(edges.shape[:-1], dtype=torch.int32)
+    edge = edges.int()
     for _ in range(edges.shape[-1] - 1):
-        level = (edges * (level + 1).unsqueeze(-1)).amax(-2)
-    return level
-
-
-def by_level(edges: Bool[Tensor, "N N"]) -> list[Int[Tensor, " n"]]:
-    """The agents of each level of one graph."""
-    level = levels(edges)
-    return [(level == now).nonzero().squeeze(1) for now in range(int(level.max()) + 1)]
-
-
-def ragged_levels(edges: Bool[Tensor, "B N N"]) -> list[Int[Tensor, "B n"]]:
-    """The agents of each level of many graphs, as many columns as the fullest row has.
-
-    Shorter rows repeat their last agent, or one of a level before: whoever decides twice from the same random numbers
-    and the same parents decides the same.
-    """
-    level = levels(edges)
-    agents = level.argsort(-1)
-    places = torch.arange(level.shape[-1], device=level.device)
-    found, before = [], torch.zeros_like(level[:, :1])
-    for now in range(int(level.max()) + 1):
-        count = (level == now).sum(-1, keepdim=True)
-        last = before + count - 1
-        found.append(agents.gather(1, torch.minimum(before + places[: int(count.max())], last)))
-        before = before + count
-    return found
+        before, level = level, (edge * (level + 1).unsqueeze(-1)).amax(-2)
+        if level.device.type == "cpu" and torch.equal(before, level):
+            break  # the graph is no deeper; elsewhere the host need not know
+    return level.long()
 
 
 def among_living(graph: Graph, alive: Bool[Tensor, "*B N"]) -> Graph:
@@ -83,8 +62,9 @@ class GraphDistribution:
     def choose(self, clocks: Float[Tensor, "*B N"], uniform: Float[Tensor, "*B N N"]) -> Graph:
         """The graph that these random numbers stand for: clocks ~ Exp(1), uniform in [0, 1)."""
         # Exponential clocks of rates exp(score) ring in Plackett and Luce's order.
-        order = (clocks.log() - self.scores).argsort(-1)
-        return Graph(order, (uniform < self.logits.sigmoid()) & self._forward(order))
+        rings = clocks.log() - self.scores
+        forward = (rings.unsqueeze(-1) < rings.unsqueeze(-2)) & self._pairs
+        return Graph(rings.argsort(-1), (uniform < self.logits.sigmoid()) & forward)
 
     def mode(self) -> Graph:
         """The most probable order, and the edges along it that are more likely than not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from pydantic import Field
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
 from envs.dags import named_edges
 from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator
-from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, by_level, fixed_graph, ragged_levels
-from marl.algorithms.bnpg.head import Head
+from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph
+from marl.algorithms.bnpg.head import Head, listen
+from marl.algorithms.bnpg.turns import Turns
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
 from marl.policies import AgentNetwork, PolicyConfig, shared_by
 
@@ -64,10 +66,10 @@ class BayesianPolicy(nn.Module):
         self.density: Tensor
         self.register_buffer("density", torch.tensor(config.graph.density, device=streams.device))
         self.pairs = self.agents * (self.agents - 1) // 2
-        self._everybody = torch.arange(self.agents, device=streams.device)
         fixed = _fixed(config.graph, self.agents)
         self._fixed = None if fixed is None else Graph(*(x.to(streams.device) for x in fixed))
-        self._levels = None if fixed is None else [level.to(streams.device) for level in by_level(fixed.edges)]
+        varies = config.graph.kind in ("learned", "random")
+        self.turns = Turns(self.head.group, self.policies, None if varies else self._fixed)
 
     @property
     def members(self) -> Bool[Tensor, "M N"] | None:
@@ -93,49 +95,35 @@ class BayesianPolicy(nn.Module):
         return distribution.sample(streams), memory
 
     def conditionals(
-        self,
-        obs: Observation,
-        seen: Float[Tensor, "B N H"],
-        letters: Float[Tensor, "B N L"],
-        edges: Bool[Tensor, "B N N"],
-        who: Int[Tensor, "B n"] | None = None,
+        self, y: Float[Tensor, "*X out"], obs: Observation, places: Int[Tensor, " X"] | None = None
     ) -> Conditionals:
-        """The distributions of the agents `who` (all in slot order), given the letters of their parents in `edges`."""
-        heard, legal = edges.transpose(1, 2), obs.legal
-        if who is None:
-            who = self._everybody.expand(len(seen), -1)
-        else:
-            seen, heard = take(seen, who), take(heard, who)
-            legal = None if legal is None else take(legal, who)
-        y = self.head(seen, letters, heard, who)
+        """The distributions that the head's outputs stand for: [B,N,out], or [X,out] at these places b·N + i."""
+        legal = obs.legal
+        if places is not None and legal is not None:
+            legal = legal.flatten(0, 1)[places]
         if isinstance(self.space, Discrete):
             return IndependentCategorical(y, self.space.choices, legal)
-        log_std = self.log_std.expand(-1, len(y) // self.policies, -1, -1).flatten(0, 1)
-        units = self.letters.units
+        units, log_std = self.letters.units, self.log_std.expand(-1, len(obs.alive) // self.policies, -1, -1)
         assert units is not None
-        return IndependentGaussian(y, take(log_std, who), ActionUnits(*(unit[who] for unit in units)), legal)
+        log_std = log_std.flatten(0, 1)
+        if places is not None:
+            log_std = log_std.flatten(0, 1)[places]
+            units = ActionUnits(*(unit[places % self.agents] for unit in units))
+        return IndependentGaussian(y, log_std, units, legal)
 
-    def given_graph(self, rows: int, streams: Streams) -> Graph:
+    def given_graph(self, alive: Bool[Tensor, "B N"], streams: Streams) -> Graph:
         """The graph of each row where it is not learned; a random one has each forward edge with `density`."""
         assert self._fixed is not None
+        rows = len(alive)
         order, edges = (x.expand(rows, *x.shape) for x in self._fixed)
         if self.config.kind == "random":
             edges = edges & (self.uniform(rows, streams) < self.density)
-        return Graph(order, edges)
+        return among_living(Graph(order, edges), alive)
 
     def uniform(self, rows: int, streams: Streams) -> Float[Tensor, "B N N"]:
         """Numbers in [0, 1) for each pair of agents."""
         shape = (self.agents, self.agents)
         return streams.draw(lambda n, g: torch.rand((n, *shape), generator=g, device=self.device), rows)
-
-    def turns(self, graph: Graph) -> list[Int[Tensor, "B n"]]:
-        """Who decides at once, and after whom: level by level. Together they name everybody."""
-        rows = len(graph.order)
-        if self._levels is not None:
-            return [level.expand(rows, -1) for level in self._levels]
-        if graph.edges.device.type == "cpu":
-            return ragged_levels(graph.edges)
-        return list(graph.order.split(1, -1))  # one by one: the host need not learn how many levels there are
 
 
 class WithoutEdges:
@@ -167,7 +155,7 @@ class BayesianNetwork:
         """Draw a graph, then actions along it, each given its parents' (ancestral sampling)."""
         rows, agents = self.obs.alive.shape
         if self.graphs is None:
-            graph = self.policy.given_graph(rows, streams)
+            graph = self.policy.given_graph(self.obs.alive, streams)
         else:
             graph = self.graphs.choose(streams.exponential((rows, agents)), self.policy.uniform(rows, streams))
         return self._ancestral(graph, self._noise(streams))
@@ -179,7 +167,7 @@ class BayesianNetwork:
     def mode(self) -> Decision:
         """The most probable graph, and along it every agent's most probable choice given its parents' (greedily)."""
         if self.graphs is None:
-            graph = self.policy.given_graph(len(self.obs.alive), Streams([0], self.seen.device))
+            graph = self.policy.given_graph(self.obs.alive, Streams([0], self.seen.device))
         else:
             graph = self.graphs.mode()
         return self._ancestral(graph, None)
@@ -210,26 +198,35 @@ class BayesianNetwork:
     def _given(self, decision: Decision) -> Conditionals:
         """All conditionals at once: the parents' actions are known. Asked for twice, computed once."""
         if self._known is None or self._known[0] is not decision:
-            letters = self.policy.letters(decision.action, self.obs)
-            given = self.policy.conditionals(self.obs, self.seen, letters, decision.latent.edges)
-            self._known = decision, given
+            policy = self.policy
+            heard = decision.latent.edges.transpose(1, 2).to(self.seen.dtype)
+            y = policy.head(self.seen, policy.letters(decision.action, self.obs.agent), heard)
+            self._known = decision, policy.conditionals(y, self.obs)
         return self._known[1]
 
+    @torch.no_grad()
     def _ancestral(self, graph: Graph, noise: Float[Tensor, "B N out"] | None) -> Decision:
-        """Everybody's choice, level by level; the most probable ones without noise."""
-        graph = among_living(graph, self.obs.alive)
-        action = self._nothing()
-        log_prob = self.seen.new_zeros(self.obs.alive.shape)
-        for who in self.policy.turns(graph):
-            letters = self.policy.letters(action, self.obs)
-            given = self.policy.conditionals(self.obs, self.seen, letters, graph.edges, who)
-            drawn = given.mode() if noise is None else given.choose(take(noise, who))
+        """Everybody's choice, turn by turn; the most probable ones without noise."""
+        policy, agents = self.policy, self.policy.agents
+        heard = graph.edges.transpose(1, 2).flatten(0, 1)
+        seen, saw = self.seen.flatten(0, 1), self.obs.agent.flatten(0, 1)
+        letters = seen.new_zeros(*self.obs.alive.shape, policy.letters.size)
+        action, log_prob = self._nothing().flatten(0, 1), seen.new_zeros(len(seen))
+        for group, places in policy.turns(graph):
+            who = places % agents
+            told = listen(heard.index_select(0, places).to(seen.dtype), letters.index_select(0, places // agents))
+            y = policy.head.speak(group, seen.index_select(0, places), told, who)
+            given = policy.conditionals(y, self.obs, places)
+            drawn = given.mode() if noise is None else given.choose(noise.flatten(0, 1).index_select(0, places))
             assert drawn.log_prob is not None
-            action = action.scatter(1, who.unsqueeze(-1).expand_as(drawn.action), drawn.action)
-            log_prob = log_prob.scatter(1, who, drawn.log_prob)
+            action.index_copy_(0, places, drawn.action)
+            log_prob.index_copy_(0, places, drawn.log_prob)
+            letter = policy.letters(drawn.action, saw.index_select(0, places), who)
+            letters.flatten(0, 1).index_copy_(0, places, letter)
+        log_prob = log_prob.view_as(self.obs.alive)
         if self.graphs is not None:
             log_prob = _beside(log_prob, self.graphs.log_prob(graph))
-        return Decision(action, graph, log_prob)
+        return Decision(action.unflatten(0, self.obs.alive.shape), graph, log_prob)
 
     def _noise(self, streams: Streams) -> Float[Tensor, "B N out"]:
         shape = (*self.obs.alive.shape, self.policy.outputs)
@@ -253,26 +250,28 @@ class Letters:
         self._space, self._sends_observation = spec.action, sends_observation
         spaces = [s for s in spec.actions if isinstance(s, Continuous)]
         self.units = ActionUnits.of(spaces, device) if spaces else None
-        did = sum(spec.action.choices) if isinstance(spec.action, Discrete) else spec.action.size
+        discrete = isinstance(spec.action, Discrete)
+        did = sum(spec.action.choices) if discrete else spec.action.size
         self.size = 1 + did + (spec.observation_size if sends_observation else 0)
+        # Rows of the unit matrix are the choices of all components side by side, after a 1.
+        ones = F.pad(torch.eye(did, device=device), (1, 0))
+        self._choices = ones.split(spec.action.choices) if discrete else ()
+        if discrete:
+            self._choices[0][:, 0] = 1
 
-    def __call__(self, action: Num[Tensor, "B N A"], obs: Observation) -> Float[Tensor, "B N L"]:
-        """One; the action, one-hot or in units of its range; the observation."""
+    def __call__(
+        self, action: Num[Tensor, "*X A"], saw: Float[Tensor, "*X D"], who: Int[Tensor, " X"] | None = None
+    ) -> Float[Tensor, "*X L"]:
+        """One; the action, one-hot or in units of its range; the observation. Of all agents [B,N], or of these [X]."""
         if isinstance(self._space, Discrete):
-            parts = zip(action.split(1, -1), self._space.choices)
-            did = [part == torch.arange(count, device=part.device) for part, count in parts]
-            letter = [torch.ones_like(did[0][..., :1]), *did]
-            told = torch.cat(letter, -1).to(obs.agent.dtype)
+            parts = [table[part] for table, part in zip(self._choices, action.unbind(-1))]
+            told = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         else:
             assert self.units is not None
-            did_there = (action - self.units.middle) / self.units.scale * self.units.present
+            units = self.units if who is None else ActionUnits(*(unit[who] for unit in self.units))
+            did_there = (action - units.middle) / units.scale * units.present
             told = torch.cat([torch.ones_like(did_there[..., :1]), did_there], -1)
-        return torch.cat([told, obs.agent], -1) if self._sends_observation else told
-
-
-def take(x: Tensor, who: Int[Tensor, "B n"]) -> Tensor:
-    """The entries [B,n,…] of these agents among [B,N,…]."""
-    return x.gather(1, who.view(*who.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+        return torch.cat([told, saw], -1) if self._sends_observation else told
 
 
 def _beside(of_agents: Float[Tensor, "B N"], of_graph: Float[Tensor, " B"]) -> Float[Tensor, "B M"]:
