@@ -250,14 +250,16 @@ class Letters:
         self._space, self._sends_observation = spec.action, sends_observation
         spaces = [s for s in spec.actions if isinstance(s, Continuous)]
         self.units = ActionUnits.of(spaces, device) if spaces else None
-        discrete = isinstance(spec.action, Discrete)
-        did = sum(spec.action.choices) if discrete else spec.action.size
-        self.size = 1 + did + (spec.observation_size if sends_observation else 0)
-        # Rows of the unit matrix are the choices of all components side by side, after a 1.
-        ones = F.pad(torch.eye(did, device=device), (1, 0))
-        self._choices = ones.split(spec.action.choices) if discrete else ()
-        if discrete:
+        self._choices: list[Tensor] = []
+        if isinstance(spec.action, Discrete):
+            did = sum(spec.action.choices)
+            # For each component a row for each choice: the one-hots of all components side by side, after a 1.
+            rows = F.pad(torch.eye(did, device=device), (1, 0))
+            self._choices = list(rows.split(spec.action.choices))
             self._choices[0][:, 0] = 1
+        else:
+            did = spec.action.size
+        self.size = 1 + did + (spec.observation_size if sends_observation else 0)
 
     def __call__(
         self, action: Num[Tensor, "*X A"], saw: Float[Tensor, "*X D"], who: Int[Tensor, " X"] | None = None
