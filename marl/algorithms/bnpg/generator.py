@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from envs.core import EnvSpec, InputError, Observation, Streams
 from marl.algorithms.bnpg.graphs import GraphDistribution
+from marl.algorithms.bnpg.relaxed import RelaxedGraphs
 from marl.config import Section
 from marl.networks import NetworkConfig, build_network
+
+Graphs = GraphDistribution | RelaxedGraphs
 
 
 class GraphConfig(Section):
@@ -35,6 +38,11 @@ class GraphConfig(Section):
     network: NetworkConfig = NetworkConfig(kind="attention", hidden=(32,), heads=1)
     agent_id: bool = Field(True, description="tell the generator which agent is which")
     price: float = Field(0.0, ge=0, description="what a learned graph pays for its expected density")
+    estimator: Literal["likelihood", "straight_through"] = Field(
+        "likelihood",
+        description="likelihood: the graph is one more decider; straight_through: gradients of the actions through "
+        "its edges and a Gumbel-Sinkhorn order, as published",
+    )
     bonus: float = Field(0.1, ge=0, description="weight of a learned graph's entropy at the start")
     bonus_until: float = Field(0.6, gt=0, le=1, description="share of training over which the bonus falls to 0")
 
@@ -73,8 +81,9 @@ class GraphGenerator(nn.Module):
         self._label = torch.eye(agents if config.agent_id else 0, device=streams.device)
         self._size = size = config.network.hidden[-1]
         labels = self._label.shape[1]
-        # For each agent a score for the order, its vector as a sender and its vector as a receiver.
-        self.shared = build_network(config.network, inputs + labels, 1 + 2 * size, gain=2**0.5, streams=streams)
+        # For each agent its score for the order (or one for each place), and its vectors as a sender and a receiver.
+        self._parts = (agents if config.estimator == "straight_through" else 1, size, size)
+        self.shared = build_network(config.network, inputs + labels, sum(self._parts), gain=2**0.5, streams=streams)
         alone = NetworkConfig(hidden=config.network.hidden, activation=config.network.activation)
         self.private = (
             build_network(alone, spec.observation_size + labels, size, gain=2**0.5, streams=streams)
@@ -87,13 +96,15 @@ class GraphGenerator(nn.Module):
         self.register_buffer("price", torch.tensor(config.price, device=streams.device))
         self.register_buffer("bonus", torch.tensor(config.bonus, device=streams.device))
 
-    def forward(self, obs: Observation) -> GraphDistribution:
-        """Scores [B,N] and logits [B,N,N]."""
+    def forward(self, obs: Observation) -> Graphs:
+        """The distribution of graphs in each row."""
         seen = obs.agent if self._public is None else obs.agent.index_select(-1, self._public)
-        score, sender, receiver = self._encode(self.shared, seen, obs).split((1, self._size, self._size), -1)
+        score, sender, receiver = self._encode(self.shared, seen, obs).split(self._parts, -1)
         if self.private is not None:
             receiver = receiver + self._encode(self.private, obs.agent, obs)
         logits = sender @ receiver.transpose(1, 2) * self._size**-0.5 + self.offset
+        if self._parts[0] > 1:
+            return RelaxedGraphs(score, logits, obs.alive)
         # At first nobody is likely to come before others.
         return GraphDistribution(0.1 * score.squeeze(-1), logits, obs.alive)
 

@@ -14,15 +14,20 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from envs.core import Streams
 from envs.dags import Edges, parents
 from marl.distributions import ILLEGAL
 
 
 class Graph(NamedTuple):
-    """Who sees whose action. order: agents, first to last. edges[b,i,j]: j sees what i has done."""
+    """Who sees whose action. order: agents, first to last. edges[b,i,j]: j sees what i has done.
+
+    noise: what a relaxed graph was drawn with, else None.
+    """
 
     order: Int[Tensor, "*B N"]
     edges: Bool[Tensor, "*B N N"]
+    noise: Float[Tensor, "*B 2 N N"] | None = None
 
 
 def fixed_graph(edges: Edges, agents: int) -> Graph:
@@ -50,14 +55,48 @@ def among_living(graph: Graph, alive: Bool[Tensor, "*B N"]) -> Graph:
     return graph._replace(edges=graph.edges & alive.unsqueeze(-1) & alive.unsqueeze(-2))
 
 
+def pairs_of(alive: Bool[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
+    """Pairs of different agents who are there."""
+    diagonal = torch.eye(alive.shape[-1], dtype=torch.bool, device=alive.device)
+    return alive.unsqueeze(-1) & alive.unsqueeze(-2) & ~diagonal
+
+
+def before(order: Int[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
+    """Where i comes before j."""
+    place = order.argsort(-1)
+    return place.unsqueeze(-1) < place.unsqueeze(-2)
+
+
+def share_of_pairs(edges: Float[Tensor, " *B"], alive: Bool[Tensor, "*B N"]) -> Float[Tensor, " *B"]:
+    """So many edges as a share of those of a complete graph of the living; 0 for fewer than two."""
+    living = alive.sum(-1)
+    return edges / (living * (living - 1) / 2).clamp(min=1)
+
+
+def uniform_pairs(rows: int, agents: int, streams: Streams) -> Float[Tensor, "B N N"]:
+    """Numbers in [0, 1) for each pair of agents."""
+    shape, device = (agents, agents), streams.device
+    return streams.draw(lambda n, g: torch.rand((n, *shape), generator=g, device=device), rows)
+
+
 class GraphDistribution:
     """Scores [*B,N] say who tends to come first, logits [*B,N,N] which edges are likely (i -> j at [i,j])."""
+
+    decides = True  # one more decider, with a log-probability
 
     def __init__(self, scores: Float[Tensor, "*B N"], logits: Float[Tensor, "*B N N"], alive: Bool[Tensor, "*B N"]):
         self.scores = scores.masked_fill(~alive, ILLEGAL)
         self.logits, self.alive = logits, alive
-        diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
-        self._pairs = alive.unsqueeze(-1) & alive.unsqueeze(-2) & ~diagonal
+        self._pairs = pairs_of(alive)
+
+    def draw(self, streams: Streams) -> Graph:
+        """A graph."""
+        rows, agents = self.alive.shape
+        return self.choose(streams.exponential((rows, agents)), uniform_pairs(rows, agents, streams))
+
+    def heard(self, graph: Graph) -> Float[Tensor, "*B N N"]:
+        """1 where i hears j, at [i,j]."""
+        return graph.edges.transpose(-2, -1).to(self.scores.dtype)
 
     def choose(self, clocks: Float[Tensor, "*B N"], uniform: Float[Tensor, "*B N N"]) -> Graph:
         """The graph that these random numbers stand for: clocks ~ Exp(1), uniform in [0, 1)."""
@@ -95,10 +134,9 @@ class GraphDistribution:
         before = (self.scores.unsqueeze(-1) - self.scores.unsqueeze(-2)).sigmoid()
         return (self.logits.sigmoid() * before * self._pairs).sum((-2, -1))
 
-    def density(self) -> Float[Tensor, " *B"]:
-        """Expected edges as a share of those of a complete graph of the living; 0 for fewer than two."""
-        living = self.alive.sum(-1)
-        return self.expected_edges() / (living * (living - 1) / 2).clamp(min=1)
+    def density(self, graph: Graph | None = None) -> Float[Tensor, " *B"]:
+        """Expected edges as a share of those of a complete graph, whichever graph was drawn."""
+        return share_of_pairs(self.expected_edges(), self.alive)
 
     def _along(self, order: Int[Tensor, "*B N"]) -> tuple[Float[Tensor, "*B N"], Float[Tensor, "*B N"]]:
         """Scores in the graph's order, and log Σ exp(score) of whoever is not placed yet at each place."""
@@ -107,8 +145,7 @@ class GraphDistribution:
 
     def _forward(self, order: Int[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
         """Pairs of the living in which i comes before j."""
-        place = order.argsort(-1)
-        return (place.unsqueeze(-1) < place.unsqueeze(-2)) & self._pairs
+        return before(order) & self._pairs
 
 
 def edge_list(edges: Bool[Tensor, "N N"]) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
 from envs.dags import named_edges
-from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator
-from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph
+from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator, Graphs
+from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, uniform_pairs
 from marl.algorithms.bnpg.head import Head, listen
 from marl.algorithms.bnpg.turns import Turns
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
@@ -67,14 +68,14 @@ class BayesianPolicy(nn.Module):
         self.register_buffer("density", torch.tensor(config.graph.density, device=streams.device))
         self.pairs = self.agents * (self.agents - 1) // 2
         fixed = _fixed(config.graph, self.agents)
-        self._fixed = None if fixed is None else Graph(*(x.to(streams.device) for x in fixed))
+        self._fixed = None if fixed is None else Graph(fixed.order.to(streams.device), fixed.edges.to(streams.device))
         varies = config.graph.kind in ("learned", "random")
         self.turns = Turns(self.head.group, self.policies, None if varies else self._fixed)
 
     @property
     def members(self) -> Bool[Tensor, "M N"] | None:
         """The agents, and the graph's decider where there is one, who decides for all."""
-        if self.generator is None:
+        if self.generator is None or self.config.estimator == "straight_through":
             return None
         one = torch.eye(self.agents, dtype=torch.bool, device=self.device)
         return torch.cat([one, torch.ones_like(one[:1])])
@@ -115,15 +116,10 @@ class BayesianPolicy(nn.Module):
         """The graph of each row where it is not learned; a random one has each forward edge with `density`."""
         assert self._fixed is not None
         rows = len(alive)
-        order, edges = (x.expand(rows, *x.shape) for x in self._fixed)
+        order, edges = (x.expand(rows, *x.shape) for x in (self._fixed.order, self._fixed.edges))
         if self.config.kind == "random":
-            edges = edges & (self.uniform(rows, streams) < self.density)
+            edges = edges & (uniform_pairs(rows, self.agents, streams) < self.density)
         return among_living(Graph(order, edges), alive)
-
-    def uniform(self, rows: int, streams: Streams) -> Float[Tensor, "B N N"]:
-        """Numbers in [0, 1) for each pair of agents."""
-        shape = (self.agents, self.agents)
-        return streams.draw(lambda n, g: torch.rand((n, *shape), generator=g, device=self.device), rows)
 
 
 class WithoutEdges:
@@ -145,19 +141,13 @@ class WithoutEdges:
 class BayesianNetwork:
     """The joint distribution of one observation batch: graphs (None where they are not learned), then actions."""
 
-    def __init__(
-        self, policy: BayesianPolicy, obs: Observation, seen: Float[Tensor, "B N H"], graphs: GraphDistribution | None
-    ):
+    def __init__(self, policy: BayesianPolicy, obs: Observation, seen: Float[Tensor, "B N H"], graphs: Graphs | None):
         self.policy, self.obs, self.seen, self.graphs = policy, obs, seen, graphs
         self._known: tuple[Decision, Conditionals] | None = None
 
     def sample(self, streams: Streams) -> Decision:
         """Draw a graph, then actions along it, each given its parents' (ancestral sampling)."""
-        rows, agents = self.obs.alive.shape
-        if self.graphs is None:
-            graph = self.policy.given_graph(self.obs.alive, streams)
-        else:
-            graph = self.graphs.choose(streams.exponential((rows, agents)), self.policy.uniform(rows, streams))
+        graph = self.policy.given_graph(self.obs.alive, streams) if self.graphs is None else self.graphs.draw(streams)
         return self._ancestral(graph, self._noise(streams))
 
     def sample_without_edges(self, streams: Streams) -> Decision:
@@ -175,21 +165,26 @@ class BayesianNetwork:
     def log_prob(self, decision: Decision) -> Float[Tensor, "B M"]:
         """Of every agent's action given those of its parents in the executed graph; then of the graph."""
         of_agents = self._given(decision).log_prob(decision)
-        return of_agents if self.graphs is None else _beside(of_agents, self.graphs.log_prob(decision.latent))
+        return self._beside(of_agents, lambda graphs: graphs.log_prob(decision.latent))
 
     def entropy(self, decision: Decision) -> Float[Tensor, "B M"]:
         """Of every agent's choice given its parents' actions, and of the graph."""
         of_agents = self._given(decision).entropy(decision)
-        return of_agents if self.graphs is None else _beside(of_agents, self.graphs.entropy(decision.latent))
+        return self._beside(of_agents, lambda graphs: graphs.entropy(decision.latent))
 
     def price(self, decision: Decision) -> Float[Tensor, "B M"] | None:
-        """What the graph's decider pays for the density of what it draws, less the bonus for not settling yet."""
+        """What is paid for the density of the graph, less the bonus for not settling yet.
+
+        The graph's decider pays; where it is none, all agents pay alike.
+        """
         if self.graphs is None:
             return None
-        generator = self.policy.generator
+        generator, graph = self.policy.generator, decision.latent
         assert generator is not None
-        paid = generator.price * self.graphs.density() - generator.bonus * self.graphs.entropy(decision.latent)
-        return _beside(paid.new_zeros(self.obs.alive.shape), paid)
+        paid = generator.price * self.graphs.density(graph) - generator.bonus * self.graphs.entropy(graph)
+        if not self.graphs.decides:
+            return paid.unsqueeze(-1).expand_as(self.obs.alive)
+        return self._beside(paid.new_zeros(self.obs.alive.shape), lambda graphs: paid)
 
     def log_probs(self) -> Float[Tensor, "B N A"]:
         """Agents that see one another's actions have no list of choices of their own."""
@@ -199,7 +194,8 @@ class BayesianNetwork:
         """All conditionals at once: the parents' actions are known. Asked for twice, computed once."""
         if self._known is None or self._known[0] is not decision:
             policy = self.policy
-            heard = decision.latent.edges.transpose(1, 2).to(self.seen.dtype)
+            graph = decision.latent
+            heard = graph.edges.transpose(1, 2).to(self.seen.dtype) if self.graphs is None else self.graphs.heard(graph)
             y = policy.head(self.seen, policy.letters(decision.action, self.obs.agent), heard)
             self._known = decision, policy.conditionals(y, self.obs)
         return self._known[1]
@@ -223,10 +219,16 @@ class BayesianNetwork:
             log_prob.index_copy_(0, places, drawn.log_prob)
             letter = policy.letters(drawn.action, saw.index_select(0, places), who)
             letters.flatten(0, 1).index_copy_(0, places, letter)
-        log_prob = log_prob.view_as(self.obs.alive)
-        if self.graphs is not None:
-            log_prob = _beside(log_prob, self.graphs.log_prob(graph))
-        return Decision(action.unflatten(0, self.obs.alive.shape), graph, log_prob)
+        of_all = self._beside(log_prob.view_as(self.obs.alive), lambda graphs: graphs.log_prob(graph))
+        return Decision(action.unflatten(0, self.obs.alive.shape), graph, of_all)
+
+    def _beside(
+        self, of_agents: Float[Tensor, "B N"], of_graph: Callable[[GraphDistribution], Float[Tensor, " B"]]
+    ) -> Float[Tensor, "B M"]:
+        """The agents' numbers, and beside them the graph's where it is a decider."""
+        if not isinstance(self.graphs, GraphDistribution):
+            return of_agents
+        return torch.cat([of_agents, of_graph(self.graphs).unsqueeze(-1)], -1)
 
     def _noise(self, streams: Streams) -> Float[Tensor, "B N out"]:
         shape = (*self.obs.alive.shape, self.policy.outputs)
@@ -274,10 +276,6 @@ class Letters:
             did_there = (action - units.middle) / units.scale * units.present
             told = torch.cat([torch.ones_like(did_there[..., :1]), did_there], -1)
         return torch.cat([told, saw], -1) if self._sends_observation else told
-
-
-def _beside(of_agents: Float[Tensor, "B N"], of_graph: Float[Tensor, " B"]) -> Float[Tensor, "B M"]:
-    return torch.cat([of_agents, of_graph.unsqueeze(-1)], -1)
 
 
 def _fixed(config: GraphConfig, agents: int) -> Graph | None:

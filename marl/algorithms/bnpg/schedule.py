@@ -51,7 +51,7 @@ class GraphSchedule:
             generator.bonus.fill_(config.bonus * max(0.0, 1 - progress / config.bonus_until))
             if plan is not None:
                 with torch.no_grad():
-                    above = generator(batch.obs).density().mean() - plan
+                    above = generator(batch.obs).density(graph).mean() - plan
                 self._excess = (self._excess + self.config.rate * above).clamp(min=0)
                 generator.price.copy_(config.price + self._excess)
             logged["graph_price"] = generator.price.clone()
