@@ -102,7 +102,7 @@ def _draw_graph(axes: Any, labels: Sequence[str], edges: Bool[Tensor, "N N"], al
     nx.draw_networkx_nodes(graph, places, ax=axes, node_size=size, node_color=colors, edgecolors="dimgray")
     nx.draw_networkx_edges(graph, places, ax=axes, node_size=size, width=1.8, arrowsize=16, edge_color="firebrick")
     nx.draw_networkx_labels(graph, places, dict(enumerate(labels)), ax=axes, font_size=8)
-    axes.set(xlim=(-1.4, 1.4), ylim=(-1.4, 1.4), aspect="equal")  # the same in all frames
+    axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")  # the same in all frames
     axes.axis("off")
 
 
