@@ -74,10 +74,12 @@ def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
     """Play a trained team again, elsewhere or longer: evaluation.episodes=5000, env.args.local_ratio=0.2, seed=7."""
     from marl.display import console
     from marl.evaluation import evaluate_folder
-    from marl.tables import print_metrics
+    from marl.tables import print_metrics, print_table
 
     report, path = evaluate_folder(folder, assignments or [])
     print_metrics(report.metrics, f"evaluation of {folder}", console)
+    for name, rows in report.tables.items():
+        print_table(name, rows, console)
     console.print(f"report     {path}")
 
 
@@ -122,11 +124,12 @@ def compare(
 
 @app.command()
 def render(folder: RunFolder) -> None:
-    """Film a trained team: DIR/film.gif."""
+    """Film a trained team: DIR/film.gif; of agents that see each other's actions also DIR/graph.gif and graph.png."""
     from marl.display import console
     from marl.evaluation import render_folder
+    from marl.tables import print_files
 
-    console.print(f"film       {render_folder(folder)}")
+    print_files(render_folder(folder), console)
 
 
 @app.command()

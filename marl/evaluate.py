@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from envs.core import Actor, InputError, Streams, VectorEnv, tree_map, tree_where
+from envs.core import Actor, Decision, InputError, Observation, Step, Streams, VectorEnv, tree_map, tree_where
 from marl.report import Metric
 from marl.run import stage_seed
 from marl.sources import EpisodeTracker, rollout
@@ -77,18 +77,37 @@ def film(env: Any, actor: Actor, episodes: int, seed: int, longest: int = 1000) 
 
     `env` has a `frame()`. Raises InputError where it cannot be drawn.
     """
+    frames: list[np.ndarray] = []
+    ended = 0
+    for moment in watch(env, actor, seed, env.frame):
+        frames.append(moment.picture)
+        if bool(moment.step.ended[0]):
+            ended += 1
+            frames += [frames[-1]] * 8
+        if ended == episodes or len(frames) >= longest:
+            break
+    return frames
+
+
+class Moment(NamedTuple):
+    """One step of a team: what it saw, a picture of that, what it decided, and what that led to."""
+
+    obs: Observation
+    picture: Any
+    decision: Decision
+    step: Step
+
+
+def watch(env: VectorEnv, actor: Actor, seed: int, picture: Callable[[], Any]) -> Iterator[Moment]:
+    """Steps without end, the same ones for the same seed; `picture` is asked before each."""
     streams = Streams([stage_seed(seed, "actions")], env.device)
     obs, memory = env.reset(seed), actor.initial_memory(env.num_envs)
-    frames, ended = [env.frame()], 0
-    with torch.inference_mode():
-        while ended < episodes and len(frames) < longest:
+    while True:
+        with torch.inference_mode():
+            seen = picture()
             decision, memory = actor.act(obs, memory, streams)
             step = env.step(decision.action)
-            obs = step.obs
             if memory is not None:
                 memory = tree_where(step.ended, tree_map(torch.zeros_like, memory), memory)
-            if bool(step.ended[0]):
-                ended += 1
-                frames += [frames[-1]] * 8
-            frames.append(env.frame())
-    return frames[:-1]
+        yield Moment(obs, seen, decision, step)
+        obs = step.obs

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import Actor, ConcordError, InputError, VectorEnv
-from marl.config import load_recipe, split_assignments
+from marl.config import EvaluationConfig, load_recipe, split_assignments
 from marl.display import console, in_words
 from marl.judging import evaluate, picture
 from marl.report import Report
@@ -31,34 +31,45 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     points = split_assignments(assignments)
     if len(points) > 1:
         raise InputError("evaluate takes one setting at a time; got a comma list.")
-    idle = [key for key in points[0] if not key.startswith(HAVE_AN_EFFECT)]
+    run = Run.open(folder, points[0])
+    effective = (*HAVE_AN_EFFECT, *_own_settings(run.config.evaluation))
+    idle = [key for key in points[0] if not key.startswith(effective)]
     if idle:
         raise InputError(
             f"{idle[0]} changes nothing in an evaluation, which plays what was trained; these do: "
-            f"{', '.join(HAVE_AN_EFFECT)}. The twin was evaluated after training; evaluate there with "
+            f"{', '.join(effective)}. The twin was evaluated after training; evaluate there with "
             "env='{pettingzoo: …}'."
         )
-    run = Run.open(folder, points[0])
     if (checkpoint := run.unfinished("train")) is not None:
         console.print(f"training has not finished: playing checkpoint {checkpoint}", markup=False)
     actor, env = load_actor(run, run.config.evaluation_envs)
-    metrics = evaluate(run, actor, env)
+    metrics, tables = evaluate(run, actor, env), {}
+    module = load_recipe(run.config.recipe)
+    if hasattr(module, "findings"):
+        found, tables = module.findings(run, actor, env)
+        metrics |= found
     env.close()
-    report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
+    report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
     path = folder / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.json"
     report.save(path)
     return report, path
 
 
-def render_folder(folder: Path) -> Path:
-    """Film the team of a run."""
+def _own_settings(section: EvaluationConfig) -> list[str]:
+    """What a recipe has added to its evaluation, which its `findings` reads."""
+    return [f"evaluation.{name}" for name in type(section).model_fields if name not in EvaluationConfig.model_fields]
+
+
+def render_folder(folder: Path) -> list[Path]:
+    """Film the team of a run, or draw what its recipe draws; gives the files."""
     run = Run.open(folder)
     module = load_recipe(run.config.recipe)
     if hasattr(module, "pictures"):
-        return module.pictures(run)
+        drawn: list[Path] = module.pictures(run)
+        return drawn
     actor, env = load_actor(run, 1)
     env.close()
-    return picture(run, actor)
+    return [picture(run, actor)]
 
 
 def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
@@ -37,15 +38,16 @@ def judge(run: Run, policy: JointPolicy) -> Report:
 
 def _draw(run: Run, policy: JointPolicy) -> None:
     """Curve and film; what cannot be drawn, for whatever reason, is told, and is no failure of the run."""
-    with _optional("curve"):
+    with optional("curve"):
         learning_curve(run.folder, run.folder / "learning_curve.png")
     if run.config.evaluation.film_episodes:
-        with _optional("film"):
+        with optional("film"):
             picture(run, policy)
 
 
 @contextmanager
-def _optional(what: str) -> Iterator[None]:
+def optional(what: str) -> Iterator[None]:
+    """Within, what fails for whatever reason is told, and is no failure of the run."""
     try:
         yield
     except Exception as error:  # a world's own `frame` may raise anything
@@ -112,18 +114,25 @@ def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:
     return found
 
 
-def picture(run: Run, policy: Actor) -> Any:
+def picture(run: Run, policy: Actor) -> Path:
     """A film of the team, in the twin where there is one."""
-    config = run.config.evaluation
-    if config.twin is not None:
-        env = _drawn(config.twin.pettingzoo, config.twin.args, TWIN_ARGS, run)
-    elif run.config.env.pettingzoo is not None:
-        env = _drawn(run.config.env.pettingzoo, run.config.env.args, "env.args", run)
-    else:
-        env = make_env(run.config.env, num_envs=1, device=run.device)
-    with closing(env):
-        frames = film(env, policy, max(1, config.film_episodes), stage_seed(run.config.seed, "film"))
+    episodes = max(1, run.config.evaluation.film_episodes)
+    with closing(filmed_env(run)) as env:
+        frames = film(env, policy, episodes, stage_seed(run.config.seed, "film"))
     return save_gif(frames, run.folder / "film.gif")
+
+
+def filmed_env(run: Run) -> Any:
+    """One copy of the world that can be drawn, of the twin where there is one; native worlds may say no only later.
+
+    Raises InputError where a PettingZoo environment takes no `render_mode`.
+    """
+    twin, env = run.config.evaluation.twin, run.config.env
+    if twin is not None:
+        return _drawn(twin.pettingzoo, twin.args, TWIN_ARGS, run)
+    if env.pettingzoo is not None:
+        return _drawn(env.pettingzoo, env.args, "env.args", run)
+    return make_env(env, num_envs=1, device=run.device)
 
 
 def _drawn(path: str, args: dict[str, Any], section: str, run: Run) -> VectorEnv:

@@ -30,7 +30,7 @@ class Learner(Protocol):
     """Improves something from batches."""
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Learn; gives what to log, each [P]."""
+        """Learn; gives what to log, each [P]; or [P,H,W] in [0, 1], which TensorBoard shows as a picture."""
 
     def relabel(self, batch: Batch) -> Batch:
         """The batch as the learners that follow in a `Chain` shall see it."""

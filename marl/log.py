@@ -9,14 +9,18 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from envs.core import InputError
 from marl.batch import Batch, Outcome
 from marl.report import cannot_write, write_atomically
+
+PICTURE_SIZE = 128  # pixels that TensorBoard's pictures are scaled up to, as far as whole factors go
 
 
 class Tally:
@@ -51,8 +55,8 @@ class Tally:
         self._terms = [dict(zip(terms, values)) for values in zip(*terms.values(), strict=True)]
         self._outcomes = [Outcome(**dict(zip(outcomes, values))) for values in zip(*outcomes.values(), strict=True)]
 
-    def read(self) -> list[dict[str, float]]:
-        """A row for each policy; returns are missing where no episode ended."""
+    def read(self) -> tuple[list[dict[str, float]], dict[str, Float[Tensor, "P H W"]]]:
+        """A row for each policy, in which returns are missing where no episode ended; and the pictures."""
         columns: dict[str, Tensor] = {}
         if self._outcomes:
             weight, length, total = (
@@ -71,8 +75,10 @@ class Tally:
         for name in self._terms[0]:
             columns[name] = torch.stack([terms[name] for terms in self._terms]).mean(0)
         self._clear()
+        drawn = {name: columns.pop(name) for name in list(columns) if columns[name].dim() > 1}
+        pictures = {name: x.expand(self.policies, -1, -1).cpu() for name, x in drawn.items()}
         table = {name: x.expand(self.policies).tolist() for name, x in columns.items()}
-        return [{name: table[name][p] for name in table} for p in range(self.policies)]
+        return [{name: table[name][p] for name in table} for p in range(self.policies)], pictures
 
 
 class Log:
@@ -99,13 +105,18 @@ class Log:
             self._writer.close()
 
     def write(
-        self, used: Sequence[Mapping[str, int | float]], seeds: Sequence[int], rows: Sequence[dict[str, float]]
+        self,
+        used: Sequence[Mapping[str, int | float]],
+        seeds: Sequence[int],
+        rows: Sequence[dict[str, float]],
+        pictures: Mapping[str, Float[Tensor, "P H W"]] = MappingProxyType({}),
     ) -> None:
-        """One row for each policy; `used` are the stage's counts and clocks."""
-        for seed, counts, row in zip(seeds, used, rows, strict=True):
+        """One row for each policy; `used` are the stage's counts and clocks. Pictures are for TensorBoard only."""
+        for place, (seed, counts, row) in enumerate(zip(seeds, used, rows, strict=True)):
             full = {"stage": self.stage, "seed": seed, **counts, **row}
             self._append(full)
-            self._draw(full, f"seed={seed}/" if len(seeds) > 1 else "")
+            own = {name: picture[place] for name, picture in pictures.items()}
+            self._draw(full, own, f"seed={seed}/" if len(seeds) > 1 else "")
 
     def _append(self, row: dict[str, Any]) -> None:
         text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
@@ -131,10 +142,12 @@ class Log:
         writer.writerows(self._rows)
         write_atomically(self.path, text.getvalue())
 
-    def _draw(self, row: dict[str, Any], prefix: str) -> None:
+    def _draw(self, row: dict[str, Any], pictures: Mapping[str, Float[Tensor, "H W"]], prefix: str) -> None:
         if self._writer is None:
             self._writer = events_writer(self.folder, self.stage, self._purge)
         draw_row(self._writer, row, prefix)
+        if pictures:
+            draw_pictures(self._writer, int(row["env_steps"]), pictures, prefix)
 
 
 class Events:
@@ -197,6 +210,30 @@ def draw_row(events: Events, row: Mapping[str, Any], prefix: str = "") -> None:
         if name not in ("stage", "seed", "updates", "env_steps") and value != "" and math.isfinite(float(value))
     ]
     events.append(Event(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values)))
+
+
+def draw_pictures(
+    events: Events, env_steps: int, pictures: Mapping[str, Float[Tensor, "H W"]], prefix: str = ""
+) -> None:
+    """Pictures in shades of gray, 0 black and 1 white."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [
+        Summary.Value(tag=f"{prefix}{name}", image=Summary.Image(**_png(picture))) for name, picture in pictures.items()
+    ]
+    events.append(Event(wall_time=time.time(), step=env_steps, summary=Summary(value=values)))
+
+
+def _png(picture: Float[Tensor, "H W"]) -> dict[str, Any]:
+    """The fields of TensorBoard's image, each number a square that is large enough to see."""
+    from PIL import Image
+
+    size = max(1, PICTURE_SIZE // max(picture.shape))
+    gray = (picture.clamp(0, 1) * 255).round().byte().numpy().repeat(size, 0).repeat(size, 1)
+    file = io.BytesIO()
+    Image.fromarray(gray).save(file, "png", compress_level=1)
+    return {"height": gray.shape[0], "width": gray.shape[1], "colorspace": 1, "encoded_image_string": file.getvalue()}
 
 
 def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:

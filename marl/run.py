@@ -182,8 +182,8 @@ class Run:
                 over = not stage.goes_on(updates, cpu_seconds)
                 if stage.update % log_every == 0 or over:
                     check_finite(terms, stage.update)
-                    rows = tally.read()
-                    log.write(stage.used(), self.seeds, rows)
+                    rows, pictures = tally.read()
+                    log.write(stage.used(), self.seeds, rows, pictures)
                     display.advance(stage.update, summary(stage, rows))
                 else:
                     display.advance(stage.update)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,9 +18,12 @@ FILES = {
     "report": "report.json",
     "curve": "learning_curve.png",
     "film": "film.gif",
+    "edges": "graph.png",
+    "graphs": "graph.gif",
     "events": "events",
     "checkpoint": "checkpoints",
 }
+LONGEST_TABLE = 30  # rows on the terminal
 
 
 def print_report(report: Report, folder: Path, console: Console) -> None:
@@ -28,9 +32,31 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         _print_sweep(report.metrics, str(folder), console)
     else:
         print_metrics(report.metrics, str(folder), console)
-    for name, file in FILES.items():
-        if (folder / file).exists():
-            console.print(f"{name:<10} {folder / file}")
+    edges = report.tables.get("edges", [])
+    if any("worth" in row for row in edges):
+        print_table("edges", edges, console)
+    print_files([folder / file for file in FILES.values() if (folder / file).exists()], console)
+
+
+def print_files(paths: Sequence[Path], console: Console) -> None:
+    """What each file is, and where."""
+    names = {file: name for name, file in FILES.items()}
+    for path in paths:
+        console.print(f"{names.get(path.name, 'picture'):<10} {path}", markup=False)
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The rows of a report's table; of a long one the first, and how many more the report has."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name, "")) for name in columns] for row in rows[:LONGEST_TABLE]]
+    if rows:
+        _print(title, columns, cells, console)
+    if len(rows) > LONGEST_TABLE:
+        console.print(f"and {len(rows) - LONGEST_TABLE} more in the report")
+
+
+def _cell(value: Any) -> str:
+    return number(value) if isinstance(value, float | int) else str(value)
 
 
 def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> None:

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 from small_runs import Mortals, build
 
 from envs.core import InputError
@@ -27,8 +28,12 @@ def test_a_tally_saved_in_the_middle_reads_the_same() -> None:
             first = Tally(2)
             first.load_state_dict(state)
         for tally in (whole, first):
-            tally.add(terms, batch)
-    assert first.read() == whole.read()
+            tally.add({**terms, "map": torch.full((2, 3, 4), float(update))}, batch)
+    (rows, pictures), (wanted, shown) = first.read(), whole.read()
+    assert rows == wanted
+    assert "map" not in rows[0], "a picture is no column"
+    assert torch.equal(pictures["map"], shown["map"])
+    assert torch.equal(pictures["map"], torch.ones(2, 3, 4)), "the mean over the updates"
     empty = Tally(2)
     empty.load_state_dict(Tally(2).state_dict())
     assert empty.state_dict() == {"terms": {}, "outcomes": {}}

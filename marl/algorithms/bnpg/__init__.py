@@ -12,23 +12,25 @@ messages travel along the edges. `empty/return_per_agent` in the report is the s
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from envs.core import Actor, EnvSpec, Streams, VectorEnv
-from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
+from marl.algorithms.bnpg.drawing import graph_film, heat_map
+from marl.algorithms.bnpg.looking import GraphEvaluationConfig, edge_shares, edge_table, findings, sampled_edges
+from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.environments import make_env
-from marl.judging import check_twin, judge, played
+from marl.judging import check_twin, judge, optional, picture
 from marl.learners import Learner
-from marl.report import Metric, Report
+from marl.report import Report
 from marl.run import Run
-from marl.sources import rollout
 from marl.training import ActorCriticConfig
 from marl.training import train as train_policy
 
-LOOK = 32  # steps over which the report looks at the graphs
+__all__ = ["BayesianPolicy", "Config", "findings", "load", "pictures", "recipe", "stackable", "train"]
 
 
 class Config(ActorCriticConfig):
@@ -36,6 +38,7 @@ class Config(ActorCriticConfig):
 
     policy: BayesianPolicyConfig = BayesianPolicyConfig()
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="how dense the graph may be over training")
+    evaluation: GraphEvaluationConfig = GraphEvaluationConfig()
     weighing: Literal["own", "team"] = Field(
         "team", description="the living team's mean advantage, or each agent's own"
     )
@@ -60,12 +63,12 @@ def recipe(config: Config, run: Run) -> Report:
     policy = train(config, run)
     report = judge(run, policy)
     with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
-        alone = played(run, env, WithoutEdges(policy), config.evaluation.episodes, "evaluation")
-        report.metrics.update(alone.metrics(env.spec.channels, "empty/"))
-        found, table = look_at_graphs(policy, env, run)
-    report.metrics.update(found)
-    report.tables["edges"] = table
-    report.save(run.folder / "report.json")
+        metrics, tables = findings(run, policy, env)
+        report.metrics.update(metrics)
+        report.tables.update(tables)
+        report.save(run.folder / "report.json")
+        with optional("graph"):
+            heat_map(env.spec.agents, tables["edges"], run.folder / "graph.png")
     return report
 
 
@@ -97,15 +100,13 @@ def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
     return policy, env
 
 
-def look_at_graphs(policy: BayesianPolicy, env: VectorEnv, run: Run) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
-    """Edges and depth of sampled graphs, and a table with the share of steps at which each edge is there."""
-    streams = run.streams("graphs")
-    obs = env.reset(run.stage_seeds("graphs"))
-    batch, _, _ = rollout(env, policy, obs, policy.initial_memory(env.num_envs), streams, LOOK)
-    edges = batch.decision.latent.edges
-    count = edges.sum((-2, -1)).float().cpu().numpy()
-    share = edges.float().mean(0).tolist()
-    agents = range(len(share))
-    names = env.spec.agents
-    table = [{"from": names[i], "to": names[j], "share": share[i][j]} for i in agents for j in agents if i != j]
-    return {"graph/edges": Metric.mean(count), "graph/density": Metric.mean(count / max(1, policy.pairs))}, table
+def pictures(run: Run) -> list[Path]:
+    """graph.png: how often each edge is there. graph.gif: the graph step by step. film.gif where the world has one."""
+    policy, env = load(run, run.config.evaluation_envs)
+    assert isinstance(policy, BayesianPolicy)
+    with closing(env):
+        table = edge_table(env.spec.agents, edge_shares(sampled_edges(run, policy, env)))
+    drawn = [heat_map(env.spec.agents, table, run.folder / "graph.png"), graph_film(run, policy)]
+    with optional("film"):
+        drawn.append(picture(run, policy))
+    return drawn

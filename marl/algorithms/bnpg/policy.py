@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Streams, Tree
-from envs.dags import named_edges
+from envs.dags import Edges, named_edges
 from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator, Graphs
 from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, uniform_pairs
 from marl.algorithms.bnpg.head import Head, listen
@@ -123,19 +123,26 @@ class BayesianPolicy(nn.Module):
 
 
 class WithoutEdges:
-    """The same team when nobody hears of anybody: what decentralized execution would earn."""
+    """The same team when nobody hears along the edges of `cut`, whatever graph is drawn.
 
-    def __init__(self, policy: BayesianPolicy):
+    cut None cuts all of them: what decentralized execution would earn. It draws the policy's own random numbers, so
+    that both can be compared episode by episode.
+    """
+
+    def __init__(self, policy: BayesianPolicy, cut: Edges | None = None):
         self.policy = policy
+        self._kept = torch.full((policy.agents, policy.agents), cut is not None, device=policy.device)
+        for sender, receiver in cut or ():
+            self._kept[sender, receiver] = False
 
     def initial_memory(self, num_envs: int) -> Tree:
         """Memory at the start of an episode."""
         return self.policy.initial_memory(num_envs)
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """Draw what all agents do, each from what it sees alone."""
-        seen, memory = self.policy.body(obs, memory)
-        return BayesianNetwork(self.policy, obs, seen, None).sample_without_edges(streams), memory
+        """Draw a graph, cut it, and draw what all agents do along the rest."""
+        distribution, memory = self.policy(obs, memory)
+        return distribution.sample(streams, self._kept), memory
 
 
 class BayesianNetwork:
@@ -145,14 +152,12 @@ class BayesianNetwork:
         self.policy, self.obs, self.seen, self.graphs = policy, obs, seen, graphs
         self._known: tuple[Decision, Conditionals] | None = None
 
-    def sample(self, streams: Streams) -> Decision:
-        """Draw a graph, then actions along it, each given its parents' (ancestral sampling)."""
+    def sample(self, streams: Streams, kept: Bool[Tensor, "N N"] | None = None) -> Decision:
+        """Draw a graph, then actions along what is `kept` of it, each given its parents' (ancestral sampling)."""
         graph = self.policy.given_graph(self.obs.alive, streams) if self.graphs is None else self.graphs.draw(streams)
+        if kept is not None:
+            graph = graph._replace(edges=graph.edges & kept)
         return self._ancestral(graph, self._noise(streams))
-
-    def sample_without_edges(self, streams: Streams) -> Decision:
-        """Draw actions as if the graph were empty."""
-        return self._ancestral(self._nobody_heard(), self._noise(streams))
 
     def mode(self) -> Decision:
         """The most probable graph, and along it every agent's most probable choice given its parents' (greedily)."""
@@ -238,11 +243,6 @@ class BayesianNetwork:
         space, shape = self.policy.space, (*self.obs.alive.shape, self.policy.space.size)
         dtype = torch.int64 if isinstance(space, Discrete) else self.seen.dtype
         return torch.zeros(shape, dtype=dtype, device=self.seen.device)
-
-    def _nobody_heard(self) -> Graph:
-        rows, agents = self.obs.alive.shape
-        order = torch.arange(agents, device=self.seen.device).expand(rows, -1)
-        return Graph(order, torch.zeros(rows, agents, agents, dtype=torch.bool, device=self.seen.device))
 
 
 class Letters:

@@ -35,17 +35,22 @@ class GraphSchedule:
         self.policy, self.config, self.updates = policy, config, updates
         self.done = 0
         self._excess = torch.zeros((), device=policy.device)
+        self._changes = policy.config.kind in ("learned", "random")  # a fixed graph's picture would tell nothing
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of the plan; edges, depth and price for the log."""
+        """One step of the plan; for the log edges, density, depth, price, and the share of steps of each edge."""
         graph = batch.decision.latent
-        agents = graph.edges.shape[-1]
-        count = graph.edges.sum((-2, -1)).float().mean()
+        shares = graph.edges.float().mean(0)
+        count, pairs = shares.sum(), self.policy.pairs
         self.done += 1
         progress = self.done / self.updates
-        plan = self._plan(progress, agents * (agents - 1) / 2)
+        plan = self._plan(progress, pairs)
         generator = self.policy.generator
-        logged = {"graph_edges": count, "graph_depth": levels(graph.edges).amax(-1).float().mean()}
+        logged = {
+            "graph_edges": count,
+            "graph_density": count / max(1, pairs),
+            "graph_depth": levels(graph.edges).amax(-1).float().mean(),
+        }
         if generator is not None:
             config = self.policy.config
             generator.bonus.fill_(config.bonus * max(0.0, 1 - progress / config.bonus_until))
@@ -57,7 +62,8 @@ class GraphSchedule:
             logged["graph_price"] = generator.price.clone()
         elif plan is not None:
             self.policy.density.fill_(plan)
-        return {name: value.view(1) for name, value in logged.items()}
+        terms = {name: value.view(1) for name, value in logged.items()}
+        return {**terms, "graph_shares": shares.unsqueeze(0)} if self._changes else terms
 
     def relabel(self, batch: Batch) -> Batch:
         """As it is."""
@@ -71,7 +77,7 @@ class GraphSchedule:
         """Continue exactly where `state` was taken."""
         self.done, self._excess = int(state["done"]), state["excess"].to(self.policy.device)
 
-    def _plan(self, progress: float, pairs: float) -> float | None:
+    def _plan(self, progress: float, pairs: int) -> float | None:
         """The density that is allowed now; None where there is no limit."""
         config = self.config
         if config.kind == "free":

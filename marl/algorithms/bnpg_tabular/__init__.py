@@ -206,7 +206,7 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def pictures(run: Run) -> Path:
+def pictures(run: Run) -> list[Path]:
     """learning_curve.png: J/J* of every start along the ascent, and their mean."""
     found = run.once("ascent", _unfinished)
     figure, axes = new_axes("Exact ascent", "iteration", "J / J*")
@@ -216,7 +216,7 @@ def pictures(run: Run) -> Path:
     axes.legend(frameon=False)
     target = run.folder / "learning_curve.png"
     figure.savefig(target)
-    return target
+    return [target]
 
 
 def _unfinished() -> None:
