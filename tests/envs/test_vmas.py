@@ -87,6 +87,16 @@ def test_the_end_of_time_truncates_and_done_terminates() -> None:
 
 
 @pytest.mark.usefixtures("fake")
+def test_who_is_done_when_time_is_up_has_terminated_only() -> None:
+    env = VmasEnv("meeting", 2, time_limit=1)
+    env.reset(0)
+    env._blocks[0].simulator.scenario.walkers[0].place[0] = 2.0
+    step = env.step(torch.ones(2, 3, 2, dtype=torch.int64))
+    assert step.terminated.all(-1).tolist() == [True, False]
+    assert step.truncated.all(-1).tolist() == [False, True]
+
+
+@pytest.mark.usefixtures("fake")
 def test_rows_are_reset_one_by_one_unless_all_have_ended() -> None:
     env = VmasEnv("meeting", 4, time_limit=5)
     env.reset(0)
