@@ -46,7 +46,7 @@ OTHER_NAMES = {
     "episode_length": "time_limit",
     "env_name": "world",
     "env_id": "world",
-    "scenario": "world",
+    "scenario": "vmas",
     "hidden_sizes": "hidden",
     "gpu": "device",
     "cuda": "device",
@@ -72,23 +72,34 @@ class Section(BaseModel):
 
 
 class EnvConfig(Section):
-    """Where the agents act: a native world or any PettingZoo environment, by dotted path."""
+    """Where the agents act: a native world or any PettingZoo environment, by dotted path, or a task of VMAS."""
 
     world: str | None = Field(None, description="a native World, module:Class")
     pettingzoo: str | None = Field(None, description="a PettingZoo environment, module:function that makes one")
-    args: dict[str, Any] = Field(default_factory=dict, description="arguments of the world or the function")
+    vmas: str | None = Field(
+        None, description="a scenario of VMAS by name, or your own, module:Class; needs the extra [vmas], which is GPL"
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the world, the function or vmas.make_env"
+    )
     num_envs: int = Field(16, ge=1, description="environments stepped together")
-    time_limit: int | None = Field(None, ge=1, description="steps after which training truncates an episode (worlds)")
+    time_limit: int | None = Field(
+        None, ge=1, description="steps after which training truncates an episode (worlds, vmas)"
+    )
     workers: int = Field(0, ge=0, description="processes that step PettingZoo environments; 0 steps them in this one")
 
     @model_validator(mode="after")
     def _one_origin(self) -> EnvConfig:
-        if (self.world is None) == (self.pettingzoo is None):
-            raise ValueError("needs exactly one of env.world and env.pettingzoo")
+        if sum(origin is not None for origin in (self.world, self.pettingzoo, self.vmas)) != 1:
+            raise ValueError("needs exactly one of env.world, env.pettingzoo and env.vmas")
         if self.pettingzoo is not None and self.time_limit is not None:
             raise ValueError("env.time_limit is for native worlds; a PettingZoo environment takes its own in env.args")
-        if self.world is not None and self.workers:
-            raise ValueError("env.workers is for PettingZoo environments; native worlds need no processes")
+        if self.vmas is not None and self.time_limit is None:
+            raise ValueError(
+                "env.vmas needs env.time_limit, such as 100: most of its scenarios never end by themselves"
+            )
+        if self.pettingzoo is None and self.workers:
+            raise ValueError("env.workers is for PettingZoo environments; batched worlds need no processes")
         return self
 
 
@@ -126,6 +137,7 @@ class EvaluationConfig(Section):
     )
     film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
+    random: bool = Field(False, description="play uniformly random actions too, and tell the difference: above_random")
 
 
 class ResumeConfig(Section):
@@ -151,9 +163,9 @@ class RunConfig(Section):
 
     @property
     def evaluation_envs(self) -> int:
-        """How many environments an evaluation steps together. Native rows cost next to nothing, others a copy each."""
+        """How many environments an evaluation steps together. Batched rows cost next to nothing, others a copy each."""
         rows = min(self.evaluation.num_envs, self.evaluation.episodes)
-        return rows if self.env.world is not None else min(rows, self.env.num_envs)
+        return rows if self.env.pettingzoo is None else min(rows, self.env.num_envs)
 
 
 def load_recipe(path: str) -> Any:

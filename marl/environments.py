@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from envs.core import ConcordError, InputError, Streams, VectorEnv, import_dotted
+from envs.vmas import VmasEnv
 from envs.world import RandomActor, TensorEnv, Transition, World
 from marl.config import EnvConfig
 from marl.display import in_words
@@ -29,6 +30,15 @@ def make_env(
     num_envs = num_envs or config.num_envs
     if config.world is not None:
         return TensorEnv(_world(config, config.world), num_envs, time_limit=config.time_limit, device=device)
+    if config.vmas is not None:
+        return VmasEnv(
+            config.vmas,
+            num_envs,
+            device=device,
+            time_limit=config.time_limit,
+            options=config.args,
+            restart_episodes=restart_episodes,
+        )
     assert config.pettingzoo is not None
     return pettingzoo_env(
         config.pettingzoo,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
+from envs.world import RandomActor
 from marl.display import console, in_words
 from marl.environments import make_env, pettingzoo_env
 from marl.evaluate import Episodes, film, play
@@ -29,6 +30,8 @@ def judge(run: Run, policy: JointPolicy) -> Report:
     metrics |= here
     if config.twin is not None:
         metrics |= _in_twin(run, policy, here["return_per_agent"])
+    if config.random:
+        metrics |= _above_random(run, env, here["return_per_agent"])
     env.close()
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
     report.save(run.folder / "report.json")
@@ -107,11 +110,32 @@ def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:
     env.close()
     found = episodes.metrics(env.spec.channels, "twin/")
     there = found["twin/return_per_agent"]
-    gap, half = there.value - here.value, math.hypot(there.value - there.low, here.value - here.low)
-    found["twin/difference"] = Metric(gap, gap - half, gap + half, there.n)
-    # 1 is the edge of the 95 % interval of the difference.
-    found["twin/difference_in_intervals"] = Metric.exact(abs(gap) / half if half else math.inf if gap else 0.0)
+    found["twin/difference"] = gap = _difference(there, here)
+    found["twin/difference_in_intervals"] = Metric.exact(abs(_in_intervals(gap)))
     return found
+
+
+def _above_random(run: Run, env: VectorEnv, here: Metric) -> dict[str, Metric]:
+    """Returns of uniformly random actions, and what the policy earns above them."""
+    episodes = played(run, env, RandomActor(env.spec), run.config.evaluation.episodes, "evaluation")
+    found = episodes.metrics(env.spec.channels, "random/")
+    found["above_random"] = gap = _difference(here, found["random/return_per_agent"])
+    found["above_random_in_intervals"] = Metric.exact(_in_intervals(gap))
+    return found
+
+
+def _difference(one: Metric, other: Metric) -> Metric:
+    """one - other, with the 95 % interval that theirs make."""
+    gap, half = one.value - other.value, math.hypot(one.value - one.low, other.value - other.low)
+    return Metric(gap, gap - half, gap + half, min(one.n, other.n))
+
+
+def _in_intervals(gap: Metric) -> float:
+    """A difference in units of its own interval, whose edge is at 1: beyond that it is no chance (at 95 %)."""
+    half = gap.value - gap.low
+    if half == 0:
+        return math.copysign(math.inf, gap.value) if gap.value else 0.0
+    return gap.value / half
 
 
 def picture(run: Run, policy: Actor) -> Path:

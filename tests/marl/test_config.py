@@ -42,7 +42,10 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("learner.epochs=0", "learner.epochs: expected greater than or equal to 1; got 0"),
         ("seed=-1", "seed: expected greater than or equal to 0; got -1"),
         ("critic.sees=everything", "critic.sees: expected 'state' or 'agent'; got 'everything'"),
-        ("env.pettingzoo=a.b:c", "needs exactly one of env.world and env.pettingzoo"),
+        ("env.pettingzoo=a.b:c", "needs exactly one of env.world, env.pettingzoo and env.vmas"),
+        ("env={vmas: balance}", "env.vmas needs env.time_limit"),
+        ("env={vmas: balance, time_limit: 9, workers: 2}", "env.workers is for PettingZoo environments"),
+        ("env.scenario=balance", "Did you mean env.vmas?"),
         ("env.workers=2", "env.workers is for PettingZoo environments"),
         ("recipe.x=1", "recipe.x cannot be set: recipe is 'marl.algorithms.mappo', not a section"),
         ("recipe=marl.algorithms.mapo", "Cannot import marl.algorithms.mapo"),
@@ -132,6 +135,8 @@ def test_an_evaluation_makes_many_native_rows_but_few_foreign_copies() -> None:
     foreign = {"env": {"pettingzoo": "a.b:c", "num_envs": 4}, "evaluation.twin": None}
     assert resolve(SPREAD, foreign).evaluation_envs == 4
     assert resolve(SPREAD, {**foreign, "evaluation.num_envs": 2}).evaluation_envs == 2
+    batched = {"env": {"vmas": "balance", "time_limit": 9, "num_envs": 4}, "evaluation.twin": None}
+    assert resolve(SPREAD, batched).evaluation_envs == 1024
 
 
 def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:

@@ -1,0 +1,49 @@
+"""What a trained team is compared with."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import fake_vmas
+import pytest
+
+from marl.__main__ import main
+
+SMALL = ["learner.steps=16", "policy.network.hidden=[8]", "critic.network.hidden=[8]"]
+
+
+def metrics_of(words: list[str], out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
+    monkeypatch.setattr(sys, "argv", ["concord", "run", *words, *SMALL, "--out", str(out)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    found: dict[str, dict[str, float]] = json.loads((out / "report.json").read_text())["metrics"]
+    return found
+
+
+def test_random_play_is_reported_beside_with_the_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["cooperative/climbing", "train.env_steps=4096", "evaluation.random=true", "evaluation.episodes=1024"]
+    metrics = metrics_of(words, tmp_path / "out", monkeypatch)
+    here, there, gap = (metrics[name] for name in ("return_per_agent", "random/return_per_agent", "above_random"))
+    assert there["value"] == pytest.approx(-31 / 9, abs=2)  # the mean of nine payoffs between -30 and 11
+    assert gap["value"] == pytest.approx(here["value"] - there["value"])
+    half = math.hypot(here["value"] - here["low"], there["value"] - there["low"])
+    assert gap["low"] == pytest.approx(gap["value"] - half)
+    assert metrics["above_random_in_intervals"]["value"] == pytest.approx(gap["value"] / half)
+
+
+@pytest.mark.parametrize("continuous", ["false", "true"])
+def test_a_vmas_task_is_trained_and_judged_from_its_config(
+    continuous: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_vmas.install(monkeypatch)
+    env = "env={vmas: meeting, args: {agents: 2, continuous_actions: " + continuous + "}, time_limit: 8, num_envs: 8}"
+    words = ["cooperative/vmas_balance", "recipe=marl.algorithms.bnpg", "policy.graph.kind=complete", env]
+    metrics = metrics_of([*words, "train.env_steps=512", "evaluation.episodes=64"], tmp_path / "out", monkeypatch)
+    assert metrics["env_steps"]["value"] == 512
+    assert 1 < metrics["episode_length"]["value"] <= 8
+    assert metrics["return_per_agent"]["n"] == 64
+    assert {"above_random", "empty/return_per_agent"} <= set(metrics)
