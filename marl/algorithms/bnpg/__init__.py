@@ -6,7 +6,8 @@ at the update, so that PPO's ratio is 1 before the first step; order and edges h
 one more decider; the generator never mixes rows. `docs/bnpg.md` has the equations.
 
 A graph that depends on context is executed with communication until it is empty: one sampler sees the context, and
-messages travel along the edges. `empty/return_per_agent` in the report is the same team without any message.
+messages travel along the edges. `empty/return_per_agent` in the report is the same team without any message,
+`distilled/return_per_agent` independent agents that have learned from it (`distill.env_steps`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from envs.core import Actor, EnvSpec, Streams, VectorEnv
+from marl.algorithms.bnpg.distillation import STAGE, DistillConfig, distill
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
+from marl.config import EvaluationConfig
+from marl.display import console
 from marl.environments import make_env
 from marl.judging import check_twin, judge, played
 from marl.learners import Learner
+from marl.policies import IndependentPolicy, JointPolicy
 from marl.report import Metric, Report
 from marl.run import Run
 from marl.sources import rollout
@@ -29,6 +34,14 @@ from marl.training import ActorCriticConfig
 from marl.training import train as train_policy
 
 LOOK = 32  # steps over which the report looks at the graphs
+
+
+class TeamConfig(EvaluationConfig):
+    """How the trained teams are judged."""
+
+    team: Literal["network", "distilled"] = Field(
+        "network", description="whom evaluate, render and the twin see; the report has the other too"
+    )
 
 
 class Config(ActorCriticConfig):
@@ -39,6 +52,8 @@ class Config(ActorCriticConfig):
     weighing: Literal["own", "team"] = Field(
         "team", description="the living team's mean advantage, or each agent's own"
     )
+    distill: DistillConfig = Field(DistillConfig(), description="independent agents that learn from the network")
+    evaluation: TeamConfig = TeamConfig()
 
     @model_validator(mode="after")
     def _something_to_plan(self) -> Config:
@@ -50,18 +65,27 @@ class Config(ActorCriticConfig):
             )
         if self.schedule.end < self.schedule.begin:
             raise ValueError("schedule.end must not lie before schedule.begin")
+        if self.evaluation.team == "distilled" and not self.distill.env_steps:
+            raise ValueError("evaluation.team: distilled needs a team that was distilled: set distill.env_steps")
         return self
 
 
 def recipe(config: Config, run: Run) -> Report:
-    """Train, judge with the graph and without any edge, and say what the graphs look like."""
+    """Train, judge with the graph, without any edge and distilled, and say what the graphs look like."""
     with closing(make_env(config.env, num_envs=1)) as env:
         check_twin(run, env.spec)
-    policy = train(config, run)
-    report = judge(run, policy)
+    policy, student = train(config, run)
+    teams: dict[str, JointPolicy] = {"network": policy}
+    if student is not None:
+        teams["distilled"] = student
+    report = judge(run, teams.pop(config.evaluation.team))
+    if student is not None:
+        report.metrics.update({f"{STAGE}/{name}": Metric.exact(value) for name, value in run.used(STAGE).items()})
     with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
-        alone = played(run, env, WithoutEdges(policy), config.evaluation.episodes, "evaluation")
-        report.metrics.update(alone.metrics(env.spec.channels, "empty/"))
+        others: dict[str, Actor] = {**teams, "empty": WithoutEdges(policy)}
+        for name, team in others.items():
+            episodes = played(run, env, team, config.evaluation.episodes, "evaluation")
+            report.metrics.update(episodes.metrics(env.spec.channels, f"{name}/"))
         found, table = look_at_graphs(policy, env, run)
     report.metrics.update(found)
     report.tables["edges"] = table
@@ -69,8 +93,8 @@ def recipe(config: Config, run: Run) -> Report:
     return report
 
 
-def train(config: Config, run: Run) -> BayesianPolicy:
-    """The trained policy."""
+def train(config: Config, run: Run) -> tuple[BayesianPolicy, IndependentPolicy | None]:
+    """The trained policy, and what was distilled from it, if anything."""
 
     def build(spec: EnvSpec, streams: Streams) -> BayesianPolicy:
         return BayesianPolicy(spec, config.policy, streams)
@@ -79,7 +103,7 @@ def train(config: Config, run: Run) -> BayesianPolicy:
         return [GraphSchedule(policy, config.schedule, updates)]
 
     policy: BayesianPolicy = train_policy(config, run, build, schedule)
-    return policy
+    return policy, distill(policy, config, config.distill, run) if config.distill.env_steps else None
 
 
 def stackable(config: Config) -> bool:
@@ -88,10 +112,16 @@ def stackable(config: Config) -> bool:
 
 
 def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-    """The trained policy and environments to play it in."""
+    """The team that `evaluation.team` names and environments to play it in."""
     config = run.config
     assert isinstance(config, Config)
     env = make_env(config.env, num_envs=num_envs, device=run.device)
+    if config.evaluation.team == "distilled":
+        if (checkpoint := run.unfinished(STAGE)) is not None:
+            console.print(f"distillation has not finished: playing checkpoint {checkpoint}", markup=False)
+        student = IndependentPolicy(env.spec, config.policy, run.streams("student"))
+        student.load_state_dict(run.load(STAGE, "policy"))
+        return student, env
     policy = BayesianPolicy(env.spec, config.policy, run.streams("policy"))
     policy.load_state_dict(run.load("train", "policy"))
     return policy, env
