@@ -89,6 +89,11 @@ class IndependentCategorical:
         """Of every choice, components side by side."""
         return self._components[0] if len(self._components) == 1 else torch.cat(self._components, -1)
 
+    def kl(self, other: IndependentCategorical) -> Float[Tensor, "*B N"]:
+        """KL(self || other) of each agent's choice, summed over components; both allow the same choices."""
+        p, q = self.log_probs(), other.log_probs()
+        return (p.exp() * (p - q)).sum(-1)
+
     def _split(self, x: Float[Tensor, "*B N A"]) -> Sequence[Tensor]:
         return [x] if len(self.choices) == 1 else x.split(self.choices, -1)
 
@@ -167,6 +172,10 @@ class IndependentGaussian:
     def log_probs(self) -> Float[Tensor, "*B N A"]:
         """Real actions cannot be listed."""
         raise TypeError("log_probs lists the choices of discrete actions; these actions are continuous: use log_prob.")
+
+    def kl(self, other: IndependentGaussian) -> Float[Tensor, "*B N"]:
+        """KL(self || other) of each agent's action, summed over components."""
+        return self._sum(torch.distributions.kl_divergence(self._normal, other._normal))
 
     def _sum(self, x: Float[Tensor, "*B N A"]) -> Float[Tensor, "*B N"]:
         return (x * self._present).sum(-1)

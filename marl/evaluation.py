@@ -20,6 +20,7 @@ HAVE_AN_EFFECT = (
     "evaluation.episodes",
     "evaluation.num_envs",
     "evaluation.patience",
+    "evaluation.team",
     "seed",
     "device",
     "threads",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -217,19 +217,14 @@ class ActorCritic:
         self, samples: Samples, memory: Tree, critic_memory: Tree
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Log-probabilities, entropies and prices [L,S,M] and values [L,S,N,K] under today's parameters."""
-        steps = []
-        for t in range(len(samples.ended)):
-            obs, decision, ended = tree_map(itemgetter(t), (samples.obs, samples.decision, samples.ended))
-            distribution, memory = self.policy(obs, memory)
-            value, critic_memory = self.critic(obs, critic_memory)
+
+        def again(obs: Observation, decision: Decision, memories: Tree) -> tuple[Any, Tree]:
+            distribution, memory = self.policy(obs, memories[0])
+            value, critic_memory = self.critic(obs, memories[1])
             about = (distribution.log_prob(decision), distribution.entropy(decision), distribution.price(decision))
-            steps.append((*about, value))
-            memory, critic_memory = (
-                tree_where(ended, tree_map(torch.zeros_like, m), m) for m in (memory, critic_memory)
-            )
-        if len(steps) == 1:
-            return tree_map(lambda x: x.unsqueeze(0), steps[0])
-        return tree_map(lambda *x: torch.stack(x), *steps)
+            return (*about, value), (memory, critic_memory)
+
+        return replay(again, samples.obs, samples.decision, samples.ended, (memory, critic_memory))
 
     @torch.no_grad()
     def _advantages(self, batch: Batch) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"], Tree]:
@@ -263,6 +258,28 @@ class ActorCritic:
         self._critic_memory = memory
         value, next_value, starting = (join_steps(x, batch.policies) for x in (values, next_values, starts))
         return value, next_value, starting
+
+
+def replay(
+    again: Callable[[Observation, Decision, Tree], tuple[T, Tree]],
+    obs: Observation,
+    decision: Decision,
+    ended: Bool[Tensor, "L S"],
+    memory: Tree,
+) -> T:
+    """What again(obs, decision, memory) finds at each step of segments, [L,S,…]; obs and decision are [L,S,…].
+
+    again gives what it finds and what is remembered; memory, [S,…] at the segments' start, is cleared where an episode
+    ended.
+    """
+    steps = []
+    for t in range(len(ended)):
+        found, memory = again(*tree_map(itemgetter(t), (obs, decision)), memory)
+        steps.append(found)
+        memory = tree_where(ended[t], tree_map(torch.zeros_like, memory), memory)
+    if len(steps) == 1:
+        return tree_map(lambda x: x.unsqueeze(0), steps[0])
+    return tree_map(lambda *x: torch.stack(x), *steps)
 
 
 def take_rows(tree: T, rows: Int[Tensor, "*R"]) -> T:

@@ -13,11 +13,13 @@ from marl.log import read_rows
 
 
 def read_curve(folder: Path, x: str = "env_steps", y: str = "return_per_agent") -> tuple[list[float], list[float]]:
-    """Two columns of a run's metrics.csv, where both have a value."""
+    """Two columns of the first stage in a run's metrics.csv, where both have a value; every stage counts from 0."""
     path = folder / "metrics.csv"
     if not path.exists():
         raise InputError(f"{folder} has no metrics.csv: nothing has been trained there yet, or it was moved away.")
-    rows = [row for row in read_rows(path) if row.get(x) and row.get(y) not in (None, "", "nan")]
+    table = read_rows(path)
+    first = [row for row in table if row["stage"] == table[0]["stage"]]
+    rows = [row for row in first if row.get(x) and row.get(y) not in (None, "", "nan")]
     return [float(row[x]) for row in rows], [float(row[y]) for row in rows]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
-from torch.distributions import Categorical, Normal
+from torch.distributions import Categorical, Normal, kl_divergence
 
 from envs.core import Continuous, Streams
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, log_softmax
@@ -183,3 +183,25 @@ def test_real_components_that_do_not_count_enter_neither_log_probability_nor_ent
     assert torch.equal(masked.entropy(decision)[:, 0], full.entropy(decision)[:, 0])
     assert not masked.log_prob(decision)[:, 1].any()
     assert not masked.entropy(decision)[:, 1].any()
+
+
+def test_divergences_are_torch_s_where_choices_are_legal_and_components_present() -> None:
+    here, there = random_logits(seed=0), random_logits(seed=2)
+    pairs = zip(components(here), components(there))
+    wanted = torch.stack([kl_divergence(Categorical(logits=p), Categorical(logits=q)) for p, q in pairs]).sum(0)
+    found = IndependentCategorical(here, CHOICES).kl(IndependentCategorical(there, CHOICES))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    legal = random_legal(here.shape)
+    moved = torch.where(legal, there, there + 9)
+    limited = [IndependentCategorical(logits, CHOICES, legal) for logits in (here, there, moved)]
+    torch.testing.assert_close(limited[0].kl(limited[1]), limited[0].kl(limited[2]))
+    assert not torch.allclose(limited[0].kl(limited[1]), found)
+
+    units = ActionUnits.of([Continuous((-1.0, 0.0), (3.0, 1.0)), Continuous((-1.0,), (1.0,))])
+    generator = torch.Generator().manual_seed(3)
+    mean, log_std, other_mean, other_log_std = torch.randn(4, 5, 2, 2, generator=generator).unbind()
+    real = IndependentGaussian(mean, log_std, units).kl(IndependentGaussian(other_mean, other_log_std, units))
+    # Units scale and shift both alike, which leaves divergences as they are; the second agent has one component.
+    plain = kl_divergence(Normal(mean, log_std.exp()), Normal(other_mean, other_log_std.exp()))
+    plain[:, 1, 1] = 0
+    torch.testing.assert_close(real, plain.sum(-1), atol=1e-5, rtol=1e-5)

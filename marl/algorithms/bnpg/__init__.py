@@ -6,7 +6,8 @@ at the update, so that PPO's ratio is 1 before the first step; order and edges h
 one more decider; the generator never mixes rows. `docs/bnpg.md` has the equations.
 
 A graph that depends on context is executed with communication until it is empty: one sampler sees the context, and
-messages travel along the edges. `empty/return_per_agent` in the report is the same team without any message.
+messages travel along the edges. `empty/return_per_agent` in the report is the same team without any message,
+`distilled/return_per_agent` independent agents that have learned from it (`distill.env_steps`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from envs.core import Actor, EnvSpec, Streams, VectorEnv
+from marl.algorithms.bnpg.distillation import STAGE, DistillConfig, distill
 from marl.algorithms.bnpg.drawing import graph_film, heat_map
 from marl.algorithms.bnpg.looking import GraphEvaluationConfig, edge_shares, edge_table, findings, sampled_edges
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
+from marl.display import console
 from marl.environments import make_env
-from marl.judging import check_twin, judge, optional, picture
+from marl.judging import check_twin, judge, optional, picture, played
 from marl.learners import Learner
-from marl.report import Report
+from marl.policies import IndependentPolicy, JointPolicy
+from marl.report import Metric, Report
 from marl.run import Run
 from marl.training import ActorCriticConfig
 from marl.training import train as train_policy
@@ -42,6 +46,7 @@ class Config(ActorCriticConfig):
     weighing: Literal["own", "team"] = Field(
         "team", description="the living team's mean advantage, or each agent's own"
     )
+    distill: DistillConfig = Field(DistillConfig(), description="independent agents that learn from the network")
 
     @model_validator(mode="after")
     def _something_to_plan(self) -> Config:
@@ -53,16 +58,26 @@ class Config(ActorCriticConfig):
             )
         if self.schedule.end < self.schedule.begin:
             raise ValueError("schedule.end must not lie before schedule.begin")
+        if self.evaluation.team == "distilled" and not self.distill.env_steps:
+            raise ValueError("evaluation.team: distilled needs a team that was distilled: set distill.env_steps")
         return self
 
 
 def recipe(config: Config, run: Run) -> Report:
-    """Train, judge with the graph and without any edge, and say what the graphs look like."""
+    """Train, judge with the graph, without any edge and distilled, and say what the graphs look like."""
     with closing(make_env(config.env, num_envs=1)) as env:
         check_twin(run, env.spec)
-    policy = train(config, run)
-    report = judge(run, policy)
+    policy, student = train(config, run)
+    teams: dict[str, JointPolicy] = {"network": policy}
+    if student is not None:
+        teams["distilled"] = student
+    report = judge(run, teams.pop(config.evaluation.team))
+    if student is not None:
+        report.metrics.update({f"{STAGE}/{name}": Metric.exact(value) for name, value in run.used(STAGE).items()})
     with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
+        for name, team in teams.items():
+            episodes = played(run, env, team, config.evaluation.episodes, "evaluation")
+            report.metrics.update(episodes.metrics(env.spec.channels, f"{name}/"))
         metrics, tables = findings(run, policy, env)
         report.metrics.update(metrics)
         report.tables.update(tables)
@@ -72,8 +87,8 @@ def recipe(config: Config, run: Run) -> Report:
     return report
 
 
-def train(config: Config, run: Run) -> BayesianPolicy:
-    """The trained policy."""
+def train(config: Config, run: Run) -> tuple[BayesianPolicy, IndependentPolicy | None]:
+    """The trained policy, and what was distilled from it, if anything."""
 
     def build(spec: EnvSpec, streams: Streams) -> BayesianPolicy:
         return BayesianPolicy(spec, config.policy, streams)
@@ -82,7 +97,7 @@ def train(config: Config, run: Run) -> BayesianPolicy:
         return [GraphSchedule(policy, config.schedule, updates)]
 
     policy: BayesianPolicy = train_policy(config, run, build, schedule)
-    return policy
+    return policy, distill(policy, config, config.distill, run) if config.distill.env_steps else None
 
 
 def stackable(config: Config) -> bool:
@@ -91,10 +106,16 @@ def stackable(config: Config) -> bool:
 
 
 def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-    """The trained policy and environments to play it in."""
+    """The team that `evaluation.team` names and environments to play it in."""
     config = run.config
     assert isinstance(config, Config)
     env = make_env(config.env, num_envs=num_envs, device=run.device)
+    if config.evaluation.team == "distilled":
+        if (checkpoint := run.unfinished(STAGE)) is not None:
+            console.print(f"distillation has not finished: playing checkpoint {checkpoint}", markup=False)
+        student = IndependentPolicy(env.spec, config.policy, run.streams("student"))
+        student.load_state_dict(run.load(STAGE, "policy"))
+        return student, env
     policy = BayesianPolicy(env.spec, config.policy, run.streams("policy"))
     policy.load_state_dict(run.load("train", "policy"))
     return policy, env
@@ -103,10 +124,11 @@ def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
 def pictures(run: Run) -> list[Path]:
     """graph.png: how often each edge is there. graph.gif: the graph step by step. film.gif where the world has one."""
     policy, env = load(run, run.config.evaluation_envs)
-    assert isinstance(policy, BayesianPolicy)
+    drawn = []
     with closing(env):
-        table = edge_table(env.spec.agents, edge_shares(sampled_edges(run, policy, env)))
-    drawn = [heat_map(env.spec.agents, table, run.folder / "graph.png"), graph_film(run, policy)]
+        if isinstance(policy, BayesianPolicy):
+            table = edge_table(env.spec.agents, edge_shares(sampled_edges(run, policy, env)))
+            drawn += [heat_map(env.spec.agents, table, run.folder / "graph.png"), graph_film(run, policy)]
     with optional("film"):
         drawn.append(picture(run, policy))
     return drawn

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from envs.core import VectorEnv
+from envs.core import Actor, VectorEnv
 from marl.algorithms.bnpg.graphs import edge_list
 from marl.algorithms.bnpg.policy import BayesianPolicy, WithoutEdges
 from marl.config import EvaluationConfig
@@ -23,22 +23,26 @@ LOOK = 32  # steps over which the report looks at the graphs
 
 
 class GraphEvaluationConfig(EvaluationConfig):
-    """How a team is judged that acts along a graph."""
+    """How teams are judged, one that acts along a graph and one distilled from it."""
 
+    team: Literal["network", "distilled"] = Field(
+        "network", description="whom evaluate, render and the twin see; the report has the other too"
+    )
     ablation_episodes: int = Field(
         0, ge=0, description="episodes, at least, that tell what each edge is worth: with it and without; 0 plays none"
     )
 
 
-def findings(
-    run: Run, policy: BayesianPolicy, env: VectorEnv
-) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
+def findings(run: Run, policy: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
     """How dense the graphs are and what the team earns without any; a table of edges, most frequent first.
 
+    Nothing of a team that has no graph.
     share: of steps at which the edge is there. worth, low, high: see `worth_of_edges`, where episodes are given for it.
     """
     config = run.config.evaluation
     assert isinstance(config, GraphEvaluationConfig)
+    if not isinstance(policy, BayesianPolicy):
+        return {}, {}
     alone = played(run, env, WithoutEdges(policy), config.episodes, "evaluation")
     edges = sampled_edges(run, policy, env)
     count, shares = edges.sum((-2, -1)).float().cpu().numpy(), edge_shares(edges)

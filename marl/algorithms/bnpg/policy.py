@@ -169,12 +169,12 @@ class BayesianNetwork:
 
     def log_prob(self, decision: Decision) -> Float[Tensor, "B M"]:
         """Of every agent's action given those of its parents in the executed graph; then of the graph."""
-        of_agents = self._given(decision).log_prob(decision)
+        of_agents = self.given(decision).log_prob(decision)
         return self._beside(of_agents, lambda graphs: graphs.log_prob(decision.latent))
 
     def entropy(self, decision: Decision) -> Float[Tensor, "B M"]:
         """Of every agent's choice given its parents' actions, and of the graph."""
-        of_agents = self._given(decision).entropy(decision)
+        of_agents = self.given(decision).entropy(decision)
         return self._beside(of_agents, lambda graphs: graphs.entropy(decision.latent))
 
     def price(self, decision: Decision) -> Float[Tensor, "B M"] | None:
@@ -195,7 +195,7 @@ class BayesianNetwork:
         """Agents that see one another's actions have no list of choices of their own."""
         raise TypeError("log_probs lists the choices of independent agents; these follow a graph: use log_prob.")
 
-    def _given(self, decision: Decision) -> Conditionals:
+    def given(self, decision: Decision) -> Conditionals:
         """All conditionals at once: the parents' actions are known. Asked for twice, computed once."""
         if self._known is None or self._known[0] is not decision:
             policy = self.policy
