@@ -28,7 +28,9 @@ class GraphConfig(Section):
         "complete", description="a fixed graph; random: forward edges by chance; learned: sampled from the context"
     )
     edges: tuple[tuple[int, int], ...] = Field((), description="of kind edges: pairs (i, j), agent j sees i's action")
-    density: float = Field(0.5, ge=0, le=1, description="of kind random: the chance of each forward edge")
+    density: float = Field(
+        0.5, ge=0, le=1, description="the chance of each forward edge: of a random graph, and of a learned one at first"
+    )
     context: Literal["all", "public", "local"] = Field(
         "all",
         description="what a learned graph depends on: all observations; their public features; or, for edge i -> j, "
@@ -90,7 +92,8 @@ class GraphGenerator(nn.Module):
             if config.context == "local"
             else None
         )
-        self.offset = nn.Parameter(torch.zeros(1, device=streams.device))
+        chance = torch.full((1,), config.density).clamp(0.01, 0.99)
+        self.offset = nn.Parameter(chance.logit().to(streams.device))
         self.price: Tensor
         self.bonus: Tensor
         self.register_buffer("price", torch.tensor(config.price, device=streams.device))
