@@ -86,7 +86,10 @@ class LearnerConfig(Section):
     discount: float | tuple[float, ...] = Field(0.99, description="γ in [0, 1], or one for each reward channel")
     trace: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation")
     clip: float = Field(0.2, gt=0, description="ε, how far a decision's ratio may move")
-    entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+    entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus, at first")
+    entropy_end: float | None = Field(
+        None, ge=0, description="its weight at the end of training, where it gets in a straight line; null keeps it"
+    )
     max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of the policy and of each critic")
     scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
 
@@ -117,11 +120,18 @@ class ActorCritic:
     """PPO for any joint policy and any critic: one log-probability a decider, one value an agent and channel.
 
     Values, advantages and their weighing are computed here, from raw rewards. Policy and critic may remember; their
-    segments are replayed step by step from the stored memory, which restarts where an episode ended.
+    segments are replayed step by step from the stored memory, which restarts where an episode ended. updates: how many
+    there will be, for what changes over training.
     """
 
     def __init__(
-        self, policy: JointPolicy, critic: Critic, config: LearnerConfig, weighing: Weighing, streams: Streams
+        self,
+        policy: JointPolicy,
+        critic: Critic,
+        config: LearnerConfig,
+        weighing: Weighing,
+        streams: Streams,
+        updates: int = 1,
     ):
         self.policy, self.critic, self.config, self.weighing, self.streams = policy, critic, config, weighing, streams
         self.policies = len(streams)
@@ -136,9 +146,12 @@ class ActorCritic:
             max_gradient=config.max_gradient,
         )
         self._critic_memory: Tree = None
+        self.updates, self.done = updates, 0
+        self._entropy_weight = torch.tensor(config.entropy, device=parameter.device)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs of clipped gradient steps on one batch."""
+        self._move_on()
         advantage, target, critic_memory = self._advantages(batch)
         weighed = self.weighing(advantage, batch.obs.alive, batch.outcome)
         free = choosing(batch.obs, self.policy.space)
@@ -160,6 +173,13 @@ class ActorCritic:
         """As it is."""
         return batch
 
+    def _move_on(self) -> None:
+        first, last = self.config.entropy, self.config.entropy_end
+        if last is not None:
+            # A tensor, so that a compiled loss need not be compiled again.
+            self._entropy_weight.fill_(first + (last - first) * min(1.0, self.done / max(1, self.updates - 1)))
+        self.done += 1
+
     def loss(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimize, summed over policies, and its terms, each [P]."""
         config = self.config
@@ -170,7 +190,7 @@ class ActorCritic:
         log_prob = log_prob.where(samples.decider_weight > 0, old)
         surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
         error = squared_error(value, samples.target) * samples.agent_weight
-        objective = torch.add(surrogate, entropy, alpha=config.entropy)
+        objective = torch.addcmul(surrogate, entropy, self._entropy_weight)
         objective = (objective if price is None else objective - price) * samples.decider_weight
         with torch.no_grad():
             shift = log_prob - old
@@ -195,6 +215,7 @@ class ActorCritic:
             "optimizer": self.optimizer.state_dict(),
             "streams": self.streams.state_dict(),
             "critic_memory": self._critic_memory,
+            "done": self.done,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,6 +227,7 @@ class ActorCritic:
         self.optimizer.load_state_dict(state["optimizer"])
         self.streams.load_state_dict(state["streams"])
         self._critic_memory = state["critic_memory"]
+        self.done = int(state["done"])
 
     def _step(self, samples: Samples, memory: Tree, critic_memory: Tree) -> dict[str, Tensor]:
         total, terms = self.loss(samples, memory, critic_memory)

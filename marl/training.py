@@ -85,7 +85,8 @@ def train(
     policy = build(env.spec, run.streams("policy"))
     critic = build_critic(env.spec, config.critic, run.streams("critic"))
     weigh = {"own": weighing.own, "team": weighing.team}[config.weighing]
-    learner = ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"))
+    updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
+    learner = ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"), updates)
     source = OnPolicy(
         env,
         policy,
@@ -95,7 +96,6 @@ def train(
         streams=run.streams("actions"),
         seeds=run.stage_seeds("train"),
     )
-    updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
     pure: list[tuple[Any, str]] = [(env, "advance")] if isinstance(env, TensorEnv) else []
     pure += [(policy, "decide")] if hasattr(policy, "decide") else []
     following = besides(policy, updates)

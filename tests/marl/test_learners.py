@@ -388,6 +388,26 @@ def test_a_discount_for_each_channel_must_be_one_for_each_channel_between_0_and_
             per_channel(wrong, 2)
 
 
+def test_the_entropy_bonus_weighs_what_the_plan_says_and_goes_on_after_a_resume() -> None:
+    """Its share of the loss, update by update; a policy that earns nothing moves only by it."""
+    small = setup("mlp", learner=Recording, entropy=0.4, entropy_end=0.1)
+    small.learner.updates = 4
+    weights = []
+    for number, batch in zip(range(6), small.source):
+        if number == 2:  # as after a resume
+            saved = copy.deepcopy(small.learner.state_dict())
+            small.learner.done = 0
+            small.learner.load_state_dict(saved)
+        terms = small.learner.update(batch)
+        samples, *memories = small.learner.given
+        still = samples._replace(
+            advantage=torch.zeros_like(samples.advantage), agent_weight=torch.zeros_like(samples.agent_weight)
+        )
+        total, terms = small.learner.loss(still, *memories)
+        weights.append(float(-total.detach() / terms["entropy"].sum()))
+    assert weights == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.1, 0.1], rel=1e-4)
+
+
 # State
 
 
