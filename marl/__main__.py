@@ -24,6 +24,9 @@ app = typer.Typer(
     "can be set on the command line as [bold]key=value[/bold]; a bare comma list sweeps: [bold]seed=0,1,2[/bold].",
 )
 
+ConfigsArgument = Annotated[
+    str, typer.Argument(help="a YAML file or a name from `concord list`; a comma list compares", metavar="CONFIG")
+]
 ConfigArgument = Annotated[str, typer.Argument(help="a YAML file, or a name from `concord list`", metavar="CONFIG")]
 Assignments = Annotated[list[str] | None, typer.Argument(help="key=value …", metavar="[KEY=VALUE]...")]
 RunFolder = Annotated[Path, typer.Argument(help="the folder of a run", metavar="DIR")]
@@ -32,27 +35,25 @@ RunFolders = Annotated[list[Path], typer.Argument(help="folders of runs or sweep
 
 @app.command()
 def run(
-    config: ConfigArgument,
+    config: ConfigsArgument,
     assignments: Assignments = None,
     out: Annotated[Path | None, typer.Option(help="the folder to make; default runs/NAME-TIME-PROCESS")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="processes of a sweep; default one a core")] = None,
 ) -> None:
     """Train from a config, evaluate, and leave report, curve, film, events and checkpoints in one folder."""
     from marl.catalog import find_config
-    from marl.config import read_yaml, resolve, split_assignments
+    from marl.config import resolve, split_assignments
     from marl.display import console
-    from marl.sweep import run_sweep
+    from marl.sweep import run_sweep, with_configs
     from marl.tables import print_report
     from marl.training import run_training
 
-    path = find_config(config)
-    raw = read_yaml(path)
-    points = split_assignments(assignments or [])
-    folder = out or Path("runs") / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    raws, points = with_configs([find_config(name) for name in config.split(",")], split_assignments(assignments or []))
+    folder = out or Path("runs") / f"{'-'.join(raws)}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if len(points) > 1:
-        report = run_sweep(raw, points, folder, processes)
+        report = run_sweep(raws, points, folder, processes)
     else:
-        report = run_training(resolve(raw, points[0]), folder)
+        report = run_training(resolve(next(iter(raws.values())), points[0]), folder)
     print_report(report, folder, console)
 
 

@@ -15,6 +15,8 @@ from marl.pictures import new_axes, read_curve, require_picture_name, smooth
 from marl.report import Metric, Report
 
 LONGEST_LABEL = 80
+MOST_PAIRED = 8  # variants up to which each is compared with each
+RETURN = "return_per_agent"
 
 
 @dataclass(frozen=True)
@@ -62,24 +64,52 @@ def difference(first: np.ndarray, second: np.ndarray) -> Metric:
     return Metric(value, float(interval.low), float(interval.high), min(len(first), len(second)))
 
 
-def sweep_metrics(variants: dict[str, list[Report]]) -> dict[str, Metric]:
+def paired(first: np.ndarray, second: np.ndarray) -> Metric:
+    """Mean difference seed by seed with Student's 95 % interval (infinite with one seed)."""
+    gaps = first - second
+    return Metric.mean(gaps) if len(gaps) > 1 else Metric(float(gaps[0]), -np.inf, np.inf, 1)
+
+
+def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Metric]:
     """`<metric>/{min,median,iqm,max}` of each variant, and `difference/<a>-<b>` of their returns.
 
-    Variants' names stand before their metrics where there is more than one; the difference of any other metric is
-    `<metric>/difference/<a>-<b>`.
+    A variant is named by its settings, `key=value` each. Names stand before metrics where there are several variants;
+    the difference of any other metric is `<metric>/difference/<a>-<b>`. `paired/<a>-<b>` is the mean difference of
+    returns between runs of one seed, `paired/<a>-<b>/low_share` the lower end of its 95 % interval as a share of b's
+    mean. Where more than one key varies, the same again under `best/` for the best variant (highest mean return) of
+    each value of the first key: so both sides of a comparison are tuned alike.
     """
-    found: dict[str, Metric] = {}
     values = {label: _columns(reports) for label, reports in variants.items()}
+    found = _side_by_side({",".join(label): columns for label, columns in values.items()})
+    sides = list(dict.fromkeys(label[0] for label in values))
+    if len(next(iter(values))) > 1 and len(sides) > 1:
+        best = {side: max((values[label] for label in values if label[0] == side), key=_mean_return) for side in sides}
+        found |= {f"best/{name}": metric for name, metric in _side_by_side(best).items()}
+    return found
+
+
+def _side_by_side(values: dict[str, dict[str, np.ndarray]]) -> dict[str, Metric]:
+    found: dict[str, Metric] = {}
     for label, columns in values.items():
-        prefix = f"{label}/" if len(variants) > 1 else ""
+        prefix = f"{label}/" if len(values) > 1 else ""
         for name, column in columns.items():
             found |= {f"{prefix}{name}/{stat}": metric for stat, metric in summarize(column).items()}
-    for first, second in combinations(values, 2):
+    for first, second in combinations(values, 2) if len(values) <= MOST_PAIRED else ():
         for name in sorted(values[first].keys() & values[second].keys()):
             key = f"difference/{first}-{second}"
-            key = key if name == "return_per_agent" else f"{name}/{key}"
+            key = key if name == RETURN else f"{name}/{key}"
             found[key] = difference(values[first][name], values[second][name])
+        one, other = (values[label].get(RETURN, np.zeros(0)) for label in (first, second))
+        if len(one) and len(one) == len(other):
+            gap = paired(one, other)
+            found[f"paired/{first}-{second}"] = gap
+            if other.mean():
+                found[f"paired/{first}-{second}/low_share"] = Metric.exact(gap.low / abs(float(other.mean())))
     return found
+
+
+def _mean_return(columns: dict[str, np.ndarray]) -> float:
+    return float(columns[RETURN].mean()) if RETURN in columns else -np.inf
 
 
 def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:

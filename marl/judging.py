@@ -14,14 +14,14 @@ from marl.display import console, in_words
 from marl.environments import make_env, pettingzoo_env
 from marl.evaluate import Episodes, film, play
 from marl.pictures import learning_curve, save_gif
-from marl.policies import Greedy, IndependentPolicy, JointPolicy
+from marl.policies import Greedy, IndependentPolicy, JointActor
 from marl.report import Metric, Report
 from marl.run import Run, stage_seed
 
 TWIN_ARGS = "evaluation.twin.args"
 
 
-def judge(run: Run, policy: JointPolicy) -> Report:
+def judge(run: Run, policy: JointActor) -> Report:
     """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
     config = run.config.evaluation
     env = make_env(run.config.env, num_envs=run.config.evaluation_envs, device=run.device)
@@ -39,7 +39,7 @@ def judge(run: Run, policy: JointPolicy) -> Report:
     return report
 
 
-def _draw(run: Run, policy: JointPolicy) -> None:
+def _draw(run: Run, policy: JointActor) -> None:
     """Curve and film; what cannot be drawn, for whatever reason, is told, and is no failure of the run."""
     with optional("curve"):
         learning_curve(run.folder, run.folder / "learning_curve.png")
@@ -85,7 +85,7 @@ def check_twin(run: Run, spec: EnvSpec) -> None:
                 )
 
 
-def evaluate(run: Run, policy: JointPolicy, env: VectorEnv) -> dict[str, Metric]:
+def evaluate(run: Run, policy: JointActor, env: VectorEnv) -> dict[str, Metric]:
     """Returns of sampled actions, and, under `mode/`, of the most probable ones."""
     found: dict[str, Metric] = {}
     for prefix, actor in (("", policy), ("mode/", Greedy(policy))):
@@ -101,7 +101,7 @@ def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) 
         return play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
 
 
-def _in_twin(run: Run, policy: JointPolicy, here: Metric) -> dict[str, Metric]:
+def _in_twin(run: Run, policy: JointActor, here: Metric) -> dict[str, Metric]:
     """Returns in the PettingZoo twin, and the difference to the training world."""
     twin = run.config.evaluation.twin
     assert twin is not None

@@ -274,8 +274,8 @@ def named_files(claim: Claim, root: Path) -> list[Path]:
     """The configs or test files that a command names."""
     words = shlex.split(claim.command)
     if words[:2] == ["concord", "run"]:
-        path = root / words[2]
-        return [path if path.is_file() else find_config(words[2]).resolve()]
+        named = words[2].split(",")
+        return [root / name if (root / name).is_file() else find_config(name).resolve() for name in named]
     if not claim.is_test:
         return []
     paths = [root / word.partition("::")[0] for word in words[1:] if word.startswith("tests")]

@@ -34,8 +34,22 @@ def shared_by(spec: EnvSpec, share: Literal["kind", "all", "none"]) -> tuple[int
 
 
 @runtime_checkable
-class JointPolicy(Protocol):
-    """An Actor that can be learned: a module that gives a joint distribution.
+class JointActor(Protocol):
+    """An Actor that gives a joint distribution over what all agents do."""
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode."""
+
+    def __call__(self, obs: Observation, memory: Tree) -> tuple[JointDistribution, Tree]:
+        """The joint distribution in each row, and what is remembered."""
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """Draw what all agents do."""
+
+
+@runtime_checkable
+class JointPolicy(JointActor, Protocol):
+    """A JointActor that can be learned: a module.
 
     space: the padded action space. members [M,N] says for which agents each of M deciders decides; None means that
     every agent decides for itself.
@@ -46,15 +60,6 @@ class JointPolicy(Protocol):
     @property
     def members(self) -> Bool[Tensor, "M N"] | None:
         """Who each decider decides for."""
-
-    def initial_memory(self, num_envs: int) -> Tree:
-        """Memory at the start of an episode."""
-
-    def __call__(self, obs: Observation, memory: Tree) -> tuple[JointDistribution, Tree]:
-        """The joint distribution in each row, and what is remembered."""
-
-    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """Draw what all agents do."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What a learner improves."""
@@ -176,7 +181,7 @@ class IndependentPolicy(nn.Module):
 class Greedy:
     """A policy that always takes its most probable decision."""
 
-    def __init__(self, policy: JointPolicy):
+    def __init__(self, policy: JointActor):
         self.policy = policy
 
     def initial_memory(self, num_envs: int) -> Tree:

@@ -16,7 +16,7 @@ from typing import Any
 
 from envs.core import ConcordError, InputError
 from marl.comparison import sweep_metrics
-from marl.config import RunConfig, dump, resolve, split_assignments, yaml_text
+from marl.config import RunConfig, dump, read_yaml, resolve, split_assignments, yaml_text
 from marl.display import console, in_words
 from marl.report import Report, write_atomically
 from marl.run import Run, refuse_used_folder, sole_trainer
@@ -24,18 +24,39 @@ from marl.stacking import can_stack, train_stacked
 from marl.training import follow
 
 SWEEP = "sweep.json"
+CONFIG = "config"  # the key of a point that says which of several configs is meant
 CHILD = "from marl.sweep import end_with_parent; end_with_parent(); from marl.__main__ import main; main()"
 
 
-def run_sweep(raw: dict[str, Any], points: Sequence[dict[str, Any]], folder: Path, processes: int | None) -> Report:
+def with_configs(
+    paths: Sequence[Path], points: Sequence[dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The files' contents by their names, and every point for each of them, under the key `config` where several.
+
+    Raises InputError for two files of one name.
+    """
+    raws = {path.stem: read_yaml(path) for path in paths}
+    if len(raws) < len(paths):
+        raise InputError(
+            f"Configs that are compared need different names; got {', '.join(str(path) for path in paths)}. Copy one "
+            "of them under another name, or sweep what differs: key=value,value."
+        )
+    if len(paths) == 1:
+        return raws, list(points)
+    return raws, [{CONFIG: name, **point} for name in raws for point in points]
+
+
+def run_sweep(
+    raws: dict[str, dict[str, Any]], points: Sequence[dict[str, Any]], folder: Path, processes: int | None
+) -> Report:
     """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
     refuse_used_folder(folder)
-    configs = _configs(raw, points)
+    configs = _configs(raws, points)
     if len(configs) < len(points):
         raise InputError("A sweep has each point once; this comma list names a value twice.")
     for group in _seed_groups(configs):
         _rehearse(configs[group[0]])
-    plan = {"raw": raw, "points": list(points), "processes": processes}
+    plan = {"raws": raws, "points": list(points), "processes": processes}
     with sole_trainer(folder):  # of two who want it, one gets it
         refuse_used_folder(folder)
         write_atomically(folder / SWEEP, json.dumps(plan, indent=2))
@@ -80,8 +101,8 @@ def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
 
 def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     plan = _read_plan(folder / SWEEP)
-    points, varying = plan["points"], _varying(plan["points"])
-    configs = _configs(plan["raw"], points)
+    raws, points, varying = plan["raws"], plan["points"], _varying(plan["points"])
+    configs = _configs(raws, points)
     for name, config in configs.items():
         if not (folder / name / "config.yaml").exists():
             Run.create(folder / name, config).take()
@@ -91,14 +112,20 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     waiting = [folder / name for name in configs if not (folder / name / "report.json").exists()]
     _run_processes(waiting, plan["processes"] or usable_cores(), assignments)
     reports = {name: Report.load(folder / name / "report.json") for name in configs}
-    variants: dict[str, list[Report]] = {}
+    variants: dict[tuple[str, ...], list[Report]] = {}
     for name, point in zip(configs, points):
-        label = assignments_text(point, [key for key in varying if key != "seed"]) or "all"
+        label = tuple(assignments_text(point, [key]) for key in varying if key != "seed") or ("all",)
         variants.setdefault(label, []).append(reports[name])
     first = next(iter(reports.values()))
     seeds = [config.seed for config in configs.values()]
     table = [{"point": name, **{k: m.value for k, m in report.metrics.items()}} for name, report in reports.items()]
-    report = Report(first.recipe, seeds, plan["raw"], sweep_metrics(variants), {"points": table})
+    report = Report(
+        first.recipe,
+        seeds,
+        next(iter(raws.values())) if len(raws) == 1 else raws,
+        sweep_metrics(variants),
+        {"points": table},
+    )
     report.save(folder / "report.json")
     return report
 
@@ -111,19 +138,25 @@ def usable_cores() -> int:
 def _read_plan(path: Path) -> dict[str, Any]:
     try:
         plan = json.loads(path.read_text())
-        _configs(plan["raw"], plan["points"])
+        _configs(plan["raws"], plan["points"])
         return {"processes": None, **plan}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
         raise InputError(
             f"{path} is not a plan that Concord wrote: {in_words(error)} Restore it, or run the sweep anew in another "
             "folder; each point's folder can still be resumed, evaluated and compared by itself."
         ) from error
 
 
-def _configs(raw: dict[str, Any], points: Sequence[dict[str, Any]]) -> dict[str, RunConfig]:
+def _configs(raws: dict[str, dict[str, Any]], points: Sequence[dict[str, Any]]) -> dict[str, RunConfig]:
     """The config of each point, by the name of its folder."""
     varying = _varying(points)
-    return {assignments_text(point, varying): resolve(raw, point) for point in points}
+    only = next(iter(raws))
+    return {
+        assignments_text(point, varying): resolve(
+            raws[point.get(CONFIG, only)], {key: value for key, value in point.items() if key != CONFIG}
+        )
+        for point in points
+    }
 
 
 def _varying(points: Sequence[dict[str, Any]]) -> list[str]:

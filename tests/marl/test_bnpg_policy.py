@@ -17,6 +17,7 @@ from envs.games import WhoIsInformed
 from envs.world import TensorEnv, World
 from marl.algorithms.bnpg.graphs import Graph, edge_list, levels
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
+from marl.algorithms.bnpg.relaxed import assign, sinkhorn
 from marl.critics import CriticConfig, build_critic
 from marl.learners import ActorCritic, LearnerConfig
 from marl.losses import clipped_surrogate
@@ -241,6 +242,30 @@ def test_the_first_minibatch_has_ratio_1_for_every_decider(
         torch.testing.assert_close(ratios[0], torch.ones_like(ratios[0]), atol=1e-6, rtol=0)
         assert not torch.allclose(ratios[1], torch.ones_like(ratios[1]), atol=1e-6, rtol=0), "the policy has moved"
         assert ratios[0].shape[-1] == 3 + (graph == "learned")
+
+
+def test_straight_through_the_generator_learns_from_actions_alone_and_the_graph_stays_as_it_was_drawn() -> None:
+    policy, obs = make({**LEARNED, "estimator": "straight_through", "price": 0.1}, WhoIsInformed(3))
+    assert policy.members is None
+    decision = policy.act(obs, None, Streams([5]))[0]
+    graph, network = decision.latent, policy(obs, None)[0]
+    place = graph.order.argsort(-1)
+    assert not (graph.edges & (place.unsqueeze(-1) >= place.unsqueeze(-2))).any(), "parents come first"
+    torch.testing.assert_close(network.log_prob(decision), decision.log_prob, atol=1e-6, rtol=0)
+    torch.testing.assert_close(network.graphs.heard(graph), graph.edges.transpose(1, 2).float(), atol=1e-6, rtol=0)
+    network.log_prob(decision).sum().backward()
+    assert policy.generator is not None
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.generator.parameters())
+
+
+def test_a_sinkhorn_matrix_is_doubly_stochastic_and_the_assignment_is_the_best() -> None:
+    scores = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0))
+    soft = sinkhorn(scores)
+    torch.testing.assert_close(soft.sum(-1), torch.ones(5, 4))
+    torch.testing.assert_close(soft.sum(-2), torch.ones(5, 4), atol=1e-3, rtol=0)
+    for row, order in zip(scores, assign(scores)):
+        totals = {p: sum(float(row[a, k]) for k, a in enumerate(p)) for p in itertools.permutations(range(4))}
+        assert tuple(order.tolist()) == max(totals, key=lambda p: totals[p])
 
 
 def test_graphs_are_ordered_by_levels() -> None:

@@ -22,13 +22,13 @@ from envs.core import Actor, EnvSpec, Streams, VectorEnv
 from marl.algorithms.bnpg.distillation import STAGE, DistillConfig, distill
 from marl.algorithms.bnpg.drawing import graph_film, heat_map
 from marl.algorithms.bnpg.looking import GraphEvaluationConfig, edge_shares, edge_table, findings, sampled_edges
-from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
+from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.display import console
 from marl.environments import make_env
 from marl.judging import check_twin, judge, optional, picture, played
 from marl.learners import Learner
-from marl.policies import IndependentPolicy, JointPolicy
+from marl.policies import IndependentPolicy, JointActor
 from marl.report import Metric, Report
 from marl.run import Run
 from marl.training import ActorCriticConfig
@@ -68,10 +68,11 @@ def recipe(config: Config, run: Run) -> Report:
     with closing(make_env(config.env, num_envs=1)) as env:
         check_twin(run, env.spec)
     policy, student = train(config, run)
-    teams: dict[str, JointPolicy] = {"network": policy}
+    teams: dict[str, JointActor] = {"network": policy}
     if student is not None:
         teams["distilled"] = student
-    report = judge(run, teams.pop(config.evaluation.team))
+    asked = config.evaluation.team
+    report = judge(run, WithoutEdges(policy) if asked == "empty" else teams.pop(asked))
     if student is not None:
         report.metrics.update({f"{STAGE}/{name}": Metric.exact(value) for name, value in run.used(STAGE).items()})
     with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
@@ -118,7 +119,7 @@ def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
         return student, env
     policy = BayesianPolicy(env.spec, config.policy, run.streams("policy"))
     policy.load_state_dict(run.load("train", "policy"))
-    return policy, env
+    return WithoutEdges(policy) if config.evaluation.team == "empty" else policy, env
 
 
 def pictures(run: Run) -> list[Path]:

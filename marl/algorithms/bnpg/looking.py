@@ -25,8 +25,10 @@ LOOK = 32  # steps over which the report looks at the graphs
 class GraphEvaluationConfig(EvaluationConfig):
     """How teams are judged, one that acts along a graph and one distilled from it."""
 
-    team: Literal["network", "distilled"] = Field(
-        "network", description="whom evaluate, render and the twin see; the report has the other too"
+    team: Literal["network", "empty", "distilled"] = Field(
+        "network",
+        description="whom evaluate, render and the twin see: the team with its graph, without any edge, or distilled; "
+        "the report has the others too",
     )
     ablation_episodes: int = Field(
         0, ge=0, description="episodes, at least, that tell what each edge is worth: with it and without; 0 plays none"

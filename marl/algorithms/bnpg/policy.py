@@ -139,24 +139,33 @@ class WithoutEdges:
         """Memory at the start of an episode."""
         return self.policy.initial_memory(num_envs)
 
+    def __call__(self, obs: Observation, memory: Tree) -> tuple[BayesianNetwork, Tree]:
+        """The joint distribution in each row, and what is remembered."""
+        distribution, memory = self.policy(obs, memory)
+        distribution.kept = self._kept
+        return distribution, memory
+
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw a graph, cut it, and draw what all agents do along the rest."""
-        distribution, memory = self.policy(obs, memory)
-        return distribution.sample(streams, self._kept), memory
+        distribution, memory = self(obs, memory)
+        return distribution.sample(streams), memory
 
 
 class BayesianNetwork:
-    """The joint distribution of one observation batch: graphs (None where they are not learned), then actions."""
+    """The joint distribution of one observation batch: graphs (None where they are not learned), then actions.
+
+    kept: the edges that are left of whatever graph is drawn, where some are cut.
+    """
+
+    kept: Bool[Tensor, "N N"] | None = None
 
     def __init__(self, policy: BayesianPolicy, obs: Observation, seen: Float[Tensor, "B N H"], graphs: Graphs | None):
         self.policy, self.obs, self.seen, self.graphs = policy, obs, seen, graphs
         self._known: tuple[Decision, Conditionals] | None = None
 
-    def sample(self, streams: Streams, kept: Bool[Tensor, "N N"] | None = None) -> Decision:
-        """Draw a graph, then actions along what is `kept` of it, each given its parents' (ancestral sampling)."""
+    def sample(self, streams: Streams) -> Decision:
+        """Draw a graph, then actions along it, each given its parents' (ancestral sampling)."""
         graph = self.policy.given_graph(self.obs.alive, streams) if self.graphs is None else self.graphs.draw(streams)
-        if kept is not None:
-            graph = graph._replace(edges=graph.edges & kept)
         return self._ancestral(graph, self._noise(streams))
 
     def mode(self) -> Decision:
@@ -209,6 +218,8 @@ class BayesianNetwork:
     def _ancestral(self, graph: Graph, noise: Float[Tensor, "B N out"] | None) -> Decision:
         """Everybody's choice, turn by turn; the most probable ones without noise."""
         policy, agents = self.policy, self.policy.agents
+        if self.kept is not None:
+            graph = graph._replace(edges=graph.edges & self.kept)
         heard = graph.edges.transpose(1, 2).flatten(0, 1)
         seen, saw = self.seen.flatten(0, 1), self.obs.agent.flatten(0, 1)
         letters = seen.new_zeros(*self.obs.alive.shape, policy.letters.size)

@@ -1,0 +1,46 @@
+"""Sweeps over several configs, and the best of each side of a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from envs.core import InputError
+from marl.comparison import sweep_metrics
+from marl.report import Metric, Report
+from marl.sweep import with_configs
+
+
+def reports(*returns: float) -> list[Report]:
+    return [Report("r", seed, {}, {"return_per_agent": Metric.exact(x)}, {}) for seed, x in enumerate(returns)]
+
+
+def test_differences_seed_by_seed_and_the_best_of_each_side() -> None:
+    found = sweep_metrics(
+        {
+            ("side=a", "rate=1"): reports(1, 2, 3),
+            ("side=a", "rate=2"): reports(11, 12, 13),
+            ("side=b", "rate=1"): reports(10, 10.5, 12),
+            ("side=b", "rate=2"): reports(0, 0, 0),
+        }
+    )
+    gap = found["best/paired/side=a-side=b"]
+    assert gap.value == pytest.approx(3.5 / 3)
+    assert gap.low < gap.value < gap.high
+    assert found["best/paired/side=a-side=b/low_share"].value == pytest.approx(gap.low / (32.5 / 3))
+    assert found["best/side=a/return_per_agent/min"].value == 11
+
+
+def test_configs_are_compared_under_their_names(tmp_path: Path) -> None:
+    for name in ("one", "two", "deeper/one"):
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("recipe: marl.algorithms.mappo")
+    one, two, other = (tmp_path / f"{name}.yaml" for name in ("one", "two", "deeper/one"))
+    assert with_configs([one], [{"seed": 1}])[1] == [{"seed": 1}]
+    raws, points = with_configs([one, two], [{"seed": 1}, {"seed": 2}])
+    assert list(raws) == ["one", "two"]
+    assert points[2] == {"config": "two", "seed": 1}
+    with pytest.raises(InputError, match="different names"):
+        with_configs([one, other], [{}])
