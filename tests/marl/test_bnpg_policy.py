@@ -13,7 +13,7 @@ from torch import Tensor
 from worlds import Walk
 
 from envs.core import Decision, InputError, Observation, Streams, tree_map
-from envs.games import WhoIsInformed
+from envs.games import Identity, WhoIsInformed
 from envs.world import TensorEnv, World
 from marl.algorithms.bnpg.graphs import Graph, edge_list, levels
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
@@ -256,6 +256,14 @@ def test_straight_through_the_generator_learns_from_actions_alone_and_the_graph_
     network.log_prob(decision).sum().backward()
     assert policy.generator is not None
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.generator.parameters())
+
+
+def test_one_agent_alone_may_have_a_learned_graph_either_way() -> None:
+    for estimator in ("likelihood", "straight_through"):
+        policy, obs = make({**LEARNED, "estimator": estimator}, Identity())
+        decision = policy.act(obs, None, Streams([5]))[0]
+        deciders = 1 if policy.members is None else len(policy.members)
+        assert policy(obs, None)[0].log_prob(decision).shape == (len(obs.alive), deciders)
 
 
 def test_a_sinkhorn_matrix_is_doubly_stochastic_and_the_assignment_is_the_best() -> None:

@@ -84,7 +84,8 @@ class GraphGenerator(nn.Module):
         self._size = size = config.network.hidden[-1]
         labels = self._label.shape[1]
         # For each agent its score for the order (or one for each place), and its vectors as a sender and a receiver.
-        self._parts = (agents if config.estimator == "straight_through" else 1, size, size)
+        self._relaxed = config.estimator == "straight_through"
+        self._parts = (agents if self._relaxed else 1, size, size)
         self.shared = build_network(config.network, inputs + labels, sum(self._parts), gain=2**0.5, streams=streams)
         alone = NetworkConfig(hidden=config.network.hidden, activation=config.network.activation)
         self.private = (
@@ -106,7 +107,7 @@ class GraphGenerator(nn.Module):
         if self.private is not None:
             receiver = receiver + self._encode(self.private, obs.agent, obs)
         logits = sender @ receiver.transpose(1, 2) * self._size**-0.5 + self.offset
-        if self._parts[0] > 1:
+        if self._relaxed:
             return RelaxedGraphs(score, logits, obs.alive)
         # At first nobody is likely to come before others.
         return GraphDistribution(0.1 * score.squeeze(-1), logits, obs.alive)
