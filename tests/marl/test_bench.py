@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 
 from envs.core import InputError
 from marl import bench
-from marl.bench import BENCHMARKS, QUICK, SLOW, Effort, Watch
+from marl.bench import BENCHMARKS, QUICK, SLOW, networks, stepping, timing, training
+from marl.bench.timing import Effort
+from marl.bench.training import Watch
 from marl.report import Report
 
 TINY = Effort(rounds=2, seconds=0.005, updates=1)
@@ -35,50 +38,50 @@ def test_a_benchmark_gives_speeds_raw_and_calibrated(tmp_path: Path):
 
 
 def test_speeds_are_calibrated_by_the_loop_that_ran_beside_them():
-    steps, loops = np.array([100.0, 50.0]), np.array([2.0, 1.0]) * bench.REFERENCE_LOOPS
-    found = bench.speeds("x", steps, loops)
+    steps, loops = np.array([100.0, 50.0]), np.array([2.0, 1.0]) * timing.REFERENCE_LOOPS
+    found = timing.speeds("x", steps, loops)
     assert found["x/steps_per_cpu_second"].value == 75
     assert found["x/calibrated"].low == found["x/calibrated"].high == 50
 
 
 def test_a_speed_is_work_per_second_of_the_clock():
     now = iter([10.0, 10.5, 11.0, 12.0])
-    assert bench.speed(lambda: 3, 1.5, lambda: next(now)) == 3 * 3 / 2.0
+    assert timing.speed(lambda: 3, 1.5, lambda: next(now)) == 3 * 3 / 2.0
 
 
 def test_staggered_episodes_end_one_row_in_25_at_each_step():
-    env = bench.staggered_env(100)
+    env = stepping.staggered_env(100)
     action = torch.zeros(100, 3, 1, dtype=torch.int64)
     assert [int(env.step(action).ended.sum()) for _ in range(50)] == [4] * 50
 
 
 def test_physics_plays_whole_episodes():
     calls = []
-    world = bench.SimpleSpread()
+    world = stepping.SimpleSpread()
 
     def transition(*args: object) -> object:
         calls.append(1)
         return world.transition(*args)  # type: ignore[arg-type]
 
-    assert bench.play_physics(16, transition)() == 25 * 16
+    assert stepping.play_physics(16, transition)() == 25 * 16
     assert len(calls) == 25
 
 
 def test_training_is_split_into_shares_that_add_up_to_one(tmp_path: Path):
-    watch, steps = bench.watch_rounds(TINY, env__num_envs=4, learner__steps=8)
+    watch, steps = training.watch_rounds(TINY, env__num_envs=4, learner__steps=8)
     assert steps == 32
     assert len(watch.rounds) == TINY.rounds
-    assert len(watch.ends) == bench.WARM_UP + TINY.rounds * TINY.updates + 1
-    shares = bench.shares(watch)
+    assert len(watch.ends) == training.WARM_UP + TINY.rounds * TINY.updates + 1
+    shares = training.shares(watch)
     assert set(shares) == {"stepping", "acting", "copying", "updating", "logging"}
     assert sum(shares.values()) == pytest.approx([1.0, 1.0])
     assert all((share > 0).all() for share in shares.values())
-    rates, loops = bench.training_speed(watch, steps)
+    rates, loops = training.training_speed(watch, steps)
     assert rates.shape == loops.shape == (2,)
 
 
 def test_training_several_seeds_counts_the_steps_of_all():
-    watch, steps = bench.watch_rounds(TINY, seeds=range(3), env__num_envs=4, learner__steps=8)
+    watch, steps = training.watch_rounds(TINY, seeds=range(3), env__num_envs=4, learner__steps=8)
     assert steps == 3 * 32
     assert len(watch.rounds) == TINY.rounds
 
@@ -92,20 +95,28 @@ def test_a_watch_counts_only_what_it_is_given():
 
 
 def test_a_critic_step_changes_the_critic():
-    assert bench.critic_step(4, share_trunk=True)() == 1
-    assert bench.critic_step(4, share_trunk=False)() == 1
+    assert networks.critic_step(4, share_trunk=True)() == 1
+    assert networks.critic_step(4, share_trunk=False)() == 1
+
+
+def test_draws_of_joint_policies_are_measured_beside_an_independent_policy():
+    found = networks.sampling(dataclasses.replace(TINY, seconds=0.001))
+    assert {f"sampling/{at}/{kind}" for at in ("aloha-10", "spread-64") for kind in ("learned", "line")} <= set(
+        found.metrics
+    )
+    assert all(metric.value > 0 for metric in found.metrics.values())
 
 
 def test_the_adapter_is_measured_and_supersuit_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found = bench.adapter(TINY)
+    found = stepping.adapter(TINY)
     assert {"adapter/list/calibrated", "adapter/raw/calibrated", "adapter/ratio_to_raw"} <= set(found.metrics)
     assert "pip install" in found.missing["adapter/ratio_to_supersuit"]
 
 
 def test_workers_are_not_measured_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench, "machine_is_idle", lambda: False)
-    found = bench.workers(TINY)
+    monkeypatch.setattr(stepping, "machine_is_idle", lambda: False)
+    found = stepping.workers(TINY)
     assert not found.metrics
     assert "try again" in found.missing["workers/ratio_to_list"]
 
@@ -121,11 +132,9 @@ def test_without_a_cuda_device_nothing_is_measured_there(tmp_path: Path):
 
 
 def test_peak_memory_is_a_processes_own():
-    program = (
-        "import json; from marl.bench import peak_memory; import torch; x = torch.ones(2**26); print(peak_memory())"
-    )
+    program = "import torch, marl.bench.training as b; x = torch.ones(2**26); print(b.peak_memory())"
     ballast = torch.ones(2**27)  # 512 MB here must not show there
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 256 < float(done.stdout) < 700
-    assert bench.peak_memory() > 512
+    assert training.peak_memory() > 512
     del ballast

@@ -1,0 +1,57 @@
+"""The benchmarks of `concord bench`, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from envs.core import InputError
+from marl.bench import networks, stepping, timing, training
+from marl.bench.timing import REFERENCE_LOOPS, Effort, Findings
+from marl.display import console
+from marl.report import Report
+
+BENCHMARKS: dict[str, Callable[[Effort], Findings]] = {
+    "calibrate": timing.calibrate,
+    "physics": stepping.physics,
+    "step": stepping.step,
+    "train": training.train,
+    "channels": networks.channels,
+    "stack": training.stack,
+    "sampling": networks.sampling,
+    "adapter": stepping.adapter,
+    "workers": stepping.workers,
+    "startup": training.startup,
+    "cuda": training.cuda,
+    "physics-compiled": stepping.physics_compiled,
+    "train-compiled": training.train_compiled,
+}
+SLOW = ("physics-compiled", "train-compiled")
+QUICK = [name for name in BENCHMARKS if name not in SLOW]
+
+
+def run_benchmarks(name: str | None, folder: Path, effort: Effort | None = None) -> Report:
+    """Run one benchmark, or all quick ones, and save `folder/report.json`. Raises InputError for an unknown name."""
+    if name is not None and name not in BENCHMARKS:
+        near = difflib.get_close_matches(name, BENCHMARKS, 1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise InputError(f"There is no benchmark {name!r}. {hint}They are: {', '.join(BENCHMARKS)}.")
+    effort = effort or Effort()
+    torch.set_num_threads(1)
+    found = Findings()
+    for chosen in [name] if name is not None else QUICK:
+        console.print(f"measuring {chosen}: {(BENCHMARKS[chosen].__doc__ or '').splitlines()[0]}")
+        part = BENCHMARKS[chosen](effort)
+        found.metrics |= part.metrics
+        found.missing |= part.missing
+    for metric, reason in found.missing.items():
+        console.print(f"{metric} not measured: {reason}", markup=False)
+    missing = [{"metric": metric, "reason": reason} for metric, reason in found.missing.items()]
+    config = {"benchmark": name or "quick", "reference_loops": REFERENCE_LOOPS, **dataclasses.asdict(effort)}
+    report = Report("marl.bench", 0, config, found.metrics, {"not_measured": missing} if missing else {})
+    report.save(folder / "report.json")
+    return report
