@@ -82,7 +82,10 @@ class LearnerConfig(Section):
     segment: int = Field(1, ge=1, description="steps of a training segment, L; recurrent networks want 8 or more")
     epochs: int = Field(4, ge=1, description="passes over a batch")
     minibatches: int = Field(4, ge=1, description="parts of a pass")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, at first")
+    learning_rate_end: float | None = Field(
+        None, gt=0, description="at the end of training, where it gets in a straight line; null keeps it"
+    )
     discount: float | tuple[float, ...] = Field(0.99, description="γ in [0, 1], or one for each reward channel")
     trace: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation")
     clip: float = Field(0.2, gt=0, description="ε, how far a decision's ratio may move")
@@ -174,10 +177,10 @@ class ActorCritic:
         return batch
 
     def _move_on(self) -> None:
-        first, last = self.config.entropy, self.config.entropy_end
-        if last is not None:
-            # A tensor, so that a compiled loss need not be compiled again.
-            self._entropy_weight.fill_(first + (last - first) * min(1.0, self.done / max(1, self.updates - 1)))
+        config, progress = self.config, min(1.0, self.done / max(1, self.updates - 1))
+        # A tensor, so that a compiled loss need not be compiled again.
+        self._entropy_weight.fill_(on_the_way(config.entropy, config.entropy_end, progress))
+        self.optimizer.learning_rate = on_the_way(config.learning_rate, config.learning_rate_end, progress)
         self.done += 1
 
     def loss(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, dict[str, Tensor]]:
@@ -308,6 +311,11 @@ def take_rows(tree: T, rows: Int[Tensor, "*R"]) -> T:
     """tree[rows], through the operation that is fastest on a CPU."""
     flat, shape = rows.flatten(), rows.shape
     return tree_map(lambda x: x.index_select(0, flat).unflatten(0, shape), tree)
+
+
+def on_the_way(first: float, last: float | None, progress: float) -> float:
+    """The number a share `progress` of the way from first to last; first where there is nowhere to go."""
+    return first if last is None else first + (last - first) * progress
 
 
 def per_channel(discount: float | Sequence[float], channels: int) -> Float[Tensor, " K"]:

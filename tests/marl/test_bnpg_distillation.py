@@ -251,6 +251,12 @@ def test_the_report_has_every_team_and_evaluate_plays_the_one_that_is_named(tmp_
     turned = recipe(other, Run(run.folder, other))
     assert turned.metrics["return_per_agent"] == report.metrics["distilled/return_per_agent"]
     assert turned.metrics["network/return_per_agent"] == report.metrics["return_per_agent"]
+    alone, _ = evaluate_folder(run.folder, ["evaluation.team=empty"])
+    assert alone.metrics["return_per_agent"] == report.metrics["empty/return_per_agent"]
+    without = settings(**{"evaluation.team": "empty"})
+    judged = recipe(without, Run(run.folder, without)).metrics
+    assert judged["return_per_agent"] == judged["empty/return_per_agent"] == report.metrics["empty/return_per_agent"]
+    assert judged["network/return_per_agent"] == report.metrics["return_per_agent"]
     student, env = load(Run(run.folder, other), 2)
     assert isinstance(student, IndependentPolicy)
     env.close()

@@ -15,9 +15,10 @@ from worlds import Walk
 from envs.core import Decision, InputError, Observation, Streams, tree_map
 from envs.games import Identity, WhoIsInformed
 from envs.world import TensorEnv, World
-from marl.algorithms.bnpg.graphs import Graph, edge_list, levels
+from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, edge_list, levels
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.relaxed import assign, sinkhorn
+from marl.algorithms.bnpg.turns import Turns
 from marl.critics import CriticConfig, build_critic
 from marl.learners import ActorCritic, LearnerConfig
 from marl.losses import clipped_surrogate
@@ -139,6 +140,27 @@ def test_as_many_passes_as_levels_not_as_agents(monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         policy.act(obs, None, Streams([0]))
     assert len(passes) == 2
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("groups", [(0, 0, 0, 0), (1, 0, 1, 0)])
+@pytest.mark.parametrize("policies", [1, 2])
+def test_everybody_has_one_turn_after_all_whom_it_hears(fixed: bool, groups: tuple[int, ...], policies: int) -> None:
+    rows, group = 6, torch.tensor(groups)
+    graphs = GraphDistribution(torch.zeros(rows, 4), torch.zeros(rows, 4, 4), torch.ones(rows, 4, dtype=torch.bool))
+    graph = graphs.draw(Streams([3]))
+    if fixed:
+        graph = tree_map(lambda x: x[:1].expand_as(x), graph)
+    one = Graph(graph.order[0], graph.edges[0]) if fixed else None
+    turn_of = torch.full((rows, 4), -1)
+    for number, (of, places) in enumerate(Turns(group, policies, one)(graph)):
+        assert (turn_of.flatten()[places] == -1).all()
+        turn_of.flatten()[places] = number
+        assert of is None or (group[places % 4] == of).all()
+        per_policy = (places // (rows // policies * 4)).bincount(minlength=policies)
+        assert policies == 1 or (per_policy == per_policy[0]).all()
+    assert (turn_of >= 0).all()
+    assert (~graph.edges | (turn_of.unsqueeze(-1) < turn_of.unsqueeze(-2))).all()
 
 
 def test_the_most_probable_decision_hears_parents_and_the_team_without_edges_hears_nobody() -> None:

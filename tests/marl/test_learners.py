@@ -408,6 +408,20 @@ def test_the_entropy_bonus_weighs_what_the_plan_says_and_goes_on_after_a_resume(
     assert weights == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.1, 0.1], rel=1e-4)
 
 
+def test_the_learning_rate_is_what_the_plan_says_and_goes_on_after_a_resume() -> None:
+    small = setup("mlp", learning_rate=4e-3, learning_rate_end=1e-3)
+    small.learner.updates = 4
+    rates = []
+    for number, batch in zip(range(5), small.source):
+        if number == 2:
+            saved = copy.deepcopy(small.learner.state_dict())
+            small.learner.done = 0
+            small.learner.load_state_dict(saved)
+        small.learner.update(batch)
+        rates.append(small.learner.optimizer.learning_rate)
+    assert rates == pytest.approx([4e-3, 3e-3, 2e-3, 1e-3, 1e-3])
+
+
 # State
 
 
