@@ -288,6 +288,16 @@ def test_one_agent_alone_may_have_a_learned_graph_either_way() -> None:
         assert policy(obs, None)[0].log_prob(decision).shape == (len(obs.alive), deciders)
 
 
+def test_sixty_four_agents_draw_a_learned_graph_act_along_it_and_learn() -> None:
+    policy, obs = make({**LEARNED, "context": "public", "public": tuple(range(64))}, WhoIsInformed(64), rows=16)
+    decision = policy.act(obs, None, Streams([5]))[0]
+    assert 0 < int(levels(decision.latent.edges).max()) < 64
+    log_prob = forget(policy, obs).log_prob(decision)
+    torch.testing.assert_close(log_prob, decision.log_prob, rtol=1e-5, atol=1e-3)
+    log_prob.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in policy.parameters())
+
+
 def test_a_sinkhorn_matrix_is_doubly_stochastic_and_the_assignment_is_the_best() -> None:
     scores = torch.randn(5, 4, 4, generator=torch.Generator().manual_seed(0))
     soft = sinkhorn(scores)
