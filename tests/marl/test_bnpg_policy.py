@@ -163,6 +163,16 @@ def test_everybody_has_one_turn_after_all_whom_it_hears(fixed: bool, groups: tup
     assert (~graph.edges | (turn_of.unsqueeze(-1) < turn_of.unsqueeze(-2))).all()
 
 
+def test_a_random_graph_has_some_of_its_edges_and_no_others() -> None:
+    policy, obs = make({"kind": "random", "density": 0.5, "edges": ((2, 0), (0, 1))}, rows=400)
+    obs = dataclasses.replace(obs, alive=torch.ones(400, 3, dtype=torch.bool))
+    edges = forget(policy, obs).sample(Streams([3])).latent.edges
+    share = edges.float().mean(0)
+    assert policy.pairs == 2
+    assert edge_list(share > 0) == [(0, 1), (2, 0)]
+    assert share[share > 0].tolist() == pytest.approx([0.5, 0.5], abs=0.1)
+
+
 def test_the_most_probable_decision_hears_parents_and_the_team_without_edges_hears_nobody() -> None:
     policy, obs = make(GRAPHS["complete"])
     with torch.no_grad():

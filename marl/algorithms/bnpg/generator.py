@@ -25,11 +25,15 @@ class GraphConfig(Section):
     """
 
     kind: Literal["empty", "line", "complete", "random", "edges", "learned"] = Field(
-        "complete", description="a fixed graph; random: forward edges by chance; learned: sampled from the context"
+        "complete", description="a fixed graph; random: edges by chance; learned: sampled from the context"
     )
-    edges: tuple[tuple[int, int], ...] = Field((), description="of kind edges: pairs (i, j), agent j sees i's action")
+    edges: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="pairs (i, j), agent j sees i's action: the graph of kind edges; of kind random those that may be "
+        "there, by default every (i, j) with i < j",
+    )
     density: float = Field(
-        0.5, ge=0, le=1, description="the chance of each forward edge: of a random graph, and of a learned one at first"
+        0.5, ge=0, le=1, description="the chance of each edge: of a random graph, and of a learned one at first"
     )
     context: Literal["all", "public", "local"] = Field(
         "all",
@@ -50,8 +54,8 @@ class GraphConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> GraphConfig:
-        if self.edges and self.kind != "edges":
-            raise ValueError(f"graph.edges is for graph.kind: edges; the kind is {self.kind}")
+        if self.edges and self.kind not in ("edges", "random"):
+            raise ValueError(f"graph.edges is for graph.kind: edges or random; the kind is {self.kind}")
         if self.kind == "learned" and self.context != "all" and not self.public:
             raise ValueError(
                 f"graph.context: {self.context} needs graph.public, the indices of the observation features that "

@@ -66,9 +66,11 @@ class BayesianPolicy(nn.Module):
         self.generator = GraphGenerator(spec, config.graph, streams) if config.graph.kind == "learned" else None
         self.density: Tensor
         self.register_buffer("density", torch.tensor(config.graph.density, device=streams.device))
-        self.pairs = self.agents * (self.agents - 1) // 2
         fixed = _fixed(config.graph, self.agents)
         self._fixed = None if fixed is None else Graph(fixed.order.to(streams.device), fixed.edges.to(streams.device))
+        # How many edges there can be: what a density is a share of.
+        possible = fixed.edges.sum() if fixed is not None and config.graph.kind == "random" else None
+        self.pairs = self.agents * (self.agents - 1) // 2 if possible is None else int(possible)
         varies = config.graph.kind in ("learned", "random")
         self.turns = Turns(self.head.group, self.policies, None if varies else self._fixed)
 
@@ -113,7 +115,7 @@ class BayesianPolicy(nn.Module):
         return IndependentGaussian(y, log_std, units, legal)
 
     def given_graph(self, alive: Bool[Tensor, "B N"], streams: Streams) -> Graph:
-        """The graph of each row where it is not learned; a random one has each forward edge with `density`."""
+        """The graph of each row where it is not learned; a random one has each of its edges with chance `density`."""
         assert self._fixed is not None
         rows = len(alive)
         order, edges = (x.expand(rows, *x.shape) for x in (self._fixed.order, self._fixed.edges))
@@ -290,8 +292,9 @@ class Letters:
 
 
 def _fixed(config: GraphConfig, agents: int) -> Graph | None:
-    """The graph that the config gives; for a random one, the complete graph that its edges are drawn from."""
+    """The graph that the config gives; for a random one, the graph that its edges are drawn from."""
     if config.kind == "learned":
         return None
+    listed = config.kind == "edges" or (config.kind == "random" and config.edges)
     name = "complete" if config.kind == "random" else config.kind
-    return fixed_graph(config.edges if name == "edges" else named_edges(name, agents), agents)
+    return fixed_graph(config.edges if listed else named_edges(name, agents), agents)
