@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from marl.memory import keep_freed_memory
+
 # Heavy imports (torch, matplotlib) belong to the commands that need them: help and listings answer at once.
 app = typer.Typer(
     no_args_is_help=True,
@@ -169,6 +171,7 @@ def main() -> None:
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is as Ctrl-C
+    keep_freed_memory()
     try:
         app()
     except SystemExit as stop:

@@ -25,6 +25,7 @@ from marl.bench.timing import Calibration, Effort, Findings, calibrated, over_ro
 from marl.catalog import find_config
 from marl.config import load_recipe, read_yaml, resolve
 from marl.learners import Learner
+from marl.memory import keep_freed_memory
 from marl.report import Metric
 from marl.run import Run, Source
 from marl.sources import OnPolicy
@@ -226,6 +227,7 @@ def _fresh_process() -> dict[str, float]:
 
 def first_updates(updates: int) -> None:
     """What the fresh process does: train, then print one line of JSON."""
+    keep_freed_memory()  # as the command line does
     watch, _ = watch_training(None, updates)
     finished, cpu_seconds = watch.ends[0]
     # The monotonic clock is one for the whole machine, so the parent can subtract its own reading.

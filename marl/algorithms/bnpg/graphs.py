@@ -41,13 +41,15 @@ def fixed_graph(edges: Edges, agents: int) -> Graph:
 
 def levels(edges: Bool[Tensor, "*B N N"]) -> Int[Tensor, "*B N"]:
     """Edges on the longest path to each agent: agents of one level decide at once, from the levels before."""
-    level = edges.new_zeros(edges.shape[:-1], dtype=torch.int32)
-    edge = edges.int()
-    for _ in range(edges.shape[-1] - 1):
-        before, level = level, (edge * (level + 1).unsqueeze(-1)).amax(-2)
+    agents = edges.shape[-1]
+    # Rows last and in small numbers, so that a maximum over senders runs along memory.
+    edge = edges.movedim((-2, -1), (0, 1)).to(torch.int16, memory_format=torch.contiguous_format)
+    level = edge.new_zeros(agents, *edges.shape[:-2])
+    for _ in range(agents - 1):
+        before, level = level, (edge * (level + 1).unsqueeze(1)).amax(0)
         if level.device.type == "cpu" and torch.equal(before, level):
             break  # the graph is no deeper; elsewhere the host need not know
-    return level.long()
+    return level.movedim(0, -1).long()
 
 
 def among_living(graph: Graph, alive: Bool[Tensor, "*B N"]) -> Graph:
@@ -63,7 +65,9 @@ def pairs_of(alive: Bool[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
 
 def before(order: Int[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
     """Where i comes before j."""
-    place = order.argsort(-1)
+    place = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
     return place.unsqueeze(-1) < place.unsqueeze(-2)
 
 
@@ -115,8 +119,9 @@ class GraphDistribution:
         ordered, remaining = self._along(graph.order)
         living = self.alive.gather(-1, graph.order)
         chosen = ((ordered - remaining) * living).sum(-1)
-        sign = torch.where(graph.edges, self.logits, -self.logits)
-        return chosen + (F.logsigmoid(sign) * self._forward(graph.order)).sum((-2, -1))
+        # log σ(x) = x - softplus(x) for an edge, log σ(-x) = -softplus(x) for none; edges only run forward.
+        of_edges = self.logits * graph.edges - F.softplus(self.logits) * self._forward(graph.order)
+        return chosen + of_edges.sum((-2, -1))
 
     def entropy(self, graph: Graph) -> Float[Tensor, " *B"]:
         """Of every choice in turn, given the sampled order so far: its mean over orders is the entropy."""
