@@ -52,6 +52,9 @@ def run_sweep(
     """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
     refuse_used_folder(folder)
     configs = _configs(raws, points)
+    envs = [config.env for config in configs.values()]
+    if len(raws) > 1 and len({(env.world, env.pettingzoo, env.vmas) for env in envs}) > 1:
+        console.print("note: these configs play different games, so their returns differ in kind")
     if len(configs) < len(points):
         raise InputError("A sweep has each point once; this comma list names a value twice.")
     for group in _seed_groups(configs):
@@ -150,13 +153,17 @@ def _read_plan(path: Path) -> dict[str, Any]:
 def _configs(raws: dict[str, dict[str, Any]], points: Sequence[dict[str, Any]]) -> dict[str, RunConfig]:
     """The config of each point, by the name of its folder."""
     varying = _varying(points)
-    only = next(iter(raws))
-    return {
-        assignments_text(point, varying): resolve(
-            raws[point.get(CONFIG, only)], {key: value for key, value in point.items() if key != CONFIG}
-        )
-        for point in points
-    }
+    return {assignments_text(point, varying): _config(raws, point) for point in points}
+
+
+def _config(raws: dict[str, dict[str, Any]], point: dict[str, Any]) -> RunConfig:
+    name = point.get(CONFIG, next(iter(raws)))
+    try:
+        return resolve(raws[name], {key: value for key, value in point.items() if key != CONFIG})
+    except InputError as error:
+        if len(raws) == 1:
+            raise
+        raise InputError(f"In {name}: {error}") from error
 
 
 def _varying(points: Sequence[dict[str, Any]]) -> list[str]:

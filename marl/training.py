@@ -32,6 +32,16 @@ class ActorCriticConfig(RunConfig):
     weighing: Literal["own", "team"] = Field("own", description="each agent's own advantage, or the living team's mean")
 
     @model_validator(mode="after")
+    def _end_is_known(self) -> ActorCriticConfig:
+        fading = [name for name in ("entropy_end", "learning_rate_end") if getattr(self.learner, name) is not None]
+        if fading and self.train.cpu_seconds is not None:
+            raise ValueError(
+                f"learner.{fading[0]} follows the steps of training, and train.cpu_seconds may end it before; use "
+                "train.env_steps alone"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _enough_segments(self) -> ActorCriticConfig:
         segments = self.learner.steps // self.learner.segment * self.env.num_envs
         if segments < self.learner.minibatches:

@@ -15,7 +15,7 @@ from torch import Tensor
 from envs.core import Continuous, Decision, EnvSpec, InputError, Observation, Streams
 from envs.games import climbing
 from envs.world import TensorEnv, Transition, World
-from marl.algorithms.bnpg import Config, load, recipe, train
+from marl.algorithms.bnpg import Config, load, pictures, recipe, train
 from marl.algorithms.bnpg.distillation import Classroom, Distillation, Lessons
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.batch import Batch, segment_rows
@@ -257,11 +257,15 @@ def test_the_report_has_every_team_and_evaluate_plays_the_one_that_is_named(tmp_
     judged = recipe(without, Run(run.folder, without)).metrics
     assert judged["return_per_agent"] == judged["empty/return_per_agent"] == report.metrics["empty/return_per_agent"]
     assert judged["network/return_per_agent"] == report.metrics["return_per_agent"]
+    drawn = {path.name for path in pictures(Run(run.folder, without))}
+    assert {"graph.gif", "graph.png"} <= drawn, "who hears whom, though nobody does where the team is judged"
+    asked, _ = evaluate_folder(run.folder, ["evaluation.team=empty", "evaluation.ablation_episodes=32"])
+    assert "worth" in asked.tables["edges"][0]
     student, env = load(Run(run.folder, other), 2)
     assert isinstance(student, IndependentPolicy)
     env.close()
 
 
 def test_a_team_that_was_not_distilled_cannot_be_judged() -> None:
-    with pytest.raises(InputError, match=r"set distill\.env_steps"):
+    with pytest.raises(InputError, match=r"in its training, with distill\.env_steps"):
         settings(**{"distill.env_steps": 0, "evaluation.team": "distilled"})

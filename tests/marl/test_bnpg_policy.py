@@ -35,6 +35,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
     "edges": {"kind": "edges", "edges": ((2, 0), (0, 1))},
     "random": {"kind": "random", "density": 0.5},
     "learned": LEARNED,
+    "straight through": {**LEARNED, "estimator": "straight_through"},
 }
 
 
@@ -171,6 +172,11 @@ def test_a_random_graph_has_some_of_its_edges_and_no_others() -> None:
     assert policy.pairs == 2
     assert edge_list(share > 0) == [(0, 1), (2, 0)]
     assert share[share > 0].tolist() == pytest.approx([0.5, 0.5], abs=0.1)
+    for density, wanted in ((0.4, []), (0.6, [(0, 1), (2, 0)])):
+        policy.density.fill_(density)
+        most_probable = forget(policy, obs).mode().latent.edges
+        assert edge_list(most_probable[0]) == wanted
+        assert bool((most_probable == most_probable[0]).all())
 
 
 def test_the_most_probable_decision_hears_parents_and_the_team_without_edges_hears_nobody() -> None:

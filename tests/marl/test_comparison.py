@@ -9,7 +9,7 @@ import pytest
 from envs.core import InputError
 from marl.comparison import sweep_metrics
 from marl.report import Metric, Report
-from marl.sweep import with_configs
+from marl.sweep import run_sweep, with_configs
 
 
 def reports(*returns: float) -> list[Report]:
@@ -42,5 +42,15 @@ def test_configs_are_compared_under_their_names(tmp_path: Path) -> None:
     raws, points = with_configs([one, two], [{"seed": 1}, {"seed": 2}])
     assert list(raws) == ["one", "two"]
     assert points[2] == {"config": "two", "seed": 1}
+    with pytest.raises(InputError, match=r"In mappo: Unknown key policy\.graph"):
+        run_sweep(
+            {
+                name: {"recipe": f"marl.algorithms.{name}", "env": {"world": "envs.games:climbing"}}
+                for name in ("mappo", "bnpg")
+            },
+            [{"config": "bnpg", "policy.graph.kind": "empty"}, {"config": "mappo", "policy.graph.kind": "empty"}],
+            tmp_path / "out",
+            None,
+        )
     with pytest.raises(InputError, match="different names"):
         with_configs([one, other], [{}])

@@ -59,7 +59,14 @@ class Config(ActorCriticConfig):
         if self.schedule.end < self.schedule.begin:
             raise ValueError("schedule.end must not lie before schedule.begin")
         if self.evaluation.team == "distilled" and not self.distill.env_steps:
-            raise ValueError("evaluation.team: distilled needs a team that was distilled: set distill.env_steps")
+            raise ValueError(
+                "evaluation.team: distilled needs a team that was distilled in its training, with distill.env_steps"
+            )
+        if self.schedule.kind != "free" and self.train.cpu_seconds is not None:
+            raise ValueError(
+                "schedule.kind: anneal follows the steps of training, and train.cpu_seconds may end it before the plan "
+                "does; use train.env_steps alone"
+            )
         return self
 
 
@@ -127,9 +134,10 @@ def pictures(run: Run) -> list[Path]:
     policy, env = load(run, run.config.evaluation_envs)
     drawn = []
     with closing(env):
-        if isinstance(policy, BayesianPolicy):
-            table = edge_table(env.spec.agents, edge_shares(sampled_edges(run, policy, env)))
-            drawn += [heat_map(env.spec.agents, table, run.folder / "graph.png"), graph_film(run, policy)]
+        network = policy.policy if isinstance(policy, WithoutEdges) else policy
+        if isinstance(network, BayesianPolicy):
+            table = edge_table(env.spec.agents, edge_shares(sampled_edges(run, network, env)))
+            drawn += [heat_map(env.spec.agents, table, run.folder / "graph.png"), graph_film(run, network)]
     with optional("film"):
         drawn.append(picture(run, policy))
     return drawn

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, StrictInt, model_validator
 from torch import Tensor, nn
 
 from envs.core import EnvSpec, InputError, Observation, Streams
@@ -27,7 +27,7 @@ class GraphConfig(Section):
     kind: Literal["empty", "line", "complete", "random", "edges", "learned"] = Field(
         "complete", description="a fixed graph; random: edges by chance; learned: sampled from the context"
     )
-    edges: tuple[tuple[int, int], ...] = Field(
+    edges: tuple[tuple[StrictInt, StrictInt], ...] = Field(
         (),
         description="pairs (i, j), agent j sees i's action: the graph of kind edges; of kind random those that may be "
         "there, by default every (i, j) with i < j",
@@ -56,6 +56,8 @@ class GraphConfig(Section):
     def _consistent(self) -> GraphConfig:
         if self.edges and self.kind not in ("edges", "random"):
             raise ValueError(f"graph.edges is for graph.kind: edges or random; the kind is {self.kind}")
+        if self.kind == "edges" and not self.edges:
+            raise ValueError("graph.kind: edges needs graph.edges, such as [[0, 1]]; for no edges there is kind: empty")
         if self.kind == "learned" and self.context != "all" and not self.public:
             raise ValueError(
                 f"graph.context: {self.context} needs graph.public, the indices of the observation features that "
@@ -91,6 +93,11 @@ class GraphGenerator(nn.Module):
         self._relaxed = config.estimator == "straight_through"
         self._parts = (agents if self._relaxed else 1, size, size)
         self.shared = build_network(config.network, inputs + labels, sum(self._parts), gain=2**0.5, streams=streams)
+        if self.shared.memory_shape is not None:
+            raise InputError(
+                f"policy.graph.network.kind: {config.network.kind} remembers, and a graph depends on what is seen now; "
+                "choose attention or mlp."
+            )
         alone = NetworkConfig(hidden=config.network.hidden, activation=config.network.activation)
         self.private = (
             build_network(alone, spec.observation_size + labels, size, gain=2**0.5, streams=streams)

@@ -124,7 +124,10 @@ class GraphDistribution:
         return chosen + of_edges.sum((-2, -1))
 
     def entropy(self, graph: Graph) -> Float[Tensor, " *B"]:
-        """Of every choice in turn, given the sampled order so far: its mean over orders is the entropy."""
+        """Of every choice in turn, given the sampled order so far: its mean over orders is the entropy.
+
+        As a bonus its gradient is that of the choices alone; how scores change which orders are drawn is left out.
+        """
         ordered, remaining = self._along(graph.order)
         places = ordered.shape[-1]
         later = torch.ones(places, places, dtype=torch.bool, device=ordered.device).triu()  # [k, l]: l is not before k

@@ -43,11 +43,15 @@ def findings(run: Run, policy: Actor, env: VectorEnv) -> tuple[dict[str, Metric]
     """
     config = run.config.evaluation
     assert isinstance(config, GraphEvaluationConfig)
+    if isinstance(policy, WithoutEdges):
+        policy = policy.policy  # whoever is judged, the graph is the network's
     if not isinstance(policy, BayesianPolicy):
         return {}, {}
     alone = played(run, env, WithoutEdges(policy), config.episodes, "evaluation")
     edges = sampled_edges(run, policy, env)
-    count, shares = edges.sum((-2, -1)).float().cpu().numpy(), edge_shares(edges)
+    shares = edge_shares(edges)
+    # One number for each environment: its steps are not independent of one another.
+    count = edges.sum((-2, -1)).view(LOOK, -1).float().mean(0).cpu().numpy()
     metrics = {
         **alone.metrics(env.spec.channels, "empty/"),
         "graph/edges": Metric.mean(count),

@@ -114,13 +114,17 @@ class BayesianPolicy(nn.Module):
             units = ActionUnits(*(unit[places % self.agents] for unit in units))
         return IndependentGaussian(y, log_std, units, legal)
 
-    def given_graph(self, alive: Bool[Tensor, "B N"], streams: Streams) -> Graph:
-        """The graph of each row where it is not learned; a random one has each of its edges with chance `density`."""
+    def given_graph(self, alive: Bool[Tensor, "B N"], streams: Streams | None) -> Graph:
+        """The graph of each row where it is not learned; a random one has each of its edges with chance `density`.
+
+        Without streams the most probable one: all edges where that chance is above one half, else none.
+        """
         assert self._fixed is not None
         rows = len(alive)
         order, edges = (x.expand(rows, *x.shape) for x in (self._fixed.order, self._fixed.edges))
         if self.config.kind == "random":
-            edges = edges & (uniform_pairs(rows, self.agents, streams) < self.density)
+            chance = 0.5 if streams is None else uniform_pairs(rows, self.agents, streams)
+            edges = edges & (chance < self.density)
         return among_living(Graph(order, edges), alive)
 
 
@@ -172,10 +176,7 @@ class BayesianNetwork:
 
     def mode(self) -> Decision:
         """The most probable graph, and along it every agent's most probable choice given its parents' (greedily)."""
-        if self.graphs is None:
-            graph = self.policy.given_graph(self.obs.alive, Streams([0], self.seen.device))
-        else:
-            graph = self.graphs.mode()
+        graph = self.policy.given_graph(self.obs.alive, None) if self.graphs is None else self.graphs.mode()
         return self._ancestral(graph, None)
 
     def log_prob(self, decision: Decision) -> Float[Tensor, "B M"]:
@@ -191,7 +192,7 @@ class BayesianNetwork:
     def price(self, decision: Decision) -> Float[Tensor, "B M"] | None:
         """What is paid for the density of the graph, less the bonus for not settling yet.
 
-        The graph's decider pays; where it is none, all agents pay alike.
+        The graph's decider pays; where it is none, all agents pay alike, together as much as that decider would.
         """
         if self.graphs is None:
             return None
@@ -199,7 +200,7 @@ class BayesianNetwork:
         assert generator is not None
         paid = generator.price * self.graphs.density(graph) - generator.bonus * self.graphs.entropy(graph)
         if not self.graphs.decides:
-            return paid.unsqueeze(-1).expand_as(self.obs.alive)
+            return paid.unsqueeze(-1).expand_as(self.obs.alive) / (self.policy.agents + 1)
         return self._beside(paid.new_zeros(self.obs.alive.shape), lambda graphs: paid)
 
     def log_probs(self) -> Float[Tensor, "B N A"]:

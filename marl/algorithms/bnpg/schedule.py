@@ -28,7 +28,7 @@ class GraphSchedule:
     """Sets the price of density, by dual ascent on `density <= plan`, and lets the bonus for entropy fade.
 
     Learns after the actor-critic from the same batches, and logs what the graphs look like. A random graph is not
-    priced: its density is set to the plan.
+    priced: its density is set to the plan, which starts from the density that the config gives.
     """
 
     def __init__(self, policy: BayesianPolicy, config: ScheduleConfig, updates: int):
@@ -38,10 +38,11 @@ class GraphSchedule:
         self._changes = policy.config.kind in ("learned", "random")  # a fixed graph's picture would tell nothing
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of the plan; for the log edges, density, depth, price, and the share of steps of each edge."""
+        """One step of the plan; for the log edges, density, depth, price [P], and the share of steps of each edge."""
         graph = batch.decision.latent
-        shares = graph.edges.float().mean(0)
-        count, pairs = shares.sum(), self.policy.pairs
+        shares = graph.edges.unflatten(0, (batch.policies, -1)).float().mean(1)
+        count, pairs = shares.sum((-2, -1)), self.policy.pairs
+        deepest = levels(graph.edges).amax(-1).float()
         self.done += 1
         progress = self.done / self.updates
         plan = self._plan(progress, pairs)
@@ -49,7 +50,7 @@ class GraphSchedule:
         logged = {
             "graph_edges": count,
             "graph_density": count / max(1, pairs),
-            "graph_depth": levels(graph.edges).amax(-1).float().mean(),
+            "graph_depth": deepest.unflatten(0, (batch.policies, -1)).mean(1),
         }
         if generator is not None:
             config = self.policy.config
@@ -59,11 +60,10 @@ class GraphSchedule:
                     above = generator(batch.obs).density(graph).mean() - plan
                 self._excess = (self._excess + self.config.rate * above).clamp(min=0)
                 generator.price.copy_(config.price + self._excess)
-            logged["graph_price"] = generator.price.clone()
+            logged["graph_price"] = generator.price.clone().view(1)  # a learned graph trains one policy at a time
         elif plan is not None:
             self.policy.density.fill_(plan)
-        terms = {name: value.view(1) for name, value in logged.items()}
-        return {**terms, "graph_shares": shares.unsqueeze(0)} if self._changes else terms
+        return {**logged, "graph_shares": shares} if self._changes else logged
 
     def relabel(self, batch: Batch) -> Batch:
         """As it is."""
@@ -82,6 +82,7 @@ class GraphSchedule:
         config = self.config
         if config.kind == "free":
             return None
-        last = min(1.0, config.edges / max(pairs, 1))
+        first = self.policy.config.density if self.policy.generator is None else 1.0
+        last = min(first, config.edges / max(pairs, 1))
         fallen = (progress - config.begin) / max(config.end - config.begin, 1e-9)
-        return 1 - (1 - last) * min(1.0, max(0.0, fallen))
+        return first - (first - last) * min(1.0, max(0.0, fallen))
