@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 import traceback
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,11 @@ def test_from_yaml_to_gradient_in_seven_files(tmp_path: Path, monkeypatch: pytes
     files = sorted(Path(name).relative_to(ROOT / "marl").as_posix() for name in read if name.startswith("/"))
     wanted = ["__main__", "algorithms/mappo/__init__", "config", "learners", "losses", "run", "training"]
     assert files == [f"{name}.py" for name in wanted]
+
+
+def test_every_package_is_installed() -> None:
+    """A folder of modules that the build file does not list would be missing from a wheel."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    tops = ("envs", "marl", "recsys", "planners")
+    found = {str(p.parent.relative_to(ROOT)).replace("/", ".") for top in tops for p in (ROOT / top).rglob("*.py")}
+    assert found == {name for name in listed if not name.startswith("marl.configs")}
