@@ -88,6 +88,14 @@ def test_a_neighbor_over_a_flipped_edge_is_seen_mirrored(method: str) -> None:
     torch.testing.assert_close(found.total, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["dense", "tree"])
+def test_of_two_copies_equally_near_one_counts(method: str) -> None:
+    """On the diagonal of the projective plane, over the right edge is as near as over the top."""
+    position = torch.tensor([[[1 / 16, 1 / 16], [15 / 16, 15 / 16]]])
+    found = sums(method, Manifold("projective"), 0.2, position, torch.ones(1, 2, 2))
+    assert found.number.tolist() == [[2, 2]]
+
+
 @pytest.mark.parametrize("method", ["dense", "tree", "grid"])
 @pytest.mark.parametrize(("name", "axis"), [("torus", 0), ("torus", 1), ("moebius", 0), ("klein", 1)])
 def test_local_means_do_not_change_where_the_whole_swarm_is_shifted(method: str, name: str, axis: int) -> None:
