@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -27,6 +29,14 @@ def swarm_spec(
         state_size=state_size,
         horizon=horizon,
     )
+
+
+def one_of(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise InputError, which names the nearest choice, if `value` is none of them."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{hint}")
 
 
 def require_finite(**numbers: float) -> None:
