@@ -1,0 +1,75 @@
+"""Directions of a swarm: unit vectors, order, and what an agent sees of those around it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envs.core import Observation
+from envs.swarm.features import Features
+from envs.swarm.sums import Sums
+
+# The box around the points (x, y, cos φ, sin φ) that features describe: places in sides of the square.
+POINTS = ((0.0, 0.0, -1.0, -1.0), (1.0, 1.0, 1.0, 1.0))
+
+
+class HeadingMoments:
+    """The mean of the unit vectors of the headings and of twice the headings: (cos φ, sin φ, cos 2φ, sin 2φ).
+
+    Points are (x, y, cos φ, sin φ); the place does not matter.
+    """
+
+    size = 4
+
+    def __call__(self, points: Float[Tensor, "E N 4"]) -> Float[Tensor, "E 4"]:
+        """The four means."""
+        cos, sin = points[..., 2], points[..., 3]
+        moments = (cos, sin, cos * cos - sin * sin, 2 * sin * cos)
+        return torch.stack([moment.mean(1) for moment in moments], -1)
+
+
+def unit(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B 2"]:
+    """(cos, sin)."""
+    return torch.stack([angle.cos(), angle.sin()], -1)
+
+
+def wrapped(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """The same direction in [-π, π]."""
+    return angle - 2 * torch.pi * (angle / (2 * torch.pi)).round()
+
+
+def order(headings: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
+    """R = |mean of the unit vectors|: 1 if all point one way, about sqrt(π/(4N)) if they point anywhere."""
+    mean = headings.mean(1)
+    # A gradient of 0, not NaN, where the vectors cancel exactly.
+    return mean.square().sum(-1).clamp(min=1e-20).sqrt()
+
+
+def relative(mean: Float[Tensor, "E N 2"], own: Float[Tensor, "E N 2"]) -> Float[Tensor, "E N 2"]:
+    """Each agent's vector `mean` in the frame of its own heading: |m| (cos a, sin a), a the angle from heading to m."""
+    x, y = mean.unbind(-1)
+    cos, sin = own.unbind(-1)
+    return torch.stack([x * cos + y * sin, y * cos - x * sin], -1)
+
+
+def local_order(near: Sums, own: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
+    """The mean over agents of the mean cosine of the angle to the others nearby, 0 for those without neighbors.
+
+    1 if neighbors point one way, about 0 if they point anywhere. Meaningful on any surface, as vectors are transported.
+    """
+    return relative(near.without(own).mean(), own)[..., 0].mean(1)
+
+
+def observed(
+    features: Features, position: Float[Tensor, "E N 2"], own: Float[Tensor, "E N 2"], near: Sums, count_self: bool
+) -> Observation:
+    """What a swarm sees of its headings: each agent the mean nearby, the critic the whole.
+
+    agent [E,N,2]: the mean heading of the neighborhood relative to one's own, zero where nobody counts. state [E,F+1]:
+    the features of the points (x, y, cos φ, sin φ), then the local order.
+    """
+    others = relative(near.without(own).mean(), own)
+    whole = torch.cat([features(torch.cat([position, own], -1)), others[..., :1].mean(1)], -1)
+    agent = relative(near.mean(), own) if count_self else others
+    return Observation(agent, whole, torch.ones_like(near.number, dtype=torch.bool))

@@ -1,0 +1,24 @@
+"""What an agent's neighborhood adds up to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Sums(NamedTuple):
+    """The sum of the vectors in each agent's neighborhood, and how many these are, `number`."""
+
+    total: Float[Tensor, "E N 2"]
+    number: Float[Tensor, "E N"]
+
+    def without(self, own: Float[Tensor, "E N 2"]) -> Sums:
+        """The same without each agent's own vector."""
+        return Sums(self.total - own, self.number - 1)
+
+    def mean(self) -> Float[Tensor, "E N 2"]:
+        """The mean vector; zero where nobody is. (On a grid the number is a real number, and noisy.)"""
+        share = self.number.clamp(min=0.5).reciprocal().where(self.number >= 0.5, 0)
+        return self.total * share.unsqueeze(-1)
