@@ -47,7 +47,7 @@ class Kuramoto(World[KuramotoState]):
     What is known for coupling="all" and N to infinity, uncontrolled: below K = sigma² the swarm is incoherent, and R is
     about sqrt(π/(4N)); above, R solves R = I1(2KR/sigma²) / I0(2KR/sigma²). Uncoupled, E cos(θ_t - θ_0) is
     exp(-sigma² t/2). Source: Cui et al., ICLR 2024 (arXiv 2307.06175), with constants of our own.
-    u_max None leaves the control unconstrained. neighbors: how they are found, see `envs.swarm.neighbors`. Raises
+    u_max None leaves the control unconstrained: half a turn a step of physics, π/dt. neighbors: how they are found, see `envs.swarm.neighbors`. Raises
     InputError for bad constants.
     """
 
@@ -82,7 +82,8 @@ class Kuramoto(World[KuramotoState]):
         self.agents, self.coupling, self.reward, self.count_self = agents, coupling, reward, count_self
         self.K, self.sigma, self.dt, self.hold, self.action_cost = K, sigma, dt, hold, action_cost
         self.features = HeadingMoments() if features is None else swarm_features(features, *POINTS)
-        self.u_max = math.inf if u_max is None else u_max
+        # Half a turn in a step reaches every phase, so that more would change nothing.
+        self.u_max = math.pi / dt if u_max is None else u_max
         turn = Continuous((-self.u_max,), (self.u_max,))
         self.spec = swarm_spec(agents, 2, turn, self.features.size + 1, horizon)
 

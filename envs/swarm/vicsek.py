@@ -44,7 +44,8 @@ class Vicsek(World[VicsekState]):
     The team earns its order after the step (aligned), or minus that (misaligned), minus action_cost · mean |u|. The
     order is R = |mean of e^{iφ}| on the box and the torus; on surfaces that are not orientable a heading means nothing
     without its place, and the order is the mean cosine of the angle between an agent and the others within its radius.
-    Time and length are in units of dt and size; angles in radians. u_max None leaves the turn unconstrained.
+    Time and length are in units of dt and size; angles in radians. u_max None leaves the turn unconstrained: half a turn a
+    step, π/dt.
 
     However it is controlled, E R² <= m² + (1 - m²) / N with m = exp(-sigma² dt / 2), which is reached if all head for
     one direction before the noise. Source: Cui et al., ICLR 2024 (arXiv 2307.06175), with constants of our own.
@@ -80,7 +81,8 @@ class Vicsek(World[VicsekState]):
         self.agents, self.reward, self.count_self = agents, reward, count_self
         self.v0, self.omega0, self.sigma, self.dt, self.action_cost = v0, omega0, sigma, dt, action_cost
         self.features = HeadingMoments() if features is None else swarm_features(features, *POINTS)
-        self.u_max = math.inf if u_max is None else u_max
+        # Half a turn in a step reaches every heading, so that more would change nothing.
+        self.u_max = math.pi / dt if u_max is None else u_max
         turn = Continuous((-self.u_max,), (self.u_max,))
         self.spec = swarm_spec(agents, 2, turn, self.features.size + 1, horizon)
 
