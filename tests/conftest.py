@@ -1,7 +1,12 @@
 """Tests use one thread: small tensors are slower on more, and results must not depend on the machine's cores."""
 
+import signal
+
 import torch
 
 import marl  # noqa: F401  its recorder tells `concord claims` what a test rests on
 
 torch.set_num_threads(1)
+
+# A shell that starts tests in the background has Ctrl-C ignored, which the tests of interruptions rest on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
