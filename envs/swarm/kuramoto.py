@@ -47,8 +47,8 @@ class Kuramoto(World[KuramotoState]):
     What is known for coupling="all" and N to infinity, uncontrolled: below K = sigma² the swarm is incoherent, and R is
     about sqrt(π/(4N)); above, R solves R = I1(2KR/sigma²) / I0(2KR/sigma²). Uncoupled, E cos(θ_t - θ_0) is
     exp(-sigma² t/2). Source: Cui et al., ICLR 2024 (arXiv 2307.06175), with constants of our own.
-    u_max None leaves the control unconstrained: half a turn a step of physics, π/dt. neighbors: how they are found, see `envs.swarm.neighbors`. Raises
-    InputError for bad constants.
+    u_max None leaves the control unconstrained: half a turn a step of physics, π/dt.
+    neighbors: how they are found, see `envs.swarm.neighbors`. Raises InputError for bad constants.
     """
 
     shows_clock = False

@@ -44,8 +44,8 @@ class Vicsek(World[VicsekState]):
     The team earns its order after the step (aligned), or minus that (misaligned), minus action_cost · mean |u|. The
     order is R = |mean of e^{iφ}| on the box and the torus; on surfaces that are not orientable a heading means nothing
     without its place, and the order is the mean cosine of the angle between an agent and the others within its radius.
-    Time and length are in units of dt and size; angles in radians. u_max None leaves the turn unconstrained: half a turn a
-    step, π/dt.
+    Time and length are in units of dt and size; angles in radians. u_max None leaves the turn unconstrained, which is
+    half a turn a step, π/dt.
 
     However it is controlled, E R² <= m² + (1 - m²) / N with m = exp(-sigma² dt / 2), which is reached if all head for
     one direction before the noise. Source: Cui et al., ICLR 2024 (arXiv 2307.06175), with constants of our own.
