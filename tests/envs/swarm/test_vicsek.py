@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from envs.core import InputError, tree_map
 from envs.swarm import grid
-from envs.swarm.headings import unit
+from envs.swarm.headings import unit, wrapped
 from envs.swarm.vicsek import Vicsek, VicsekState
 from envs.testing import check_env
 from envs.world import TensorEnv
@@ -96,7 +96,7 @@ def test_rewards_and_views_do_not_change_where_the_whole_swarm_is_shifted(name: 
 def test_the_order_of_a_swarm_that_heads_for_one_direction_is_the_bound(agents: int, sigma: float, dt: float) -> None:
     world = Vicsek(agents, sigma=sigma, dt=dt, omega0=0.4)
     state, rows = started(world, 10_000), 10_000
-    alignment = (-state.heading / dt - world.omega0).unsqueeze(-1)
+    alignment = (wrapped(-state.heading - world.omega0 * dt) / dt).unsqueeze(-1)
     _, reward, _ = world.transition(state, alignment, world.noise(rows, torch.Generator().manual_seed(5)))
     squared = reward[:, 0, 0].square()
     error = squared.std().item() / math.sqrt(rows)
