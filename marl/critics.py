@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from envs.core import EnvSpec, Observation, Streams, Tree
@@ -25,16 +25,29 @@ class CriticConfig(Section):
     share: Literal["kind", "all", "none"] = Field("kind", description="who shares parameters, where it sees an agent")
     agent_id: bool = Field(False, description="append a one-hot of the agent, where it sees an agent")
     share_trunk: bool = Field(False, description="one network for all reward channels instead of one for each")
+    output: Literal["agent", "team"] = Field(
+        "agent", description="agent: a value for each; team: one for all, for a team reward and any number of agents"
+    )
+
+    @model_validator(mode="after")
+    def _one_value_needs_the_whole(self) -> CriticConfig:
+        if self.output == "team" and self.sees == "agent":
+            raise ValueError("output: team gives one value of the state, so it needs sees: state")
+        return self
 
 
 class CentralCritic(nn.Module):
-    """Sees the state; gives all agents' values at once. Each channel has its own network unless `share_trunk`."""
+    """Sees the state; gives all agents' values at once. Each channel has its own network unless `share_trunk`.
+
+    With `output: team` there is one value for all agents, and the network does not grow with their number.
+    """
 
     def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
         super().__init__()
         self.agents, self.channels = len(spec.agents), len(spec.channels)
         self.policies, self.copies = len(streams), 1 if config.share_trunk else self.channels
-        outputs = self.agents * self.channels // self.copies
+        self._values = 1 if config.output == "team" else self.agents
+        outputs = self._values * self.channels // self.copies
         self.body = build_network(
             config.network, spec.state_size, outputs, gain=1.0, copies=self.copies, streams=streams
         )
@@ -54,8 +67,10 @@ class CentralCritic(nn.Module):
         y, memory = self.body(x, obs.alive.any(-1, keepdim=True), memory)
         y = join_copies(y, self.copies).squeeze(1)  # [B, K·N] by channel, or [B, N·K] from a shared trunk
         if self.copies == 1:
-            return y.unflatten(-1, (self.agents, self.channels)), memory
-        return y.unflatten(-1, (self.channels, self.agents)).transpose(1, 2), memory
+            value = y.unflatten(-1, (self._values, self.channels))
+        else:
+            value = y.unflatten(-1, (self.channels, self._values)).transpose(1, 2)
+        return value.expand(-1, self.agents, -1), memory
 
 
 class LocalCritic(nn.Module):
