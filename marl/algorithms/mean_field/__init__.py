@@ -3,8 +3,8 @@
 Source: Cui, Hauck, Fabian and Koeppl, "Learning Decentralized Partially Observable Mean Field Control for Artificial
 Collective Behavior", ICLR 2024 (arXiv 2307.06175). `docs/mean_field.md` has the equations and says what is ours.
 
-The report has the swarm as it is trained, with rules drawn (`return_per_agent`), as it is executed, with the mean rule
-(`mean_rule/return_per_agent`), and how steep that rule can be at most (`rule/lipschitz`).
+The report has the swarm as it is executed, with the mean rule (`return_per_agent`), as it was trained, with rules drawn
+(`drawn/return_per_agent`), and how steep the mean rule can be at most (`rule/lipschitz`).
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class Config(ActorCriticConfig):
 
 
 def recipe(config: Config, run: Run) -> Report:
-    """Train, judge with rules drawn and with the mean rule, and say how steep that is."""
+    """Train, judge with the mean rule and with rules drawn, and say how steep the mean rule is."""
     with closing(make_env(config.env, num_envs=1)) as env:
         check_twin(run, env.spec)
-    policy = train(config, run)
-    report = judge(run, policy)
+    executed = MeanRule(train(config, run))
+    report = judge(run, executed)
     with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
-        report.metrics.update(findings(run, policy, env)[0])
+        report.metrics.update(findings(run, executed, env)[0])
     report.save(run.folder / "report.json")
     return report
 
@@ -82,27 +82,29 @@ def train(config: Config, run: Run) -> SwarmPolicy:
 
 
 def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-    """The policy as it was last saved, and environments to play it in, of as many agents as the config says now."""
+    """The swarm as it is executed, last saved, and environments to play it in, of as many agents as the config says."""
     config = run.config
     assert isinstance(config, Config)
     env = make_env(config.env, num_envs=num_envs, device=run.device)
     policy = SwarmPolicy(env.spec, config.policy, run.streams("policy"))
     policy.load_state_dict(run.load("train", "policy"))
-    return policy, env
+    return MeanRule(policy), env
 
 
-def findings(run: Run, policy: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
-    """What the swarm earns with the mean rule, and the largest Lipschitz certificate of the rules that it follows."""
-    assert isinstance(policy, SwarmPolicy)
-    episodes = played(run, env, MeanRule(policy), run.config.evaluation.episodes, "evaluation")
-    certificate = Metric.exact(steepest(run, policy))
-    return {**episodes.metrics(env.spec.channels, "mean_rule/"), "rule/lipschitz": certificate}, {}
+def findings(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
+    """What the swarm earns with rules drawn, and the largest Lipschitz certificate of the rules that it follows."""
+    assert isinstance(actor, MeanRule)
+    found = {"rule/lipschitz": Metric.exact(steepest(run, actor))}
+    if actor.policy.explores_rules:
+        drawn = played(run, env, actor.policy, run.config.evaluation.episodes, "evaluation")
+        found |= drawn.metrics(env.spec.channels, "drawn/")
+    return found, {}
 
 
-def steepest(run: Run, policy: SwarmPolicy) -> float:
+def steepest(run: Run, swarm: MeanRule) -> float:
     """The largest bound `Rule.lipschitz` of the mean rules in an episode of some swarms: action units per observed."""
     with closing(make_env(run.config.env, num_envs=ROWS, device=run.device)) as env:
-        moments = watch(env, MeanRule(policy), run.stage_seeds("rules")[0], lambda: None)
+        moments = watch(env, swarm, run.stage_seeds("rules")[0], lambda: None)
         steps = islice(moments, env.spec.horizon or LOOK)
-        bounds = [policy.rule.lipschitz(moment.decision.latent).max() for moment in steps]
+        bounds = [swarm.policy.rule.lipschitz(moment.decision.latent).max() for moment in steps]
     return float(torch.stack(bounds).max())
