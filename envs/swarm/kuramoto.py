@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.core import Continuous, InputError, Observation
 from envs.swarm.features import Features, swarm_features
-from envs.swarm.headings import POINTS, HeadingMoments, observed, order, relative, unit, wrapped
+from envs.swarm.headings import POINTS, SEES, HeadingMoments, observed, order, relative, unit, wrapped
 from envs.swarm.manifolds import Manifold
 from envs.swarm.neighbors import Neighborhood, Neighbors
 from envs.swarm.picture import draw_swarm
@@ -38,9 +38,10 @@ class Kuramoto(World[KuramotoState]):
 
     z_i is the mean of exp(i θ) over all (coupling="all") or over those within `radius`, itself included
     (coupling="radius"). One decision holds for `hold` Euler steps of dt. An agent sees the mean phase vector of those
-    within `radius`, in the frame of its own phase: its magnitude times the cosine and the sine of its relative angle;
-    itself counts if `count_self`. Nobody sees the clock; the critic sees `features` of the points (x, y, cos θ, sin θ),
-    the local order, and the clock. An episode has `horizon` decisions.
+    within `radius`, in the frame of its own phase: its magnitude times the cosine and the sine of its relative angle
+    a, or with sees="angle" a/π alone, 0 if nobody is near; itself counts if `count_self`. Nobody sees the clock; the
+    critic sees `features` of the points (x, y, cos θ, sin θ), the local order, and the clock. An episode has `horizon`
+    decisions.
 
     The team earns R = |mean of exp(iθ)| after the decision (aligned), or -R (misaligned), minus action_cost · mean |u|.
 
@@ -69,7 +70,9 @@ class Kuramoto(World[KuramotoState]):
         count_self: bool = False,
         neighbors: str = "auto",
         features: Features | str | None = None,
+        sees: str = "vector",
     ):
+        one_of("sees", sees, SEES)
         one_of("coupling", coupling, ("all", "radius"))
         one_of("reward", reward, SIGNS)
         require_positive(dt=dt, **({} if u_max is None else {"u_max": u_max}))
@@ -79,13 +82,14 @@ class Kuramoto(World[KuramotoState]):
             raise InputError(f"A decision holds for at least 1 step of physics; got hold={hold}.")
         self.manifold = Manifold("torus")
         self.neighborhood = Neighborhood(self.manifold, radius, neighbors)
-        self.agents, self.coupling, self.reward, self.count_self = agents, coupling, reward, count_self
+        self.agents, self.coupling, self.reward = agents, coupling, reward
+        self.count_self, self.sees = count_self, sees
         self.K, self.sigma, self.dt, self.hold, self.action_cost = K, sigma, dt, hold, action_cost
         self.features = HeadingMoments() if features is None else swarm_features(features, *POINTS)
         # Half a turn in a step reaches every phase, so that more would change nothing.
         self.u_max = math.pi / dt if u_max is None else u_max
         turn = Continuous((-self.u_max,), (self.u_max,))
-        self.spec = swarm_spec(agents, 2, turn, self.features.size + 1, horizon)
+        self.spec = swarm_spec(agents, SEES[sees], turn, self.features.size + 1, horizon)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E N 3"]:
         """Uniform numbers in [0, 1): places and phases."""
@@ -126,7 +130,7 @@ class Kuramoto(World[KuramotoState]):
 
     def observe(self, state: KuramotoState) -> Observation:
         """The mean phase vector nearby, relative to one's own phase."""
-        return observed(self.features, state.position, state.own, state.near, self.count_self)
+        return observed(self.features, state.position, state.own, state.near, self.count_self, self.sees)
 
     def frame(self, state: KuramotoState) -> Any:
         """The oscillators, colored by phase, and R."""

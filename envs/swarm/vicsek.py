@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.core import Continuous, Observation
 from envs.swarm.features import Features, swarm_features
-from envs.swarm.headings import POINTS, HeadingMoments, local_order, observed, order, unit, wrapped
+from envs.swarm.headings import POINTS, SEES, HeadingMoments, local_order, observed, order, unit, wrapped
 from envs.swarm.manifolds import Manifold
 from envs.swarm.neighbors import Neighborhood
 from envs.swarm.picture import draw_swarm
@@ -38,8 +38,9 @@ class Vicsek(World[VicsekState]):
 
     A point that crosses an edge of the square takes its heading with it as `manifold` says. The swarm starts anywhere,
     heading anywhere. An agent sees the mean heading vector of those within `radius`, in the frame of its own heading:
-    its magnitude times the cosine and the sine of its relative angle; itself counts if `count_self`. Nobody sees the
-    clock or a place; the critic sees `features` of the points (x, y, cos φ, sin φ), the local order, and the clock.
+    its magnitude times the cosine and the sine of its relative angle a, or with sees="angle" a/π alone, 0 if nobody is
+    near; itself counts if `count_self`. Nobody sees the clock or a place; the critic sees `features` of the points
+    (x, y, cos φ, sin φ), the local order, and the clock.
 
     The team earns its order after the step (aligned), or minus that (misaligned), minus action_cost · mean |u|. The
     order is R = |mean of e^{iφ}| on the box and the torus; on surfaces that are not orientable a heading means nothing
@@ -71,20 +72,22 @@ class Vicsek(World[VicsekState]):
         count_self: bool = False,
         neighbors: str = "auto",
         features: Features | str | None = None,
+        sees: str = "vector",
     ):
+        one_of("sees", sees, SEES)
         one_of("reward", reward, SIGNS)
         require_positive(dt=dt, **({} if u_max is None else {"u_max": u_max}))
         require_nonnegative(v0=v0, sigma=sigma, action_cost=action_cost)
         require_finite(omega0=omega0)
         self.manifold = Manifold(manifold, size)
         self.neighborhood = Neighborhood(self.manifold, radius, neighbors)
-        self.agents, self.reward, self.count_self = agents, reward, count_self
+        self.agents, self.reward, self.count_self, self.sees = agents, reward, count_self, sees
         self.v0, self.omega0, self.sigma, self.dt, self.action_cost = v0, omega0, sigma, dt, action_cost
         self.features = HeadingMoments() if features is None else swarm_features(features, *POINTS)
         # Half a turn in a step reaches every heading, so that more would change nothing.
         self.u_max = math.pi / dt if u_max is None else u_max
         turn = Continuous((-self.u_max,), (self.u_max,))
-        self.spec = swarm_spec(agents, 2, turn, self.features.size + 1, horizon)
+        self.spec = swarm_spec(agents, SEES[sees], turn, self.features.size + 1, horizon)
 
     @property
     def bound(self) -> float:
@@ -127,7 +130,7 @@ class Vicsek(World[VicsekState]):
     def observe(self, state: VicsekState) -> Observation:
         """The mean heading nearby, relative to one's own."""
         position = state.position / self.manifold.size
-        return observed(self.features, position, state.own, state.near, self.count_self)
+        return observed(self.features, position, state.own, state.near, self.count_self, self.sees)
 
     def frame(self, state: VicsekState) -> Any:
         """The swarm, colored by heading, and its order."""

@@ -82,6 +82,10 @@ def test_one_decision_is_its_steps_of_physics_by_hand() -> None:
     seen = world.observe(after).agent[0]
     expected = [[math.cos(b - a), math.sin(b - a)], [math.cos(b - a), -math.sin(b - a)], [0.0, 0.0]]
     torch.testing.assert_close(seen, torch.tensor(expected), atol=1e-6, rtol=0)
+    angle = Kuramoto(3, radius=0.2, sees="angle")
+    turn = (b - a) / math.pi
+    torch.testing.assert_close(angle.observe(after).agent[0, :, 0], torch.tensor([turn, -turn, 0.0]), atol=1e-6, rtol=0)
+    assert angle.spec.observation_sizes == (1, 1, 1)
 
 
 def test_all_to_all_is_a_radius_that_spans_the_torus() -> None:
@@ -144,6 +148,7 @@ def test_the_picture_shows_the_phases() -> None:
         ({"agents": 1}, "at least two agents; got agents=1"),
         ({"horizon": 0}, "at least 1 step; got horizon=0"),
         ({"hold": 0}, "hold=0"),
+        ({"sees": "phase"}, "sees must be one of vector, angle"),
         ({"coupling": "al"}, "Did you mean all"),
         ({"reward": "order"}, "reward must be one of aligned, misaligned"),
         ({"radius": 0.0}, "radius"),

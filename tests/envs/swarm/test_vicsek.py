@@ -54,6 +54,30 @@ def test_an_agent_sees_the_mean_heading_nearby_relative_to_its_own(count_self: b
     torch.testing.assert_close(obs.state, torch.tensor([[*moments, 0.0]]), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("count_self", [False, True])
+def test_an_agent_may_see_the_relative_angle_alone(count_self: bool) -> None:
+    world = Vicsek(4, radius=0.2, count_self=count_self, sees="angle")
+    position = torch.tensor([[[0.05, 0.5], [0.95, 0.5], [0.5, 0.5], [0.5, 0.0]]])
+    state = world.at(position, torch.tensor([[3.0, 3.0 + math.pi / 2, 1.0, -2.0]]))
+    seen = 0.25 if count_self else 0.5
+    expected = torch.tensor([[[seen], [-seen], [0.0], [0.0]]])
+    torch.testing.assert_close(world.observe(state).agent, expected, atol=1e-6, rtol=0)
+    assert world.spec.observation_sizes == (1,) * 4
+
+
+def test_the_angle_seen_is_that_of_the_vector_between_minus_and_plus_one() -> None:
+    vector, angle = Vicsek(60, "klein"), Vicsek(60, "klein", sees="angle")
+    state = started(vector, 5)
+    x, y = vector.observe(state).agent.unbind(-1)
+    seen = angle.observe(state).agent
+    alone = (x == 0) & (y == 0)
+    assert alone.any(), "atan2 of zeros with signs may be anything"
+    torch.testing.assert_close(seen[..., 0] * math.pi, torch.atan2(y, x).where(~alone, 0))
+    assert seen.min() < -0.9
+    assert seen.max() > 0.9
+    assert seen.abs().max() <= 1
+
+
 @pytest.mark.parametrize("name", ["moebius", "klein", "projective"])
 def test_over_a_flipped_edge_parallel_means_parallel_there(name: str) -> None:
     """Two agents who face each other over the flip: what one sees in its square is the other's heading mirrored."""
@@ -144,7 +168,13 @@ def test_a_row_alone_is_the_row_in_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"manifold": "klein", "u_max": 1.0}, {"neighbors": "tree"}, {"neighbors": "grid", "radius": 0.2}]
+    "arguments",
+    [
+        {},
+        {"manifold": "klein", "u_max": 1.0, "sees": "angle"},
+        {"neighbors": "tree"},
+        {"neighbors": "grid", "radius": 0.2},
+    ],
 )
 def test_the_contract_of_an_environment(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "FEWEST_CELLS", 48)
@@ -182,12 +212,15 @@ def test_a_step_never_waits_for_the_device(name: str, neighbors: str) -> None:
     assert isinstance(step.reward, FakeTensor)
 
 
-def test_gradients_pass_through_a_step() -> None:
-    world = Vicsek(20)
+@pytest.mark.parametrize("sees", ["vector", "angle"])
+def test_gradients_pass_through_a_step(sees: str) -> None:
+    world = Vicsek(20, sees=sees)
     action = torch.zeros(2, 20, 1, requires_grad=True)
     after, reward, _ = world.transition(started(world, 2), action, torch.zeros(2, 20))
-    (reward[:, 0].sum() + world.observe(after).agent.sum()).backward()
+    assert (after.near.number == 1).any(), "there is somebody who sees nobody"
+    (reward[:, 0].sum() + world.observe(after).agent.square().sum()).backward()
     assert action.grad is not None
+    assert action.grad.isfinite().all()
     assert action.grad.abs().min() > 0
 
 
@@ -209,6 +242,7 @@ def test_the_picture_shows_headings_and_order() -> None:
         ({"agents": 1}, "at least two agents; got agents=1"),
         ({"horizon": 0}, "at least 1 step; got horizon=0"),
         ({"manifold": "kline"}, "Did you mean klein"),
+        ({"sees": "angel"}, "sees must be one of vector, angle; got 'angel'. Did you mean angle"),
         ({"reward": "algned"}, "Did you mean aligned"),
         ({"neighbors": "pairs"}, "neighbors must be one of auto, dense, tree, grid"),
         ({"radius": 0.0}, "radius"),
