@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -70,13 +71,22 @@ def paired(first: np.ndarray, second: np.ndarray) -> Metric:
     return Metric.mean(gaps) if len(gaps) > 1 else Metric(float(gaps[0]), -np.inf, np.inf, 1)
 
 
+def in_errors(gaps: np.ndarray) -> float:
+    """A mean in units of its own standard error; infinite, or 0 for a mean of 0, where all gaps are equal."""
+    mean = float(gaps.mean())
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
+    if error == 0:
+        return math.copysign(math.inf, mean) if mean else 0.0
+    return mean / error
+
+
 def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Metric]:
     """`<metric>/{min,median,iqm,max}` of each variant, and `difference/<a>-<b>` of their returns.
 
     A variant is named by its settings, `key=value` each. Names stand before metrics where there are several variants;
     the difference of any other metric is `<metric>/difference/<a>-<b>`. `paired/<a>-<b>` is the mean difference of
-    returns between runs of one seed, `paired/<a>-<b>/low_share` the lower end of its 95 % interval as a share of b's
-    mean. Where more than one key varies, the same again under `best/` for the best variant (highest mean return) of
+    returns between runs of one seed, `…/in_errors` that in units of its standard error, and `…/low_share` the lower end
+    of its 95 % interval as a share of b's mean. Where more than one key varies, the same again under `best/` for the best variant (highest mean return) of
     each value of the first key: so both sides of a comparison are tuned alike.
     """
     values = {label: _columns(reports) for label, reports in variants.items()}
@@ -103,6 +113,7 @@ def _side_by_side(values: dict[str, dict[str, np.ndarray]]) -> dict[str, Metric]
         if len(one) and len(one) == len(other):
             gap = paired(one, other)
             found[f"paired/{first}-{second}"] = gap
+            found[f"paired/{first}-{second}/in_errors"] = Metric.exact(in_errors(one - other))
             if other.mean():
                 found[f"paired/{first}-{second}/low_share"] = Metric.exact(gap.low / abs(float(other.mean())))
     return found
