@@ -35,6 +35,12 @@ class CriticConfig(Section):
             raise ValueError("output: team gives one value of the state, so it needs sees: state")
         return self
 
+    @model_validator(mode="after")
+    def _messages_need_agents(self) -> CriticConfig:
+        if self.network.kind == "message_passing" and self.sees == "state":
+            raise ValueError("network.kind: message_passing runs between agents, so it needs sees: agent")
+        return self
+
 
 class CentralCritic(nn.Module):
     """Sees the state; gives all agents' values at once. Each channel has its own network unless `share_trunk`.

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from envs.core import InputError, Streams, import_dotted
@@ -26,10 +26,43 @@ from marl.config import Section
 class NetworkConfig(Section):
     """The shape of a network."""
 
-    kind: str = Field("mlp", description="mlp, gru, attention (over agents), or a class by dotted path, module:Class")
+    kind: str = Field(
+        "mlp",
+        description="mlp, gru, attention (over agents), message_passing (between agents who are near), or a class by "
+        "dotted path, module:Class",
+    )
     hidden: tuple[PositiveInt, ...] = Field((64, 64), description="units of the hidden layers", min_length=1)
     activation: Literal["tanh", "relu", "silu"] = Field("tanh", description="after each hidden layer")
     heads: int = Field(4, ge=1, description="attention heads; must divide the last hidden size")
+    rounds: int = Field(2, ge=1, description="message passing: how often agents tell one another")
+    aggregate: Literal["mean", "max"] = Field("mean", description="message passing: what is heard of several messages")
+    positions: tuple[NonNegativeInt, ...] = Field(
+        (), description="message passing: the columns of an observation, from 0, that hold an agent's own place"
+    )
+    radius: float | None = Field(
+        None, gt=0, description="message passing: how far agents hear; null: everyone hears everyone"
+    )
+    period: float | None = Field(None, gt=0, description="message passing: side of the torus of positions; null: none")
+
+    @model_validator(mode="after")
+    def _distances_need_places(self) -> NetworkConfig:
+        if len(set(self.positions)) < len(self.positions):
+            raise ValueError(f"positions names each column once, such as [2, 3]; got {list(self.positions)}")
+        for name in ("radius", "period"):
+            if getattr(self, name) is not None and not self.positions:
+                raise ValueError(
+                    f"{name} needs positions: the columns of an observation that hold an agent's place, such as [2, 3]"
+                )
+        return self
+
+    def check_positions(self, features: int) -> None:
+        """Raises InputError where `positions` are not columns of an observation with so many features."""
+        wrong = [column for column in self.positions if column >= features]
+        if wrong:
+            raise InputError(
+                "network.positions names the columns of an observation that hold an agent's place, "
+                f"0 to {features - 1} here; got {wrong}."
+            )
 
 
 def _slow_library() -> bool:
@@ -236,7 +269,7 @@ class ByKind(Network):
         networks = [build() for _ in groups]
         if networks[0].mixes_agents:
             raise InputError(
-                f"{type(networks[0]).__name__} lets agents attend to one another, so one network must serve all of "
+                f"{type(networks[0]).__name__} lets agents hear one another, so one network must serve all of "
                 f"them; these agents would have {len(networks)}. Set share: all (unlike agents are then told apart)."
             )
         self.networks = nn.ModuleList(networks)
@@ -290,7 +323,18 @@ def check_network(
         )
 
 
-BUILT_IN: dict[str, Callable[..., Network]] = {"mlp": MLP, "gru": GRU, "attention": Attention}
+def _message_passing(*args: Any, **settings: Any) -> Network:
+    from marl.message_passing import MessagePassing  # torch-geometric takes seconds to import
+
+    return MessagePassing(*args, **settings)
+
+
+BUILT_IN: dict[str, Callable[..., Network]] = {
+    "mlp": MLP,
+    "gru": GRU,
+    "attention": Attention,
+    "message_passing": _message_passing,
+}
 
 
 def build_network(

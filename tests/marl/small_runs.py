@@ -126,6 +126,7 @@ def build(
 
 GRU = {"network": {"kind": "gru", "hidden": (8,)}}
 ATTENTION = {"network": {"kind": "attention", "hidden": (8,), "heads": 2}}
+MESSAGES = {"network": {"kind": "message_passing", "hidden": (8,), "positions": (0,), "radius": 1.0}}
 LOCAL = {"sees": "agent"}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from small_runs import ATTENTION, GRU, Mortals
+from small_runs import ATTENTION, GRU, MESSAGES, Mortals
 from torch import Tensor
 
 from envs.core import Streams, tree_map
@@ -21,8 +22,11 @@ def observed(rows: int = 6, seeds: tuple[int, ...] = (0,)) -> tuple[TensorEnv, A
     return env, env.reset(list(seeds))
 
 
-@pytest.mark.parametrize("network", [SMALL, GRU, ATTENTION], ids=["mlp", "gru", "attention"])
-@pytest.mark.parametrize("sees", ["state", "agent"])
+@pytest.mark.parametrize(
+    ("network", "sees"),
+    [*product([SMALL, GRU, ATTENTION], ["state", "agent"]), (MESSAGES, "agent")],
+    ids=[*map("-".join, product(["mlp", "gru", "attention"], ["state", "agent"])), "message_passing"],
+)
 @pytest.mark.parametrize("share_trunk", [False, True])
 def test_values_have_agents_and_channels_and_a_policy_s_are_its_own(
     network: dict[str, Any], sees: str, share_trunk: bool

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from small_runs import ATTENTION, GRU, LOCAL, Mortals, Small, assert_close, build
+from small_runs import ATTENTION, GRU, LOCAL, MESSAGES, Mortals, Small, assert_close, build
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
@@ -43,6 +43,7 @@ SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "gru": (Mortals(), RECURRENT),
     "gru policy, mlp critic": (Mortals(), {"policy": GRU, "segment": 8}),
     "attention": (Mortals(), {"policy": ATTENTION, "critic": {**ATTENTION, **LOCAL}}),
+    "message_passing": (Mortals(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}}),
     "local critic": (Mortals(), {"critic": LOCAL, "scale_values": True}),
     "networks by kind": (SpeakerListener(), {"time_limit": 5}),
     "recurrent networks by kind": (SpeakerListener(), {"time_limit": 5, **RECURRENT, "critic": {**GRU, **LOCAL}}),
@@ -137,6 +138,7 @@ SLOT_FREE = {
     "mlp": {"critic": LOCAL},
     "gru": {"critic": {**GRU, **LOCAL}},
     "attention": {},
+    "message_passing": {},
 }
 
 
@@ -165,7 +167,7 @@ def test_dead_slots_change_neither_loss_nor_gradient_nor_value_scale(name: str, 
     assert_close(gradients(larger, over_agents(batch, with_dead)), gradients(small, batch), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["mlp", "gru", "attention", "team, three policies"])
+@pytest.mark.parametrize("name", ["mlp", "gru", "attention", "message_passing", "team, three policies"])
 def test_an_environment_with_nobody_alive_changes_nothing(name: str) -> None:
     small = whole(name)
     batch = next(iter(small.source))
@@ -227,9 +229,9 @@ def test_the_policy_hears_nothing_of_what_agents_without_a_choice_earn() -> None
 # Gradients
 
 
-@pytest.mark.parametrize("name", ["mlp", "gru", "attention"])
+@pytest.mark.parametrize("name", ["mlp", "gru", "attention", "message_passing"])
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    tiny = {"hidden": (4,), "heads": 2, "kind": name}
+    tiny = {"hidden": (4,), "heads": 2, "kind": name, "positions": (0,), "radius": 1.0}
     small = build(
         Mortals(),
         2,
@@ -492,15 +494,17 @@ def no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTen
         (SimpleSpread(), {**RECURRENT, "seeds": (0, 1)}),
         (SpeakerListener(), {"critic": LOCAL}),
         (Mortals(), {"policy": ATTENTION, "weigh": team, "scale_values": True}),
+        (SimpleSpread(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}, "seeds": (0, 1)}),
         (Walk(), {}),
     ],
-    ids=["spread", "recurrent, two policies", "by kind", "attention", "gaussian"],
+    ids=["spread", "recurrent, two policies", "by kind", "attention", "message_passing", "gaussian"],
 )
 def test_rollout_and_update_never_wait_for_the_device(
     world: World[Any], settings: dict[str, Any], no_host_synchronization: FakeTensorMode
 ) -> None:
     with unset_fake_temporarily():
         TensorEnv(world, 1).reset(0)  # worlds make their constants once, for real
+        build(world, time_limit=5, **settings)  # and a library is imported by the first network that needs it
     small = build(world, time_limit=5, select_rows=True, **settings)
     terms = small.train(2)
     assert all(isinstance(term, FakeTensor) for term in terms.values())

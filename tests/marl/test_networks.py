@@ -26,11 +26,11 @@ from marl.networks import (
 )
 from marl.policies import IndependentPolicy, PolicyConfig
 
-KINDS = ("mlp", "gru", "attention")
+KINDS = ("mlp", "gru", "attention", "message_passing")
 
 
 def network(kind: str, seeds: tuple[int, ...] = (0,), inputs: int = 4, copies: int = 1) -> Network:
-    config = NetworkConfig(kind=kind, hidden=(16, 8), heads=2)
+    config = NetworkConfig(kind=kind, hidden=(16, 8), heads=2, positions=(1, 3), radius=1.5)
     return build_network(config, inputs, 3, gain=1.0, copies=copies, streams=Streams(seeds))
 
 
@@ -194,7 +194,7 @@ def test_each_kind_of_agent_has_weights_of_its_own(kind: str) -> None:
 def test_a_network_of_one_s_own_is_named_by_dotted_path() -> None:
     config = NetworkConfig(kind="test_networks:Constant")
     assert isinstance(build_network(config, 4, 3, gain=1.0, streams=Streams([0])), Constant)
-    with pytest.raises(InputError, match="mlp, gru, attention"):
+    with pytest.raises(InputError, match="mlp, gru, attention, message_passing"):
         network("transformer")
     with pytest.raises(InputError, match="divide"):
         build_network(NetworkConfig(kind="attention", hidden=(6,)), 4, 3, gain=1.0, streams=Streams([0]))
@@ -221,8 +221,9 @@ def test_a_trunk_is_its_layers_and_activations_in_turn(activation: Any) -> None:
     torch.testing.assert_close(trunk(x), wanted, atol=1e-6, rtol=0)
 
 
-def test_attention_refuses_to_be_split_into_networks_that_never_hear_of_one_another() -> None:
-    config = NetworkConfig(kind="attention", hidden=(8,))
+@pytest.mark.parametrize("kind", ["attention", "message_passing"])
+def test_who_hears_others_refuses_to_be_split_into_networks_that_never_hear_of_one_another(kind: str) -> None:
+    config = NetworkConfig(kind=kind, hidden=(8,))
     with pytest.raises(InputError, match="share: all"):
         ByKind((0, 1), lambda: build_network(config, 3, 2, gain=1.0, streams=Streams([0])))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import ATTENTION, GRU, Mortals, assert_close
+from small_runs import ATTENTION, GRU, MESSAGES, Mortals, assert_close
 from torch import Tensor
 from worlds import Walk
 
@@ -18,7 +18,8 @@ from envs.world import TensorEnv, World
 from marl.policies import Greedy, IndependentPolicy, PolicyConfig
 
 SMALL = {"network": {"hidden": (8,)}}
-KINDS: list[dict[str, Any]] = [SMALL, GRU, {**ATTENTION, "share": "all"}]
+KINDS: list[dict[str, Any]] = [SMALL, GRU, {**ATTENTION, "share": "all"}, {**MESSAGES, "share": "all"}]
+IDS = ["mlp", "gru", "attention", "message_passing"]
 
 
 def make(
@@ -41,7 +42,7 @@ def log_probs(policy: IndependentPolicy, obs: Observation, memory: Tree) -> Tens
     return policy(obs, memory)[0].log_probs().detach()
 
 
-@pytest.mark.parametrize("config", KINDS, ids=["mlp", "gru", "attention"])
+@pytest.mark.parametrize("config", KINDS, ids=IDS)
 @pytest.mark.parametrize("world", [Mortals(), SpeakerListener()], ids=["alike", "by kind"])
 def test_permuting_rows_permutes_decisions(world: World[Any], config: dict[str, Any]) -> None:
     policy, obs, memory = make(world, config)
@@ -52,7 +53,7 @@ def test_permuting_rows_permutes_decisions(world: World[Any], config: dict[str, 
     )
 
 
-@pytest.mark.parametrize("config", KINDS, ids=["mlp", "gru", "attention"])
+@pytest.mark.parametrize("config", KINDS, ids=IDS)
 def test_a_row_decides_the_same_alone(config: dict[str, Any]) -> None:
     policy, obs, memory = make(Mortals(), config)
     row, row_memory = tree_map(lambda x: x[2:3], (obs, memory))
@@ -61,7 +62,7 @@ def test_a_row_decides_the_same_alone(config: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("config", KINDS, ids=["mlp", "gru", "attention"])
+@pytest.mark.parametrize("config", KINDS, ids=IDS)
 @pytest.mark.parametrize("world", [Mortals(), SpeakerListener(), Walk()], ids=["alike", "by kind", "continuous"])
 def test_each_of_several_policies_decides_and_draws_as_it_would_alone(
     world: World[Any], config: dict[str, Any]

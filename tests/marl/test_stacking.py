@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import ATTENTION, GRU, LOCAL, Mortals, assert_close, build
+from small_runs import ATTENTION, GRU, LOCAL, MESSAGES, Mortals, assert_close, build
 from torch import Tensor
 from worlds import Walk
 
@@ -28,6 +28,7 @@ SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "mlp": (Mortals(), {"scale_values": True}),
     "gru": (Mortals(), {"policy": GRU, "critic": GRU, "segment": 4, "scale_values": True}),
     "attention": (Mortals(), {"policy": ATTENTION, "critic": LOCAL, "weigh": team}),
+    "message_passing": (Mortals(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}}),
     "by kind": (SpeakerListener(), {"time_limit": 5}),
     "gaussian": (Walk(), {"time_limit": 5}),
 }
