@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -135,6 +135,25 @@ def join_copies(y: Float[Tensor, "Q R N out"], copies: int) -> Float[Tensor, "B 
     return y.unflatten(0, (-1, copies)).movedim(1, -2).flatten(-2).flatten(0, 1)
 
 
+class Deviations(nn.Module):
+    """The logarithm of the standard deviation of each real action, in half-ranges: a parameter, shared as networks are.
+
+    groups: a number for each agent; agents with equal numbers share (see `shared_by`).
+    """
+
+    def __init__(self, groups: Sequence[int], size: int, initial: float, streams: Streams):
+        super().__init__()
+        self.agents, names = len(groups), sorted(set(groups))
+        self.log_std = nn.Parameter(torch.full((len(streams), 1, len(names), size), initial).log().to(streams.device))
+        self._group = torch.tensor([names.index(group) for group in groups], device=streams.device)
+
+    def forward(self, rows: int) -> Float[Tensor, "B N out"]:
+        """The same in each of B rows, policy-major."""
+        policies, _, groups, size = self.log_std.shape
+        by_agent = self.log_std if groups == 1 else self.log_std.index_select(2, self._group)
+        return by_agent.expand(policies, rows // policies, self.agents, size).flatten(0, 1)
+
+
 class IndependentPolicy(nn.Module):
     """Agents that decide alone, each from what it sees and remembers: the graph without edges.
 
@@ -152,8 +171,7 @@ class IndependentPolicy(nn.Module):
             spec, outputs, config.network, streams, share=config.share, agent_id=config.agent_id, gain=0.01
         )
         if isinstance(self.space, Continuous):
-            start = torch.full((self.policies, 1, len(spec.agents), outputs), config.initial_std).log()
-            self.log_std = nn.Parameter(start.to(streams.device))
+            self.deviations = Deviations(shared_by(spec, config.share), outputs, config.initial_std, streams)
             self._units = ActionUnits.of([s for s in spec.actions if isinstance(s, Continuous)], streams.device)
 
     def initial_memory(self, num_envs: int) -> Tree:
@@ -165,8 +183,7 @@ class IndependentPolicy(nn.Module):
         y, memory = self.network(obs, memory)
         if isinstance(self.space, Discrete):
             return IndependentCategorical(y, self.space.choices, obs.legal), memory
-        log_std = self.log_std.expand(-1, len(y) // self.policies, -1, -1).flatten(0, 1)
-        return IndependentGaussian(y, log_std, self._units, obs.legal), memory
+        return IndependentGaussian(y, self.deviations(len(y)), self._units, obs.legal), memory
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw what all agents do."""

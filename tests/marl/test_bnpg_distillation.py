@@ -115,7 +115,7 @@ def test_real_actions_are_matched_in_mean_and_deviation() -> None:
     with torch.no_grad():
         taught, _ = school.teacher.act(obs, None, Streams([7]))
         done, _ = school.student.act(obs, None, Streams([8]))
-    alone = school.teacher.log_std.exp().flatten()
+    alone = school.teacher.deviations.log_std.exp().flatten()
     assert taught.action[:, 1].std() > 1.2 * alone[1], "the second agent varies with what it hears"
     for moment in (torch.mean, torch.std):
         torch.testing.assert_close(moment(done.action, 0), moment(taught.action, 0), atol=0.05, rtol=0)

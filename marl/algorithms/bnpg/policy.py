@@ -18,7 +18,7 @@ from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, 
 from marl.algorithms.bnpg.head import Head, listen
 from marl.algorithms.bnpg.turns import Turns
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
-from marl.policies import AgentNetwork, PolicyConfig, shared_by
+from marl.policies import AgentNetwork, Deviations, PolicyConfig, shared_by
 
 Conditionals = IndependentCategorical | IndependentGaussian
 
@@ -61,8 +61,8 @@ class BayesianPolicy(nn.Module):
             streams,
         )
         if isinstance(self.space, Continuous):
-            start = torch.full((self.policies, 1, self.agents, self.outputs), config.initial_std).log()
-            self.log_std = nn.Parameter(start.to(streams.device))
+            groups = shared_by(spec, config.share)
+            self.deviations = Deviations(groups, self.outputs, config.initial_std, streams)
         self.generator = GraphGenerator(spec, config.graph, streams) if config.graph.kind == "learned" else None
         self.density: Tensor
         self.register_buffer("density", torch.tensor(config.graph.density, device=streams.device))
@@ -106,9 +106,8 @@ class BayesianPolicy(nn.Module):
             legal = legal.flatten(0, 1)[places]
         if isinstance(self.space, Discrete):
             return IndependentCategorical(y, self.space.choices, legal)
-        units, log_std = self.letters.units, self.log_std.expand(-1, len(obs.alive) // self.policies, -1, -1)
+        units, log_std = self.letters.units, self.deviations(len(obs.alive))
         assert units is not None
-        log_std = log_std.flatten(0, 1)
         if places is not None:
             log_std = log_std.flatten(0, 1)[places]
             units = ActionUnits(*(unit[places % self.agents] for unit in units))
