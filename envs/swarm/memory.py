@@ -30,9 +30,8 @@ class WithMemory(World[Remembering]):
     (and an upper level with sees: swarm) gets its mean and variance over the swarm, cell by cell, after the state of
     the inner world. Reward, horizon and picture are the inner world's.
 
-    world: a World, or the dotted path of one, which is made with `args`; `agents` goes to it where given. Source: memory
-    in the state is how Cui et al., ICLR 2024 (arXiv 2307.06175), model it; the form is ours. Raises InputError for
-    fewer than one cell, finite choices, and agents who differ.
+    world: a World, or the dotted path of one, which is made with `args`; `agents` goes to it where given. Raises
+    InputError for fewer than one cell, finite choices, and agents who differ.
     """
 
     def __init__(self, world: World[Any] | str, cells: int = 1, agents: int | None = None, **args: Any):

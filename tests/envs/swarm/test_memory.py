@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from worlds import Walk
 
 from envs.core import InputError, Observation, Streams
 from envs.swarm import SIS, LinearQuadratic, Vicsek, WithMemory
 from envs.testing import check_env
 from envs.world import Scripted, TensorEnv
 from marl.evaluate import play
-from worlds import Walk
 
 LINE = "envs.swarm:LinearQuadratic"
 
