@@ -152,10 +152,21 @@ def test_two_seeds_trained_as_one_are_two_runs(tmp_path: Path) -> None:
             torch.testing.assert_close(together.state_dict()[name][seed], value[0], atol=1e-5, rtol=1e-4)
 
 
-def test_a_run_goes_on_from_the_middle_of_episodes_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_middle_of_episodes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gru = {"learner.steps": 4, "learner.segment": 4, "learner.minibatches": 1, "policy.network.kind": "gru"}
-    cut, whole = config(**gru, **{"train.env_steps": 96}), config(**gru)
-    train(cut, Run(tmp_path / "cut", cut))
+    whole = config(**gru, **{"learner.learning_rate_end": 1e-4, "train.save_seconds": 0})
+    update = Pathwise.update
+
+    def cut(learner: Pathwise, batch: Any) -> dict[str, Tensor]:
+        if learner.done == 3:
+            raise KeyboardInterrupt
+        return update(learner, batch)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Pathwise, "update", cut)
+        train(whole, Run(tmp_path / "cut", whole))
     found = [train(whole, Run(tmp_path / name, whole)).state_dict() for name in ("cut", "whole")]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
     states = [Run(tmp_path / name, whole).load("train", "optimizer") for name in ("cut", "whole")]
