@@ -165,6 +165,11 @@ class TensorEnv:
     def close(self) -> None:
         """Nothing to free."""
 
+    def detach(self) -> Observation:
+        """Take the present for given: gradients of what follows end here. Returns the current observation."""
+        self._rows, self._obs = tree_map(Tensor.detach, (self._rows, self._obs))
+        return self._obs
+
     def state_dict(self) -> dict[str, Any]:
         """Physics, clocks, who is present, and the random streams."""
         leaves: list[Tensor] = []

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Actor, Observation, Streams, Tree, VectorEnv, tree_map, tree_where
+from envs.core import Actor, InputError, Observation, Streams, Tree, VectorEnv, tree_map, tree_where
+from envs.world import TensorEnv
 from marl.batch import Batch, Outcome, join_steps
 from marl.returns import episode_age, episode_sums
 
 
 def rollout(
-    env: VectorEnv, actor: Actor, obs: Observation, memory: Tree, streams: Streams, steps: int, segment: int = 1
+    env: VectorEnv,
+    actor: Actor,
+    obs: Observation,
+    memory: Tree,
+    streams: Streams,
+    steps: int,
+    segment: int = 1,
+    mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
 ) -> tuple[Batch, Observation, Tree]:
-    """Act for `steps` steps from `obs`. Returns what happened, and observation and memory to go on from."""
+    """Act for `steps` steps from `obs`. Returns what happened, and observation and memory to go on from.
+
+    mode: how autograd looks on; with torch.enable_grad, what happened carries the graph of how it came about.
+    """
     trail, memories = [], []
-    with torch.inference_mode():
+    with mode():
         for t in range(steps):
             if t % segment == 0:
                 memories.append(memory)
@@ -45,6 +57,7 @@ class EpisodeTracker:
         self.discount = discount
         self.carry: dict[str, Tensor] = {}
 
+    @torch.no_grad()
     def observe(self, batch: Batch) -> tuple[Float[Tensor, "T E N K"], Float[Tensor, "T E N K"], Float[Tensor, "T E"]]:
         """Totals, discounted totals and lengths of the episodes so far, at each step; environments policy-major."""
         reward, ended = batch.over_time((batch.reward, batch.ended))
@@ -99,10 +112,14 @@ class OnPolicy:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            batch, self._obs, self._memory = rollout(
-                self.env, self.actor, self._obs, self._memory, self.streams, self.steps, self.segment
-            )
+            batch = self._collect()
             yield dataclasses.replace(batch, outcome=self.tracker.outcome(batch))
+
+    def _collect(self, **options: Any) -> Batch:
+        batch, self._obs, self._memory = rollout(
+            self.env, self.actor, self._obs, self._memory, self.streams, self.steps, self.segment, **options
+        )
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Environments, memory, streams, and the returns of unfinished episodes."""
@@ -124,3 +141,26 @@ class OnPolicy:
             return torch.where(new.view(-1, *[1] * (leaf.dim() - 1)), torch.zeros_like(leaf), leaf)
 
         self._memory, self.tracker.carry = tree_map(kept, (state["memory"], dict(state["carry"])))
+
+
+class Differentiable(OnPolicy):
+    """The same batches, whose rewards carry the graph of actions and physics, back to the batch's first step.
+
+    There the graph ends: where a batch begins within an episode, the state is taken for given. Raises InputError for an
+    environment that is no native world.
+    """
+
+    env: TensorEnv
+
+    def __init__(self, env: VectorEnv, actor: Actor, **options: Any):
+        if not isinstance(env, TensorEnv):
+            raise InputError(
+                f"Gradients through the physics need a native world (env.world); a {type(env).__name__} gives numbers "
+                "without a graph."
+            )
+        super().__init__(env, actor, **options)
+
+    def _collect(self, **options: Any) -> Batch:
+        batch = super()._collect(mode=torch.enable_grad, **options)
+        self._obs, self._memory = self.env.detach(), tree_map(Tensor.detach, self._memory)
+        return batch

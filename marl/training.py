@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from envs.core import ConcordError, EnvSpec, InputError, Streams
+from envs.core import ConcordError, EnvSpec, InputError, Streams, VectorEnv
 from envs.world import TensorEnv
 from marl import weighing
 from marl.config import RunConfig, load_recipe
@@ -76,15 +76,23 @@ def follow(config: RunConfig, run: Run) -> Report:
     return report
 
 
+def actor_critic(config: ActorCriticConfig, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> ActorCritic:
+    """PPO with the critic and the weighing that the config asks for."""
+    critic = build_critic(spec, config.critic, run.streams("critic"))
+    weigh = {"own": weighing.own, "team": weighing.team}[config.weighing]
+    return ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"), updates)
+
+
 def train(
     config: ActorCriticConfig,
     run: Run,
     build: Callable[[EnvSpec, Streams], JointPolicy],
-    besides: Callable[[Any, int], list[Learner]] = lambda policy, updates: [],
+    build_learner: Callable[[Any, Run, EnvSpec, Any, int], Learner] = actor_critic,
+    source: type[OnPolicy] = OnPolicy,
 ) -> Any:
     """The trained policy that `build` makes; P of them for a run with P seeds.
 
-    besides(policy, updates) gives learners that follow the actor-critic's at every batch, such as a schedule.
+    build_learner(config, run, spec, policy, updates) gives what improves it, from the batches of such a source.
     """
     env = make_env(
         config.env,
@@ -93,11 +101,9 @@ def train(
         restart_episodes=config.resume.restart_episodes,
     )
     policy = build(env.spec, run.streams("policy"))
-    critic = build_critic(env.spec, config.critic, run.streams("critic"))
-    weigh = {"own": weighing.own, "team": weighing.team}[config.weighing]
     updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
-    learner = ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"), updates)
-    source = OnPolicy(
+    learner = build_learner(config, run, env.spec, policy, updates)
+    batches = source(
         env,
         policy,
         steps=config.learner.steps,
@@ -106,10 +112,14 @@ def train(
         streams=run.streams("actions"),
         seeds=run.stage_seeds("train"),
     )
-    pure: list[tuple[Any, str]] = [(env, "advance")] if isinstance(env, TensorEnv) else []
-    pure += [(policy, "decide")] if hasattr(policy, "decide") else []
-    following = besides(policy, updates)
-    whole = Chain([learner, *following]) if following else learner
-    with closing(env), run.compiled((learner, "loss"), *pure):
-        run.fit("train", whole, source, updates, cpu_seconds=config.train.cpu_seconds)
+    with closing(env), run.compiled(*_pure(env, policy, learner)):
+        run.fit("train", learner, batches, updates, cpu_seconds=config.train.cpu_seconds)
     return policy
+
+
+def _pure(env: VectorEnv, policy: JointPolicy, learner: Learner) -> list[tuple[Any, str]]:
+    """The pure methods, which can be compiled: owners and names."""
+    parts = learner.learners if isinstance(learner, Chain) else [learner]
+    found: list[tuple[Any, str]] = [(part, "loss") for part in parts if isinstance(part, ActorCritic)]
+    found += [(env, "advance")] if isinstance(env, TensorEnv) else []
+    return found + ([(policy, "decide")] if hasattr(policy, "decide") else [])

@@ -7,6 +7,7 @@ from envs.swarm.epidemic import SIS
 from envs.swarm.finite import FiniteLimit, FiniteSwarm
 from envs.swarm.kuramoto import Kuramoto
 from envs.swarm.linear_quadratic import LinearQuadratic
+from envs.swarm.memory import WithMemory
 from envs.swarm.vicsek import Vicsek
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "LinearQuadratic",
     "QuadraticAggregation",
     "Vicsek",
+    "WithMemory",
 ]

@@ -37,7 +37,10 @@ def native_worlds() -> dict[str, Callable[..., World[Any]]]:
 
 
 NATIVE = native_worlds()
-ARGUMENTS: dict[str, dict[str, Any]] = {"MatrixGame": {"payoff": [[1.0, 0.0], [0.0, 2.0]]}}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "MatrixGame": {"payoff": [[1.0, 0.0], [0.0, 2.0]]},
+    "WithMemory": {"world": "envs.swarm:Aggregation", "agents": 20},
+}
 # PettingZoo's test lists by name who may see different sizes.
 NAMES = {"SpeakerListener": "simple_speaker_listener_v4"}
 # What the game is and PettingZoo finds unusual: a control without a bound, a view that is one number.

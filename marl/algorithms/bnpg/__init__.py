@@ -27,11 +27,11 @@ from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.display import console
 from marl.environments import make_env
 from marl.judging import check_twin, judge, optional, picture, played
-from marl.learners import Learner
+from marl.learners import Chain, Learner
 from marl.policies import IndependentPolicy, JointActor
 from marl.report import Metric, Report
 from marl.run import Run
-from marl.training import ActorCriticConfig
+from marl.training import ActorCriticConfig, actor_critic
 from marl.training import train as train_policy
 
 __all__ = ["BayesianPolicy", "Config", "findings", "load", "pictures", "recipe", "stackable", "train"]
@@ -101,10 +101,11 @@ def train(config: Config, run: Run) -> tuple[BayesianPolicy, IndependentPolicy |
     def build(spec: EnvSpec, streams: Streams) -> BayesianPolicy:
         return BayesianPolicy(spec, config.policy, streams)
 
-    def schedule(policy: BayesianPolicy, updates: int) -> list[Learner]:
-        return [GraphSchedule(policy, config.schedule, updates)]
+    def learner(config: Config, run: Run, spec: EnvSpec, policy: BayesianPolicy, updates: int) -> Learner:
+        schedule = GraphSchedule(policy, config.schedule, updates)
+        return Chain([actor_critic(config, run, spec, policy, updates), schedule])
 
-    policy: BayesianPolicy = train_policy(config, run, build, schedule)
+    policy: BayesianPolicy = train_policy(config, run, build, learner)
     return policy, distill(policy, config, config.distill, run) if config.distill.env_steps else None
 
 

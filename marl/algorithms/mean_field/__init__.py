@@ -3,6 +3,8 @@
 Source: Cui, Hauck, Fabian and Koeppl, "Learning Decentralized Partially Observable Mean Field Control for Artificial
 Collective Behavior", ICLR 2024 (arXiv 2307.06175). `docs/mean_field.md` has the equations and says what is ours.
 
+With `gradient: pathwise` the same rules are learned by exact gradients through the world's physics.
+
 The report has the swarm as it is executed, with the mean rule (`return_per_agent`), as it was trained, with rules drawn
 (`drawn/return_per_agent`), and how steep the mean rule can be at most (`rule/lipschitz`).
 """
@@ -14,17 +16,21 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from envs.core import Actor, EnvSpec, Streams, VectorEnv
+from envs.core import Actor, EnvSpec, InputError, Streams, VectorEnv
+from envs.world import TensorEnv
+from marl.algorithms.mean_field.pathwise import WHAT_CAN, Pathwise, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.critics import CriticConfig
 from marl.environments import make_env
 from marl.evaluate import watch
 from marl.judging import check_twin, judge, played
 from marl.learners import LearnerConfig
+from marl.policies import JointPolicy
 from marl.report import Metric, Report
 from marl.run import Run
+from marl.sources import Differentiable
 from marl.training import ActorCriticConfig
 from marl.training import train as train_policy
 
@@ -57,6 +63,29 @@ class Config(ActorCriticConfig):
     weighing: Literal["own", "team"] = Field(
         "team", description="the living swarm's mean advantage, or each agent's own"
     )
+    gradient: Literal["score", "pathwise"] = Field(
+        "score",
+        description="score: PPO; pathwise: back through the physics, where these are differentiable. It reads of "
+        "learner only steps (whole episodes), learning_rate(_end), discount and max_gradient, and has no critic",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_path(self) -> Config:
+        if self.gradient == "score":
+            return self
+        if self.policy.rule.kind == "table":
+            raise ValueError(
+                "gradient=pathwise cannot see the jumps of policy.rule.kind=table; use kernel or neural, or "
+                "gradient=score"
+            )
+        unused = {
+            "learner.entropy": self.learner.entropy or self.learner.entropy_end,
+            "learner.scale_values": self.learner.scale_values,
+            "weighing=own": self.weighing == "own",
+        }
+        for name in (name for name, used in unused.items() if used):
+            raise ValueError(f"gradient=pathwise has no use for {name}: it follows the return alone, without a critic")
+        return self
 
 
 def recipe(config: Config, run: Run) -> Report:
@@ -77,8 +106,20 @@ def train(config: Config, run: Run) -> SwarmPolicy:
     def build(spec: EnvSpec, streams: Streams) -> SwarmPolicy:
         return SwarmPolicy(spec, config.policy, streams)
 
-    policy: SwarmPolicy = train_policy(config, run, build)
+    if config.gradient == "score":
+        policy: SwarmPolicy = train_policy(config, run, build)
+        return policy
+    with closing(make_env(config.env, num_envs=1, device=run.device)) as env:
+        if not isinstance(env, TensorEnv):
+            raise InputError(f"gradient=pathwise needs a native world (env.world). {WHAT_CAN}")
+        require_differentiable(env, build(env.spec, Streams([0], run.device)), config.learner.steps)
+    policy = train_policy(config, run, build, pathwise, Differentiable)
     return policy
+
+
+def pathwise(config: Config, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> Pathwise:
+    """What follows the gradient through the physics."""
+    return Pathwise(policy, config.learner, len(spec.channels), run.policies, updates)
 
 
 def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:

@@ -1,0 +1,103 @@
+"""Exact gradients through a swarm's world: the discounted return, differentiated along the paths that were drawn.
+
+    ∇J = E[∇ Σ_t γ^t r(s_t(θ, ε), u_t(θ, ε))]   with all noise ε given
+
+so that physics, rule, the agents' draws and, with explore: rule, that of xi each pass the gradient on. The alternative
+to the score function ∇ log π, which needs no differentiable world.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envs.core import Continuous, InputError, Streams
+from envs.world import TensorEnv
+from marl.batch import Batch
+from marl.learners import LearnerConfig, on_the_way, per_channel
+from marl.optimizers import ClippedAdam, Stacked
+from marl.policies import JointPolicy
+from marl.returns import episode_age
+from marl.sources import Differentiable
+
+WHAT_CAN = (
+    "LinearQuadratic, QuadraticAggregation, Aggregation, Kuramoto and Vicsek of envs.swarm can be differentiated, and "
+    "so can any native world with real actions whose reward follows smoothly from them. Set gradient=score for others."
+)
+
+
+class Pathwise:
+    """Ascends the mean discounted return of the pieces of episodes in a batch, whose rewards carry their graph.
+
+    Nothing is bootstrapped: of an episode that goes on beyond the batch, what comes later does not count, and an
+    episode under way counts from the batch's first step. Batches of whole episodes give the exact gradient, others a
+    truncated one. One gradient step a batch. updates: how many there will be.
+    """
+
+    def __init__(self, policy: JointPolicy, config: LearnerConfig, channels: int, policies: int, updates: int = 1):
+        self.policy, self.config, self.policies = policy, config, policies
+        self.optimizer = ClippedAdam(
+            Stacked(policy.parameters(), policies),
+            learning_rate=config.learning_rate,
+            max_gradient=config.max_gradient,
+        )
+        self.discount = per_channel(config.discount, channels).to(next(policy.parameters()).device)
+        self.updates, self.done = updates, 0
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step; gives each policy's mean discounted return and the length of its gradient before clipping, [P]."""
+        progress = min(1.0, self.done / max(1, self.updates - 1))
+        self.optimizer.learning_rate = on_the_way(self.config.learning_rate, self.config.learning_rate_end, progress)
+        value = discounted_return(batch, self.discount)
+        value.sum().neg().backward()
+        length = self._gradient_length()
+        self.optimizer.step()
+        self.done += 1
+        return {"discounted_return": value.detach(), "gradient": length}
+
+    def relabel(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy, the optimizer, and how many updates are done."""
+        return {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict(), "done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = int(state["done"])
+
+    def _gradient_length(self) -> Float[Tensor, " P"]:
+        gradients = [p.grad.reshape(self.policies, -1) for p in self.optimizer.parameters if p.grad is not None]
+        return torch.cat(gradients, -1).norm(dim=-1)
+
+
+def discounted_return(batch: Batch, discount: Float[Tensor, " K"]) -> Float[Tensor, " P"]:
+    """Σ_k Σ_t γ_k^t r_tk, t from each piece's first step; the mean over agents and over the pieces in the batch."""
+    reward, ended = batch.over_time((batch.reward.mean(1), batch.ended))
+    age, _ = episode_age(ended.flatten(1), reward.new_zeros(ended[0].numel()))
+    age = age.view(ended.shape)
+    faded = reward * discount ** age.unsqueeze(-1)
+    return faded.sum((0, 2, 3)) / (age == 0).sum((0, 2))
+
+
+def require_differentiable(env: TensorEnv, policy: JointPolicy, steps: int) -> None:
+    """Raise InputError where the return of `steps` steps passes no gradient on to the policy."""
+    if not isinstance(env.spec.action, Continuous):
+        raise InputError(f"gradient=pathwise needs real actions; these agents choose among finitely many. {WHAT_CAN}")
+    source = Differentiable(env, policy, steps=steps, streams=Streams([0], env.device), seeds=[0])
+    reward = next(iter(source)).reward
+    parameters = list(policy.parameters())
+    found: tuple[Tensor | None, ...] = ()
+    if reward.requires_grad:
+        found = torch.autograd.grad(reward.sum(), parameters, allow_unused=True)
+    if not any(gradient is not None and bool((gradient != 0).any()) for gradient in found):
+        raise InputError(
+            f"gradient=pathwise needs a reward that follows smoothly from the actions; that of "
+            f"{type(env.world).__name__} carries no gradient over learner.steps={steps}. {WHAT_CAN}"
+        )
