@@ -11,7 +11,7 @@ from typing import Any
 from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
 from envs.world import RandomActor
 from marl.display import console, in_words
-from marl.environments import make_env, pettingzoo_env
+from marl.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
 from marl.evaluate import Episodes, film, play
 from marl.pictures import learning_curve, save_gif
 from marl.policies import Greedy, IndependentPolicy, JointActor
@@ -24,7 +24,7 @@ TWIN_ARGS = "evaluation.twin.args"
 def judge(run: Run, policy: JointActor) -> Report:
     """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
     config = run.config.evaluation
-    env = make_env(run.config.env, num_envs=run.config.evaluation_envs, device=run.device)
+    env = make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)
     metrics = {name: Metric.exact(value) for name, value in run.used("train").items()}
     here = evaluate(run, policy, env)
     metrics |= here
@@ -66,7 +66,7 @@ def load_independent(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
     config: Any = run.config
     env = make_env(config.env, num_envs=num_envs, device=run.device)
     policy = IndependentPolicy(env.spec, config.policy, run.streams("policy"))
-    policy.load_state_dict(run.load("train", "policy"))
+    policy.load_state_dict(policy.resized(run.load("train", "policy")))
     return policy, env
 
 
@@ -155,7 +155,7 @@ def filmed_env(run: Run) -> Any:
     if twin is not None:
         return _drawn(twin.pettingzoo, twin.args, TWIN_ARGS, run)
     if env.pettingzoo is not None:
-        return _drawn(env.pettingzoo, env.args, "env.args", run)
+        return _drawn(env.pettingzoo, pettingzoo_args(env), "env.args", run)
     return make_env(env, num_envs=1, device=run.device)
 
 

@@ -154,6 +154,16 @@ class IndependentPolicy(nn.Module):
             self.log_std = nn.Parameter(start.to(streams.device))
             self._units = ActionUnits.of([s for s in spec.actions if isinstance(s, Continuous)], streams.device)
 
+    def resized(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What was learned with another number of agents who all share one network, for as many as there are here.
+
+        Each agent learns the deviation of its own actions: here all have the geometric mean of those.
+        """
+        learned = state.get("log_std")
+        if learned is None or learned.shape == self.log_std.shape or isinstance(self.network.body, ByKind):
+            return state
+        return {**state, "log_std": learned.mean(2, keepdim=True).expand_as(self.log_std)}
+
     def initial_memory(self, num_envs: int) -> Tree:
         """Memory at the start of an episode."""
         return self.network.initial_memory(num_envs)

@@ -59,6 +59,24 @@ def _cell(value: Any) -> str:
     return number(value) if isinstance(value, float | int) else str(value)
 
 
+def print_along(report: Report, title: str, console: Console) -> None:
+    """A row for each value of the setting along which a team was played, then what is to be said about them."""
+    rows = report.tables["along"]
+    setting, headline = list(rows[0])[:2]
+    gaps = any("gap" in row for row in rows)
+    cells = []
+    for row in rows:
+        gap = f"{number(row['gap'])} ± {number(1.96 * row['gap_error'])}" if "gap" in row else ""
+        name = f"{row[setting]}{' (trained)' if row.get('trained') else ''}"
+        interval = f"[{number(row['low'])}, {number(row['high'])}]"
+        counts = (number(row["episodes"]), number(row["cpu_seconds"]))
+        cells.append((name, number(row[headline]), interval, *((gap,) if gaps else ()), *counts))
+    columns = (setting, "return", "95 % interval", *(("gap to limit",) if gaps else ()), "episodes", "CPU-s")
+    _print(f"{headline}, {title}", columns, cells, console)
+    for row in report.tables["notes"]:
+        console.print(row["note"], markup=False)
+
+
 def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> None:
     """Name, value and interval of each metric."""
     rows = []

@@ -19,7 +19,7 @@ from pydantic import Field
 from envs.core import Actor, EnvSpec, Streams, VectorEnv
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.critics import CriticConfig
-from marl.environments import make_env
+from marl.environments import evaluation_rows, make_env, rows_at_once
 from marl.evaluate import watch
 from marl.judging import check_twin, judge, played
 from marl.learners import LearnerConfig
@@ -30,6 +30,7 @@ from marl.training import train as train_policy
 
 __all__ = ["Config", "MeanRule", "SwarmPolicy", "findings", "load", "recipe", "train"]
 
+HEADLINE = "mean_rule/return_per_agent"  # of what `findings` finds: the swarm as it is executed
 LOOK = 100  # steps over which the report looks at the rules where a world has no horizon
 ROWS = 16  # swarms in which it looks
 
@@ -65,7 +66,7 @@ def recipe(config: Config, run: Run) -> Report:
         check_twin(run, env.spec)
     policy = train(config, run)
     report = judge(run, policy)
-    with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
+    with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
         report.metrics.update(findings(run, policy, env)[0])
     report.save(run.folder / "report.json")
     return report
@@ -101,7 +102,8 @@ def findings(run: Run, policy: Actor, env: VectorEnv) -> tuple[dict[str, Metric]
 
 def steepest(run: Run, policy: SwarmPolicy) -> float:
     """The largest bound `Rule.lipschitz` of the mean rules in an episode of some swarms: action units per observed."""
-    with closing(make_env(run.config.env, num_envs=ROWS, device=run.device)) as env:
+    rows = rows_at_once(ROWS, policy.agents, ROWS)
+    with closing(make_env(run.config.env, num_envs=rows, device=run.device)) as env:
         moments = watch(env, MeanRule(policy), run.stage_seeds("rules")[0], lambda: None)
         steps = islice(moments, env.spec.horizon or LOOK)
         bounds = [policy.rule.lipschitz(moment.decision.latent).max() for moment in steps]
