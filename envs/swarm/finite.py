@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from envs.constants import Constants
 from envs.core import Discrete, InputError, Observation
 from envs.swarm.features import frequencies
-from envs.swarm.spec import Constant, swarm_spec
+from envs.swarm.spec import swarm_spec
 from envs.world import Transition, World
 
 # The most rule sequences that brute force compares.
@@ -52,7 +53,7 @@ class FiniteSwarm(World[FiniteState]):
             raise InputError(f"Agents need at least one action; got actions={actions}.")
         self.states, self.observations, self.actions = *self.sees.shape, actions
         self.spec = swarm_spec(agents, self.observations, Discrete((actions,)), self.states, horizon)
-        self._start, self._sees = (Constant(_thresholds(table).float()) for table in (self.start, self.sees))
+        self._start, self._sees = (Constants(_thresholds(table).float()) for table in (self.start, self.sees))
 
     @abstractmethod
     def kernel(self, mu: Float[Tensor, "*B X"]) -> Float[Tensor, "*B X U X"]:
