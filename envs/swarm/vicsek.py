@@ -81,6 +81,12 @@ class Vicsek(HeadingWorld):
         m_squared = math.exp(-(self.sigma**2) * self.dt)
         return math.sqrt(m_squared + (1 - m_squared) / self.agents)
 
+    def known(self) -> dict[str, float]:
+        """What no swarm that is paid for R exceeds in an episode on average."""
+        assert self.spec.horizon is not None
+        paid_for_r = self.reward == "aligned" and self.manifold.orientable
+        return {"bound": self.spec.horizon * self.bound} if paid_for_r else {}
+
     def noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E N"]:
         """Standard normal numbers."""
         return torch.randn(num, self.agents, generator=generator, device=generator.device)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from envs.core import InputError
 from envs.swarm.epidemic import SIS
-from envs.swarm.finite import FiniteLimit, FiniteSwarm
+from envs.swarm.finite import FiniteSwarm
+from envs.swarm.finite_limit import FiniteLimit
 from envs.testing import check_env
 from envs.world import TensorEnv
 from tests.envs.swarm.swarm_checks import assert_rows_alone_equal_rows_in_a_batch
