@@ -8,6 +8,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
 from envs.world import RandomActor
 from marl.display import console, in_words
@@ -96,9 +98,20 @@ def evaluate(run: Run, policy: JointActor, env: VectorEnv) -> dict[str, Metric]:
 
 
 def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:
-    """Whole episodes of an actor, whose random numbers belong to this purpose."""
+    """Whole episodes of an actor, whose random numbers belong to this purpose.
+
+    Raises ConcordError for returns that are no numbers.
+    """
     with console.status(f"playing {episodes} episodes"):
-        return play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
+        found = play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
+    finite = np.isfinite(found.returns).reshape(-1, len(env.spec.channels)).all(0)
+    if not finite.all():
+        bad = ", ".join(channel for channel, good in zip(env.spec.channels, finite) if not good)
+        raise ConcordError(
+            f"Returns of the reward {bad} are NaN or infinite, so there is no result. What was trained is kept. Usual "
+            "causes: constants of the environment of huge size, or an environment whose rewards are not finite."
+        )
+    return found
 
 
 def _in_twin(run: Run, policy: JointActor, here: Metric) -> dict[str, Metric]:

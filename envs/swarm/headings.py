@@ -1,4 +1,4 @@
-"""Directions of a swarm: unit vectors, order, and what an agent sees of those around it."""
+"""Directions of a swarm: unit vectors, their order, and how one looks from another."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Observation
-from envs.swarm.features import Features
 from envs.swarm.sums import Sums
 
 # The box around the points (x, y, cos φ, sin φ) that features describe: places in sides of the square.
@@ -39,6 +37,13 @@ def wrapped(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     return angle - 2 * torch.pi * (angle / (2 * torch.pi)).round()
 
 
+def direction(vector: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 1"]:
+    """The angle of each vector in half turns, in [-1, 1]; 0 for a vector of length 0, without a NaN for a gradient."""
+    x, y = vector.unbind(-1)
+    nowhere = (x == 0) & (y == 0)
+    return (torch.atan2(y, x.masked_fill(nowhere, 1.0)) / torch.pi).unsqueeze(-1)
+
+
 def order(headings: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
     """R = |mean of the unit vectors|: 1 if all point one way, about sqrt(π/(4N)) if they point anywhere."""
     mean = headings.mean(1)
@@ -59,17 +64,3 @@ def local_order(near: Sums, own: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
     1 if neighbors point one way, about 0 if they point anywhere. Meaningful on any surface, as vectors are transported.
     """
     return relative(near.without(own).mean(), own)[..., 0].mean(1)
-
-
-def observed(
-    features: Features, position: Float[Tensor, "E N 2"], own: Float[Tensor, "E N 2"], near: Sums, count_self: bool
-) -> Observation:
-    """What a swarm sees of its headings: each agent the mean nearby, the critic the whole.
-
-    agent [E,N,2]: the mean heading of the neighborhood relative to one's own, zero where nobody counts. state [E,F+1]:
-    the features of the points (x, y, cos φ, sin φ), then the local order.
-    """
-    others = relative(near.without(own).mean(), own)
-    whole = torch.cat([features(torch.cat([position, own], -1)), others[..., :1].mean(1)], -1)
-    agent = relative(near.mean(), own) if count_self else others
-    return Observation(agent, whole, torch.ones_like(near.number, dtype=torch.bool))

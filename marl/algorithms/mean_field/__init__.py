@@ -4,7 +4,8 @@ Source: Cui, Hauck, Fabian and Koeppl, "Learning Decentralized Partially Observa
 Collective Behavior", ICLR 2024 (arXiv 2307.06175). `docs/mean_field.md` has the equations and says what is ours.
 
 The report has the swarm as it is trained, with rules drawn (`return_per_agent`), as it is executed, with the mean rule
-(`mean_rule/return_per_agent`), and how steep that rule can be at most (`rule/lipschitz`).
+(`mean_rule/return_per_agent`), how that compares with what is known exactly of the world (`known/…`, `regret/…`,
+`limit/…`), and how steep that rule can be at most (`rule/lipschitz`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from pydantic import Field
 
 from envs.core import Actor, EnvSpec, Streams, VectorEnv
+from marl.algorithms.mean_field.limit import known_metrics, limit_metrics
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.critics import CriticConfig
 from marl.environments import evaluation_rows, make_env, rows_at_once
@@ -93,11 +95,12 @@ def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
 
 
 def findings(run: Run, policy: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
-    """What the swarm earns with the mean rule, and the largest Lipschitz certificate of the rules that it follows."""
+    """What the swarm earns with the mean rule, how that compares with what is known, and how steep its rules are."""
     assert isinstance(policy, SwarmPolicy)
     episodes = played(run, env, MeanRule(policy), run.config.evaluation.episodes, "evaluation")
-    certificate = Metric.exact(steepest(run, policy))
-    return {**episodes.metrics(env.spec.channels, "mean_rule/"), "rule/lipschitz": certificate}, {}
+    found = episodes.metrics(env.spec.channels, "mean_rule/")
+    found |= known_metrics(env, found["mean_rule/return_per_agent"]) | limit_metrics(policy, env)
+    return {**found, "rule/lipschitz": Metric.exact(steepest(run, policy))}, {}
 
 
 def steepest(run: Run, policy: SwarmPolicy) -> float:

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from envs.core import InputError, tree_map
+from envs.core import InputError
 from envs.swarm import grid
+from envs.swarm.heading_world import HeadingState
 from envs.swarm.headings import unit, wrapped
-from envs.swarm.vicsek import Vicsek, VicsekState
+from envs.swarm.vicsek import Vicsek
 from envs.testing import check_env
 from envs.world import TensorEnv
+from tests.envs.swarm.swarm_checks import assert_rows_alone_equal_rows_in_a_batch
 
 
-def started(world: Vicsek, rows: int, seed: int = 0) -> VicsekState:
+def started(world: Vicsek, rows: int, seed: int = 0) -> HeadingState:
     return world.initial(world.initial_noise(rows, torch.Generator().manual_seed(seed)))
 
 
@@ -36,7 +38,7 @@ def test_one_step_by_hand() -> None:
     torch.testing.assert_close(after.position, torch.tensor([[[0.6, 0.5], [0.7, 0.05]]]))
     shock = math.sqrt(0.5) * 0.4
     turned = math.pi / 2 + (0.1 - 1) * 0.5 - 2 * shock
-    torch.testing.assert_close(after.heading, torch.tensor([[0.6 * 0.5 + shock, math.pi - turned]]))
+    torch.testing.assert_close(after.angle, torch.tensor([[0.6 * 0.5 + shock, math.pi - turned]]))
     assert reward.shape == (1, 2, 1)
     torch.testing.assert_close(reward, torch.full((1, 2, 1), -0.3 * 0.75))  # nobody is near anybody
 
@@ -52,6 +54,30 @@ def test_an_agent_sees_the_mean_heading_nearby_relative_to_its_own(count_self: b
     cos, sin = (1 + math.cos(1)) * third, (1 + math.sin(1)) * third
     moments = [cos, sin, math.cos(2) * third, math.sin(2) * third]
     torch.testing.assert_close(obs.state, torch.tensor([[*moments, 0.0]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("count_self", [False, True])
+def test_an_agent_may_see_the_relative_angle_alone(count_self: bool) -> None:
+    world = Vicsek(4, radius=0.2, count_self=count_self, sees="angle")
+    position = torch.tensor([[[0.05, 0.5], [0.95, 0.5], [0.5, 0.5], [0.5, 0.0]]])
+    state = world.at(position, torch.tensor([[3.0, 3.0 + math.pi / 2, 1.0, -2.0]]))
+    seen = 0.25 if count_self else 0.5
+    expected = torch.tensor([[[seen], [-seen], [0.0], [0.0]]])
+    torch.testing.assert_close(world.observe(state).agent, expected, atol=1e-6, rtol=0)
+    assert world.spec.observation_sizes == (1,) * 4
+
+
+def test_the_angle_seen_is_that_of_the_vector_between_minus_and_plus_one() -> None:
+    vector, angle = Vicsek(60, "klein"), Vicsek(60, "klein", sees="angle")
+    state = started(vector, 5)
+    x, y = vector.observe(state).agent.unbind(-1)
+    seen = angle.observe(state).agent
+    alone = (x == 0) & (y == 0)
+    assert alone.any(), "atan2 of zeros with signs may be anything"
+    torch.testing.assert_close(seen[..., 0] * math.pi, torch.atan2(y, x).where(~alone, 0))
+    assert seen.min() < -0.9
+    assert seen.max() > 0.9
+    assert seen.abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", ["moebius", "klein", "projective"])
@@ -73,7 +99,7 @@ def test_nothing_changes_where_agents_are_described_by_other_copies_of_themselve
     state = started(world, 2)
     # Crossing two edges of the same kind there, a walk around the surface, is the same point again.
     away = 2 * torch.randint(-1, 2, state.position.shape, generator=generator)
-    again = world.at(state.position + away, state.heading + 2 * math.pi)
+    again = world.at(state.position + away, state.angle + 2 * math.pi)
     for one, other in ((again.near.mean(), state.near.mean()), (world.order(again), world.order(state))):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
@@ -82,7 +108,7 @@ def test_nothing_changes_where_agents_are_described_by_other_copies_of_themselve
 def test_rewards_and_views_do_not_change_where_the_whole_swarm_is_shifted(name: str, axis: int) -> None:
     world = Vicsek(100, name)
     state = started(world, 3)
-    shifted = world.at(state.position + 0.37 * torch.eye(2)[axis], state.heading)
+    shifted = world.at(state.position + 0.37 * torch.eye(2)[axis], state.angle)
     torch.testing.assert_close(world.order(shifted), world.order(state), atol=1e-5, rtol=0)
     before, after = world.observe(state).agent, world.observe(shifted).agent
     torch.testing.assert_close(after[..., 0], before[..., 0], atol=1e-5, rtol=0)
@@ -96,7 +122,7 @@ def test_rewards_and_views_do_not_change_where_the_whole_swarm_is_shifted(name: 
 def test_the_order_of_a_swarm_that_heads_for_one_direction_is_the_bound(agents: int, sigma: float, dt: float) -> None:
     world = Vicsek(agents, sigma=sigma, dt=dt, omega0=0.4)
     state, rows = started(world, 10_000), 10_000
-    alignment = (wrapped(-state.heading - world.omega0 * dt) / dt).unsqueeze(-1)
+    alignment = (wrapped(-state.angle - world.omega0 * dt) / dt).unsqueeze(-1)
     _, reward, _ = world.transition(state, alignment, world.noise(rows, torch.Generator().manual_seed(5)))
     squared = reward[:, 0, 0].square()
     error = squared.std().item() / math.sqrt(rows)
@@ -128,23 +154,19 @@ def test_misaligned_is_paid_for_disorder() -> None:
     assert (one > 0).all()
 
 
-def test_a_row_alone_is_the_row_in_the_batch() -> None:
-    for name in ("torus", "projective"):
-        world, generator = Vicsek(100, name), torch.Generator().manual_seed(0)
-        state = started(world, 6)
-        action, noise = torch.randn(6, 100, 1, generator=generator), world.noise(6, generator)
-        together = world.transition(state, action, noise)
-        row = tree_map(lambda leaf: leaf[2:3], state)
-        alone = world.transition(row, action[2:3], noise[2:3])
-        assert torch.equal(alone.state.position[0], together.state.position[2])
-        torch.testing.assert_close(alone.reward[0], together.reward[2], atol=1e-6, rtol=0)
-        seen = [world.observe(t.state) for t in (alone, together)]
-        torch.testing.assert_close(seen[0].agent[0], seen[1].agent[2], atol=1e-6, rtol=0)
-        torch.testing.assert_close(seen[0].state[0], seen[1].state[2], atol=1e-6, rtol=0)
+@pytest.mark.parametrize("name", ["torus", "projective"])
+def test_a_row_alone_is_the_row_in_the_batch(name: str) -> None:
+    assert_rows_alone_equal_rows_in_a_batch(Vicsek(100, name), rows=6)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"manifold": "klein", "u_max": 1.0}, {"neighbors": "tree"}, {"neighbors": "grid", "radius": 0.2}]
+    "arguments",
+    [
+        {},
+        {"manifold": "klein", "u_max": 1.0, "sees": "angle"},
+        {"neighbors": "tree"},
+        {"neighbors": "grid", "radius": 0.2},
+    ],
 )
 def test_the_contract_of_an_environment(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "FEWEST_CELLS", 48)
@@ -182,12 +204,15 @@ def test_a_step_never_waits_for_the_device(name: str, neighbors: str) -> None:
     assert isinstance(step.reward, FakeTensor)
 
 
-def test_gradients_pass_through_a_step() -> None:
-    world = Vicsek(20)
+@pytest.mark.parametrize("sees", ["vector", "angle"])
+def test_gradients_pass_through_a_step(sees: str) -> None:
+    world = Vicsek(20, sees=sees)
     action = torch.zeros(2, 20, 1, requires_grad=True)
     after, reward, _ = world.transition(started(world, 2), action, torch.zeros(2, 20))
-    (reward[:, 0].sum() + world.observe(after).agent.sum()).backward()
+    assert (after.near.number == 1).any(), "there is somebody who sees nobody"
+    (reward[:, 0].sum() + world.observe(after).agent.square().sum()).backward()
     assert action.grad is not None
+    assert action.grad.isfinite().all()
     assert action.grad.abs().min() > 0
 
 
@@ -209,6 +234,7 @@ def test_the_picture_shows_headings_and_order() -> None:
         ({"agents": 1}, "at least two agents; got agents=1"),
         ({"horizon": 0}, "at least 1 step; got horizon=0"),
         ({"manifold": "kline"}, "Did you mean klein"),
+        ({"sees": "angel"}, "sees must be one of vector, angle; got 'angel'. Did you mean angle"),
         ({"reward": "algned"}, "Did you mean aligned"),
         ({"neighbors": "pairs"}, "neighbors must be one of auto, dense, tree, grid"),
         ({"radius": 0.0}, "radius"),
@@ -231,6 +257,6 @@ def test_bad_arguments_are_input_errors(arguments: dict[str, Any], match: str) -
 def test_headings_stay_between_minus_and_plus_pi() -> None:
     world = Vicsek(50)
     state = world.transition(started(world, 1), 40 * torch.ones(1, 50, 1), torch.zeros(1, 50)).state
-    assert state.heading.abs().max() <= math.pi + 1e-6
-    assert torch.equal(state.near.number, world.at(state.position, state.heading).near.number)
-    torch.testing.assert_close(unit(state.heading).norm(dim=-1), torch.ones(1, 50))
+    assert state.angle.abs().max() <= math.pi + 1e-6
+    assert torch.equal(state.near.number, world.at(state.position, state.angle).near.number)
+    torch.testing.assert_close(unit(state.angle).norm(dim=-1), torch.ones(1, 50))
