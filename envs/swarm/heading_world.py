@@ -16,7 +16,7 @@ from envs.swarm.manifolds import Manifold
 from envs.swarm.neighbors import Neighborhood, Neighbors
 from envs.swarm.picture import draw_swarm
 from envs.swarm.spec import one_of, require_nonnegative, require_positive, swarm_spec
-from envs.swarm.sums import Sums
+from envs.swarm.sums import Sums, beside
 from envs.world import Transition, World
 
 SIGNS = {"aligned": 1.0, "misaligned": -1.0}
@@ -78,7 +78,8 @@ class HeadingWorld(World[HeadingState]):
 
     def initial(self, noise: Float[Tensor, "E N 3"]) -> HeadingState:
         """Anywhere, heading anywhere."""
-        return self.at(noise[..., :2] * self.manifold.size, (2 * noise[..., 2] - 1) * math.pi)
+        x, y, turn = noise.unbind(-1)
+        return self.at(beside(x, y) * self.manifold.size, (2 * turn - 1) * math.pi)
 
     def at(self, position: Float[Tensor, "E N 2"], angle: Float[Tensor, "E N"]) -> HeadingState:
         """The state with agents at these places of the plane and with these headings."""
@@ -115,7 +116,7 @@ class HeadingWorld(World[HeadingState]):
         """
         position, _, own, near = state
         others = relative(near.without(own).mean(), own)
-        points = torch.cat([position / self.manifold.size, own], -1)
+        points = beside(*(position / self.manifold.size).unbind(-1), *own.unbind(-1))
         whole = torch.cat([self.features(points), others[..., :1].mean(1)], -1)
         agent = relative(near.mean(), own) if self.count_self else others
         agent = direction(agent) if self.sees == "angle" else agent

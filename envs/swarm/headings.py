@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.swarm.sums import Sums
+from envs.swarm.sums import Sums, beside
 
 # The box around the points (x, y, cos φ, sin φ) that features describe: places in sides of the square.
 POINTS = ((0.0, 0.0, -1.0, -1.0), (1.0, 1.0, 1.0, 1.0))
@@ -29,7 +29,7 @@ class HeadingMoments:
 
 def unit(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B 2"]:
     """(cos, sin)."""
-    return torch.stack([angle.cos(), angle.sin()], -1)
+    return beside(angle.cos(), angle.sin())
 
 
 def wrapped(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -55,7 +55,7 @@ def relative(mean: Float[Tensor, "E N 2"], own: Float[Tensor, "E N 2"]) -> Float
     """Each agent's vector `mean` in the frame of its own heading: |m| (cos a, sin a), a the angle from heading to m."""
     x, y = mean.unbind(-1)
     cos, sin = own.unbind(-1)
-    return torch.stack([x * cos + y * sin, y * cos - x * sin], -1)
+    return beside(x * cos + y * sin, y * cos - x * sin)
 
 
 def local_order(near: Sums, own: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
