@@ -69,7 +69,7 @@ def print_along(report: Report, title: str, console: Console) -> None:
         gap = f"{number(row['gap'])} ± {number(1.96 * row['gap_error'])}" if "gap" in row else ""
         name = f"{row[setting]}{' (trained)' if row.get('trained') else ''}"
         interval = f"[{number(row['low'])}, {number(row['high'])}]"
-        counts = (number(row["episodes"]), number(row["cpu_seconds"]))
+        counts = (number(float(row["episodes"])), number(row["cpu_seconds"]))
         cells.append((name, number(row[headline]), interval, *((gap,) if gaps else ()), *counts))
     columns = (setting, "return", "95 % interval", *(("gap to limit",) if gaps else ()), "episodes", "CPU-s")
     _print(f"{headline}, {title}", columns, cells, console)
