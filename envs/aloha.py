@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from envs.constants import Constants
 from envs.core import Discrete, EnvSpec, InputError, Observation
 from envs.drawing import blank_axes, pixels
 from envs.world import Transition, World
@@ -61,7 +62,9 @@ class Aloha(World[Backlog]):
             horizon=horizon,
         )
         self.edges = ladder(wrap_around)
-        self._adjacency: dict[torch.device, Float[Tensor, "10 10"]] = {}
+        one_way = torch.zeros(AGENTS, AGENTS)
+        one_way[tuple(zip(*self.edges))] = 1
+        self._adjacency = Constants(one_way + one_way.T)
 
     @property
     def bound(self) -> float:
@@ -84,7 +87,7 @@ class Aloha(World[Backlog]):
     def transition(self, state: Backlog, action: Num[Tensor, "E 10 1"], noise: Bool[Tensor, "E 10"]) -> Transition:
         """Service, then arrivals. Everybody earns the team's reward."""
         sends = action.squeeze(-1) == 1
-        jammed = (sends.float() @ self._on(state.device)) > 0
+        jammed = (sends.float() @ self._adjacency.on(state.device)) > 0
         tries = sends & (state > 0)
         served = tries & ~jammed
         reward = (SENT * served + JAMMED * (tries & jammed)).sum(-1)
@@ -109,13 +112,6 @@ class Aloha(World[Backlog]):
         for place, length in zip(places, backlog):
             axes.text(*place, str(length), ha="center", va="center", zorder=3)
         return pixels(axes)
-
-    def _on(self, device: torch.device) -> Float[Tensor, "10 10"]:
-        if device not in self._adjacency:
-            one_way = torch.zeros(AGENTS, AGENTS)
-            one_way[tuple(zip(*self.edges))] = 1
-            self._adjacency[device] = (one_way + one_way.T).to(device)
-        return self._adjacency[device]
 
 
 def ladder(wrap_around: bool = True) -> list[tuple[int, int]]:

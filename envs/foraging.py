@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from envs.constants import Constants
 from envs.core import Discrete, EnvSpec, InputError, Observation
 from envs.drawing import blank_axes, pixels
 from envs.world import Transition, World
@@ -91,7 +92,7 @@ class Foraging(World[Field]):
             state_size=3 * (foods + agents) + 1,
             horizon=horizon,
         )
-        self._constants: dict[torch.device, _Constants] = {}
+        self._constants = Constants(self._lasting())
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E things draws"]:
         """Uniform numbers in [0, 1): for each forager, then each food, one a cell and one for its level."""
@@ -100,7 +101,7 @@ class Foraging(World[Field]):
 
     def initial(self, noise: Float[Tensor, "E things draws"]) -> Field:
         """Foragers and food one after the other, each uniform over the cells that are still open to it."""
-        constants = self._on(noise.device)
+        constants = self._constants.on(noise.device)
         agents = len(self.spec.agents)
         luck, fate = noise[..., :-1], noise[..., -1]
         empty = torch.ones_like(luck[:, 0], dtype=torch.bool)
@@ -137,7 +138,7 @@ class Foraging(World[Field]):
         near = ((state.food.unsqueeze(1) - state.place.unsqueeze(2)).abs() <= self.sight).all(-1)
         level = state.food_level.unsqueeze(1).expand_as(near)
         foods = _listed(state.food.unsqueeze(1) - corner, level, near & (level > 0))
-        own_first = self._on(corner.device).own_first
+        own_first = self._constants.on(corner.device).own_first
         place = state.place[:, own_first] - corner
         agents = _listed(place, state.level[:, own_first], ((place >= 0) & (place <= 2 * self.sight)).all(-1))
         everyone = torch.ones_like(state.level, dtype=torch.bool)
@@ -164,7 +165,7 @@ class Foraging(World[Field]):
 
     def _go(self, state: Field, choice: Int[Tensor, "E N"]) -> Int[Tensor, "E N 2"]:
         """Where the agents are after moving."""
-        goal = state.place + self._on(choice.device).moves[choice]
+        goal = state.place + self._constants.on(choice.device).moves[choice]
         on_food = (_distance(goal, state.food) == 0) & (state.food_level > 0).unsqueeze(1)
         valid = ((goal >= 0) & (goal < self.size)).all(-1) & ~on_food.any(-1)
         goal = torch.where(valid.unsqueeze(-1), goal, state.place)
@@ -186,23 +187,20 @@ class Foraging(World[Field]):
     def _place(self, cell: Int[Tensor, "*B"]) -> Int[Tensor, "*B 2"]:
         return torch.stack([cell // self.size, cell % self.size], -1)
 
-    def _on(self, device: torch.device) -> _Constants:
-        if device not in self._constants:
-            cells = self._place(torch.arange(self.size**2))
-            apart = (cells.unsqueeze(1) - cells).abs()
-            agents = range(len(self.spec.agents))
-            constants = (
-                MOVES,
-                ((cells > 0) & (cells < self.size - 1)).all(-1),
-                (apart.amax(-1) <= 1) | ((apart.amin(-1) == 0) & (apart.amax(-1) <= 2)),
-                torch.tensor([[i, *(j for j in agents if j != i)] for i in agents]),
-            )
-            self._constants[device] = _Constants(*(constant.to(device) for constant in constants))
-        return self._constants[device]
+    def _lasting(self) -> _Constants:
+        cells = self._place(torch.arange(self.size**2))
+        apart = (cells.unsqueeze(1) - cells).abs()
+        agents = range(len(self.spec.agents))
+        return _Constants(
+            MOVES,
+            ((cells > 0) & (cells < self.size - 1)).all(-1),
+            (apart.amax(-1) <= 1) | ((apart.amin(-1) == 0) & (apart.amax(-1) <= 2)),
+            torch.tensor([[i, *(j for j in agents if j != i)] for i in agents]),
+        )
 
 
 class _Constants(NamedTuple):
-    """What lies on the device once and for all."""
+    """What stays the same."""
 
     moves: Int[Tensor, "6 2"]
     inner: Bool[Tensor, " cells"]  # where food may lie

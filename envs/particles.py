@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from envs.constants import Constants
 from envs.core import Discrete, EnvSpec, InputError, Observation
 from envs.drawing import blank_axes, pixels
 from envs.world import Transition, World
@@ -63,7 +64,7 @@ class SimpleSpread(World[SpreadState]):
             state_size=6 * n * n,
         )
         self.agents, self.local_ratio, self.dtype = n, local_ratio, dtype
-        self._constants: dict[torch.device, _SpreadConstants] = {}
+        self._constants = Constants(_SpreadConstants.build(agents, local_ratio, dtype))
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E 2 M"]:
         """Uniform numbers in [-1, 1) for the positions of agents and landmarks."""
@@ -76,11 +77,11 @@ class SimpleSpread(World[SpreadState]):
 
     def at(self, body: Float[Tensor, "E 2 columns_per_axis"]) -> SpreadState:
         """The state with these 3N columns: velocities, positions, landmarks."""
-        return self._seen_from(body.flatten(1), self._on(body.device))
+        return self._seen_from(body.flatten(1), self._constants.on(body.device))
 
     def transition(self, state: SpreadState, action: Num[Tensor, "E N 1"], noise: None) -> Transition:
         """One step of dt = 0.1."""
-        n, constants = self.agents, self._on(action.device)
+        n, constants = self.agents, self._constants.on(action.device)
         meetings = n * (n - 1) // 2
         distance = state.distance[:, :meetings]
         overlap = F.softplus(CONTACT_DISTANCE - distance, beta=1 / CONTACT_MARGIN) / distance
@@ -94,7 +95,7 @@ class SimpleSpread(World[SpreadState]):
 
     def observe(self, state: SpreadState) -> Observation:
         """Everything is seen; `state` is the agents' observations side by side, as in mpe2."""
-        alive = self._on(state.seen.device).alive.expand(len(state.seen), -1)
+        alive = self._constants.on(state.seen.device).alive.expand(len(state.seen), -1)
         return Observation(state.seen.view(len(alive), self.agents, -1), state.seen, alive)
 
     def frame(self, state: SpreadState) -> Any:
@@ -109,11 +110,6 @@ class SimpleSpread(World[SpreadState]):
         # The observations are handed out: a tensor of their own is cheaper to read than columns of a wider one.
         return SpreadState(body, seen.contiguous(), x, y, torch.addcmul(x * x, y, y).sqrt_())
 
-    def _on(self, device: torch.device) -> _SpreadConstants:
-        if device not in self._constants:
-            self._constants[device] = _SpreadConstants.build(self.agents, self.local_ratio, self.dtype, device)
-        return self._constants[device]
-
 
 class _SpreadConstants(NamedTuple):
     """The matrices of `SimpleSpread`. Per axis, columns of the body are velocities, agents and landmarks, N each."""
@@ -125,7 +121,7 @@ class _SpreadConstants(NamedTuple):
     alive: Bool[Tensor, " N"]
 
     @classmethod
-    def build(cls, n: int, local_ratio: float, dtype: torch.dtype, device: torch.device) -> _SpreadConstants:
+    def build(cls, n: int, local_ratio: float, dtype: torch.dtype) -> _SpreadConstants:
         unit, plane = torch.eye(3 * n, dtype=dtype), torch.eye(2, dtype=dtype)
         velocity, agent, landmark = unit.split(n, 1)
         pairs = torch.combinations(torch.arange(n)) if n > 1 else torch.empty(0, 2, dtype=torch.int64)
@@ -151,7 +147,7 @@ class _SpreadConstants(NamedTuple):
             -local_ratio * incidence.abs(),
             torch.ones(n, dtype=torch.bool),
         )
-        return cls(*(constant.to(device).contiguous() for constant in constants))
+        return cls(*(constant.contiguous() for constant in constants))
 
 
 class SpeakerListener(World[Any]):
@@ -172,7 +168,9 @@ class SpeakerListener(World[Any]):
             state_size=14,
         )
         self.dtype = dtype
-        self._constants: dict[torch.device, _SpeakerListenerConstants] = {}
+        assert self.spec.legal is not None
+        alive = torch.ones(2, dtype=torch.bool)
+        self._constants = Constants(_SpeakerListenerConstants(PUSHES.to(dtype), self.spec.legal, alive))
 
     def initial_noise(self, num: int, generator: torch.Generator) -> tuple[Float[Tensor, "E 2 5"], Num[Tensor, " E"]]:
         """Uniform numbers for positions, and which landmark is the goal."""
@@ -189,7 +187,7 @@ class SpeakerListener(World[Any]):
     def transition(self, state: SpeakerListenerState, action: Num[Tensor, "E 2 1"], noise: None) -> Transition:
         """One step of dt = 0.1."""
         word = F.one_hot(action[:, 0, 0].clamp(max=2), 3).to(self.dtype)
-        push = self._on(action.device).pushes[action[:, 1, 0]]
+        push = self._constants.on(action.device).pushes[action[:, 1, 0]]
         positions = state.positions + DT * F.pad(state.velocity.unsqueeze(-1), (1, 3))
         velocity = (1 - DAMPING) * state.velocity + DT * push
         state = SpeakerListenerState(positions, velocity, state.goal, word)
@@ -202,7 +200,7 @@ class SpeakerListener(World[Any]):
         color = 0.15 + 0.5 * F.one_hot(state.goal, 3).to(self.dtype)
         landmarks = (state.positions[:, :, 2:] - state.positions[:, :, 1:2]).transpose(1, 2).flatten(1)
         listener = torch.cat([state.velocity, landmarks, state.word], 1)
-        constants = self._on(color.device)
+        constants = self._constants.on(color.device)
         return Observation(
             torch.stack([F.pad(color, (0, 8)), listener], 1),
             torch.cat([color, listener], 1),
@@ -218,18 +216,9 @@ class SpeakerListener(World[Any]):
         discs = [(positions[0], 0.075, word), (positions[1], 0.075, colors[goal])]
         return draw_particles(discs, [(p, c) for p, c in zip(positions[2:], colors)])
 
-    def _on(self, device: torch.device) -> _SpeakerListenerConstants:
-        if device not in self._constants:
-            legal = self.spec.legal
-            assert legal is not None
-            alive = torch.ones(2, dtype=torch.bool, device=device)
-            constants = _SpeakerListenerConstants(PUSHES.to(device, self.dtype), legal.to(device), alive)
-            self._constants[device] = constants
-        return self._constants[device]
-
 
 class _SpeakerListenerConstants(NamedTuple):
-    """What lies on the device once and for all."""
+    """What stays the same."""
 
     pushes: Float[Tensor, "5 2"]
     legal: Bool[Tensor, "2 5"]

@@ -70,6 +70,10 @@ class World(ABC, Generic[State]):
     def observe(self, state: State) -> Observation:
         """What agents and critic see of `state`."""
 
+    def known(self) -> dict[str, float]:
+        """Returns per agent that theory gives for this world, by name, such as that of the best policy."""
+        return {}
+
     def frame(self, state: State) -> Any:
         """A picture of the one row of `state`, [height, width, 3] uint8. A world without pictures raises InputError."""
         raise InputError(f"{type(self).__name__} has no picture; give it a method frame(state) to render it.")

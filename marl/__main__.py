@@ -74,15 +74,22 @@ def resume(folder: RunFolder, assignments: Assignments = None) -> None:
 
 @app.command()
 def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
-    """Play a trained team again, elsewhere or longer: evaluation.episodes=5000, env.args.local_ratio=0.2, seed=7."""
+    """Play a trained team again, elsewhere or longer: evaluation.episodes=5000, env.args.local_ratio=0.2, seed=7.
+
+    One comma list plays it at each value: env.agents=2,10,100,1000 shows how a swarm approaches its limit.
+    """
     from marl.display import console
     from marl.evaluation import evaluate_folder
-    from marl.tables import print_metrics, print_table
+    from marl.tables import print_along, print_files, print_metrics, print_table
 
     report, path = evaluate_folder(folder, assignments or [])
-    print_metrics(report.metrics, f"evaluation of {folder}", console)
-    for name, rows in report.tables.items():
-        print_table(name, rows, console)
+    if "along" in report.tables:
+        print_along(report, f"evaluation of {folder}", console)
+        print_files([file for file in [path.with_suffix(".png")] if file.exists()], console)
+    else:
+        print_metrics(report.metrics, f"evaluation of {folder}", console)
+        for name, rows in report.tables.items():
+            print_table(name, rows, console)
     console.print(f"report     {path}")
 
 

@@ -55,6 +55,7 @@ OTHER_NAMES = {
     "eval_episodes": "episodes",
 }
 END = "..."  # YAML's end of a document
+AGENTS = {"env.agents", "env.args.agents"}  # two names of one number
 
 
 class Section(BaseModel):
@@ -82,11 +83,23 @@ class EnvConfig(Section):
     args: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the world, the function or vmas.make_env"
     )
+    agents: int | None = Field(
+        None, ge=1, description="how many agents; the same as env.args.agents, or what the function calls it"
+    )
     num_envs: int = Field(16, ge=1, description="environments stepped together")
     time_limit: int | None = Field(
         None, ge=1, description="steps after which training truncates an episode (worlds, vmas)"
     )
     workers: int = Field(0, ge=0, description="processes that step PettingZoo environments; 0 steps them in this one")
+
+    @model_validator(mode="after")
+    def _one_number_of_agents(self) -> EnvConfig:
+        if self.agents is not None and self.args.get("agents", self.agents) != self.agents:
+            raise ValueError(
+                f"env.agents and env.args.agents are one number; got {self.agents} and {self.args['agents']}. Leave "
+                "one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> EnvConfig:
@@ -137,6 +150,9 @@ class EvaluationConfig(Section):
     )
     film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
+    agents: tuple[int, ...] = Field(
+        (), description="numbers of agents in which the team plays too, and how fast it approaches its limit (a swarm)"
+    )
     random: bool = Field(False, description="play uniformly random actions too, and tell the difference: above_random")
 
 
@@ -163,7 +179,10 @@ class RunConfig(Section):
 
     @property
     def evaluation_envs(self) -> int:
-        """How many environments an evaluation steps together. Batched rows cost next to nothing, others a copy each."""
+        """How many environments an evaluation steps together at most; `marl.environments.evaluation_rows` has the rest.
+
+        Batched rows cost next to nothing, others a copy each.
+        """
         rows = min(self.evaluation.num_envs, self.evaluation.episodes)
         return rows if self.env.pettingzoo is None else min(rows, self.env.num_envs)
 
@@ -267,6 +286,8 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
     """The checked config of one run. Raises InputError with the path of what is wrong and the nearest right name."""
     raw = _deep_copy(raw)
     for key, value in overrides.items():
+        if key in AGENTS:
+            _forget_agents(raw, AGENTS - overrides.keys())
         _assign(raw, key, _deep_copy(value))
     if not isinstance(raw.get("recipe"), str):
         raise InputError("A config names its algorithm: add a line such as 'recipe: marl.algorithms.mappo'.")
@@ -301,6 +322,15 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(raw, dict):
             raise InputError(f"{key} cannot be set: {name} is {raw!r}, not a section.")
     raw[last] = value
+
+
+def _forget_agents(raw: dict[str, Any], keys: set[str]) -> None:
+    """What the file calls by the other name gives way to what is set now."""
+    env = raw.get("env")
+    for key in keys:
+        section = env.get("args") if isinstance(env, dict) and key == "env.args.agents" else env
+        if isinstance(section, dict):
+            section.pop("agents", None)
 
 
 def _path(place: Sequence[Any], fields: set[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from envs.core import ConcordError, InputError, Streams, VectorEnv, import_dotted
 from envs.vmas import VmasEnv
 from envs.world import RandomActor, TensorEnv, Transition, World
-from marl.config import EnvConfig
+from marl.config import EnvConfig, RunConfig
 from marl.display import in_words
+
+NUMBER_OF_AGENTS = ("agents", "num_agents", "n_agents", "N")  # what functions call it, the likeliest first
+AGENTS_AT_ONCE = 2**18  # in an evaluation: more would be no faster, and take gigabytes
 
 
 def make_env(
@@ -28,6 +32,11 @@ def make_env(
     Raises InputError for what is no world, for arguments of which none can be made, and for episodes that never end.
     """
     num_envs = num_envs or config.num_envs
+    if config.vmas is not None and config.agents is not None:
+        raise InputError(
+            "A scenario of VMAS has a name of its own for the number of its agents, such as env.args.n_agents; set "
+            "that one instead of env.agents."
+        )
     if config.world is not None:
         return TensorEnv(_world(config, config.world), num_envs, time_limit=config.time_limit, device=device)
     if config.vmas is not None:
@@ -42,7 +51,7 @@ def make_env(
     assert config.pettingzoo is not None
     return pettingzoo_env(
         config.pettingzoo,
-        config.args,
+        pettingzoo_args(config),
         num_envs,
         "env.args",
         device=device,
@@ -56,15 +65,16 @@ def _world(config: EnvConfig, path: str) -> World[Any]:
     maker = import_dotted(path)
     if not callable(maker):
         raise InputError(f"env.world must name a World, module:Class; {path} is a {type(maker).__name__}.")
-    require_arguments(maker, config.args, "env.args")
+    args = with_agents(maker, config)
+    require_arguments(maker, args, "env.args")
     try:
-        world = maker(**config.args)
+        world = maker(**args)
         first = _first_step(world) if isinstance(world, World) else None
     except ConcordError:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} with env.args={config.args} cannot be made, or not be played for a step: {in_words(error)}"
+            f"{path} with env.args={args} cannot be made, or not be played for a step: {in_words(error)}"
         ) from error
     if first is None:
         raise InputError(f"env.world must name a World (see envs.world.World); {path} gave a {type(world).__name__}.")
@@ -92,6 +102,18 @@ def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, section: str 
     """
     from envs.pettingzoo import PettingZooEnv  # imports gymnasium, which takes a while
 
+    require_arguments(_maker(path), args, section)
+    try:
+        # Workers get the path: a function of this module would make them import torch.
+        return PettingZooEnv(path, num_envs, options=args, **options)
+    except InputError:
+        raise
+    except ConcordError as error:
+        raise InputError(f"{path} cannot be made with {section}={args}: {error}") from error
+
+
+def _maker(path: str) -> Callable[..., Any]:
+    """What names the arguments of a PettingZoo environment."""
     function = import_dotted(path)
     if not callable(function):
         kind = type(function).__name__
@@ -101,14 +123,61 @@ def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, section: str 
     if inspect.isfunction(function) and not inspect.getfullargspec(function).args:
         # By PettingZoo's convention env(**kwargs) and parallel_env(**kwargs) pass them on to raw_env, which names them.
         function = getattr(import_dotted(path.partition(":")[0]), "raw_env", function)
-    require_arguments(function, args, section)
+    made: Callable[..., Any] = function
+    return made
+
+
+def pettingzoo_args(config: EnvConfig) -> dict[str, Any]:
+    """The arguments of `env.pettingzoo`, the number of agents among them where `env.agents` says it."""
+    assert config.pettingzoo is not None
+    return config.args if config.agents is None else with_agents(_maker(config.pettingzoo), config)
+
+
+def with_agents(function: Callable[..., Any], config: EnvConfig) -> dict[str, Any]:
+    """`env.args` with `env.agents` under the name that `function` has for it.
+
+    Raises InputError for a function that has no such argument, and for two different numbers.
+    """
+    if config.agents is None:
+        return config.args
+    names = [p.name for p in _named(function)]
+    known = [name for name in NUMBER_OF_AGENTS if name in names]
+    title = getattr(function, "__name__", str(function))
+    if not known:
+        raise InputError(
+            f"env.agents says how many agents there are, and {title} has no argument for that, none of "
+            f"{', '.join(NUMBER_OF_AGENTS)}. It takes: {', '.join(names) or 'nothing that it names'}."
+        )
+    if config.args.get(known[0], config.agents) != config.agents:
+        raise InputError(
+            f"{title} calls the number of agents {known[0]}: env.agents={config.agents} and "
+            f"env.args.{known[0]}={config.args[known[0]]} are two of them. Set env.args.{known[0]} alone."
+        )
+    rest = {name: value for name, value in config.args.items() if name != "agents"}
+    return {**rest, known[0]: config.agents}
+
+
+def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The arguments that a function names; none where it cannot be asked."""
     try:
-        # Workers get the path: a function of this module would make them import torch.
-        return PettingZooEnv(path, num_envs, options=args, **options)
-    except InputError:
-        raise
-    except ConcordError as error:
-        raise InputError(f"{path} cannot be made with {section}={args}: {error}") from error
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def evaluation_rows(config: RunConfig) -> int:
+    """How many environments an evaluation steps together: of large swarms as few as fit into `AGENTS_AT_ONCE`."""
+    if config.env.world is None:
+        return config.evaluation_envs
+    agents = len(_world(config.env, config.env.world).spec.agents)
+    return rows_at_once(config.evaluation_envs, agents, config.evaluation.episodes)
+
+
+def rows_at_once(rows: int, agents: int, episodes: int) -> int:
+    """At most `rows`, and at most `AGENTS_AT_ONCE` agents in all, so that rows share the episodes evenly."""
+    most = max(1, min(rows, AGENTS_AT_ONCE // agents))
+    return rows if most == rows else math.ceil(episodes / math.ceil(episodes / most))
 
 
 def require_arguments(function: Callable[..., Any], args: dict[str, Any], section: str) -> None:

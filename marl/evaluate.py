@@ -12,52 +12,67 @@ import torch
 from envs.core import Actor, Decision, InputError, Observation, Step, Streams, VectorEnv, tree_map, tree_where
 from marl.report import Metric
 from marl.run import stage_seed
-from marl.sources import EpisodeTracker, rollout
 
-CHUNK = 32
+CHUNK = 32  # steps between two looks at who has ended, where a look makes a GPU wait
 
 
 class Episodes:
-    """Returns [n,N,K] and lengths [n] of whole episodes."""
+    """Returns [n,K], means over N agents, and lengths [n] of whole episodes.
 
-    def __init__(self, returns: np.ndarray, lengths: np.ndarray):
-        self.returns, self.lengths = returns, lengths
+    late [n]: the mean reward a step over the last half of the horizon, channels added, where all episodes get there.
+    """
+
+    def __init__(self, returns: np.ndarray, lengths: np.ndarray, agents: int, late: np.ndarray | None = None):
+        self.returns, self.lengths, self.agents, self.late = returns, lengths, agents, late
 
     @property
     def per_agent(self) -> np.ndarray:
         """Mean over agents of each episode's return, channels added, [n]."""
-        return self.returns.sum(-1).mean(-1)
+        return self.returns.sum(-1)
 
     def metrics(self, channels: Sequence[str], prefix: str = "") -> dict[str, Metric]:
         """Named means with intervals: both returns, each channel's where there are several, and the length."""
         found = {
             "return_per_agent": Metric.mean(self.per_agent),
-            "return_team": Metric.mean(self.returns.sum(-1).sum(-1)),
+            "return_team": Metric.mean(self.agents * self.per_agent),
             "episode_length": Metric.mean(self.lengths),
         }
+        if self.late is not None:
+            found["late_reward_per_agent"] = Metric.mean(self.late)
         if len(channels) > 1:
             for k, channel in enumerate(channels):
-                found[f"return_per_agent/{channel}"] = Metric.mean(self.returns[..., k].mean(-1))
+                found[f"return_per_agent/{channel}"] = Metric.mean(self.returns[:, k])
         return {prefix + name: metric for name, metric in found.items()}
 
 
 def play(env: VectorEnv, actor: Actor, episodes: int, seed: int, patience: int = 100_000) -> Episodes:
     """Play at least `episodes` whole episodes, the same number in every row, so that short ones are not favored.
 
-    Raises InputError where none ends within `patience` steps.
+    Nothing is kept of a step but what the team earned, so that memory is that of one step, however large the swarm.
+    Raises InputError where no episode ends within `patience` steps.
     """
     quota = math.ceil(episodes / env.num_envs)
-    streams = Streams([stage_seed(seed, "actions")], env.device)  # not the numbers that the world draws
-    obs, memory = env.reset(seed), actor.initial_memory(env.num_envs)
-    tracker = EpisodeTracker(torch.ones(len(env.spec.channels), device=env.device))
-    totals: list[list[np.ndarray]] = [[] for _ in range(env.num_envs)]
+    moments = watch(env, actor, seed, lambda: None)
+    earned = torch.zeros(env.num_envs, len(env.spec.channels), dtype=torch.float64, device=env.device)
+    late = earned.sum(-1)
+    age, half = torch.zeros_like(late), env.spec.horizon // 2 if env.spec.horizon else math.inf
+    returns: list[list[np.ndarray]] = [[] for _ in range(env.num_envs)]
     lengths: list[list[float]] = [[] for _ in range(env.num_envs)]
-    quiet = 0
-    while min(map(len, totals)) < quota:
-        batch, obs, memory = rollout(env, actor, obs, memory, streams, CHUNK)
-        total, _, length = tracker.observe(batch)
-        ends = batch.over_time(batch.ended).flatten(1, 2).nonzero().tolist()
-        quiet = 0 if any(len(totals[row]) < quota for _, row in ends) else quiet + CHUNK
+    lates: list[list[float]] = [[] for _ in range(env.num_envs)]
+    quiet, chunk = 0, 1 if env.device.type == "cpu" else CHUNK
+    while min(map(len, returns)) < quota:
+        trail = []
+        for _ in range(chunk):
+            step = next(moments).step
+            reward = step.reward.sum(1, dtype=torch.float64)
+            earned, age = earned + reward, age + 1
+            late = late + reward.sum(-1) * (age > half)
+            trail.append((step.ended, earned, late, age))
+            earned = earned.masked_fill(step.ended.unsqueeze(-1), 0)
+            late, age = late.masked_fill(step.ended, 0), age.masked_fill(step.ended, 0)
+        ended, total, at_last, length = (torch.stack(column).cpu().numpy() for column in zip(*trail))
+        ends = np.argwhere(ended).tolist()
+        quiet = 0 if any(len(returns[row]) < quota for _, row in ends) else quiet + chunk
         if quiet > patience:
             raise InputError(
                 f"Some environments did not end an episode within {patience:,} steps, so there is no return to report. "
@@ -65,11 +80,14 @@ def play(env: VectorEnv, actor: Actor, episodes: int, seed: int, patience: int =
                 "evaluation.patience."
             )
         for t, row in ends:
-            if len(totals[row]) < quota:
-                totals[row].append(total[t, row].cpu().numpy())
+            if len(returns[row]) < quota:
+                returns[row].append(total[t, row])
                 lengths[row].append(float(length[t, row]))
-    returns = np.stack([episode for row in totals for episode in row]).astype(np.float64)
-    return Episodes(returns, np.array([length for row in lengths for length in row]))
+                lates[row].append(float(at_last[t, row]))
+    agents = len(env.spec.agents)
+    per_agent, ages, last = (np.stack([x for row in rows for x in row]) for rows in (returns, lengths, lates))
+    steps = ages - half
+    return Episodes(per_agent / agents, ages, agents, last / agents / steps if bool((steps > 0).all()) else None)
 
 
 def film(env: Any, actor: Actor, episodes: int, seed: int, longest: int = 1000) -> list[np.ndarray]:

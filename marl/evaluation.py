@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from envs.core import Actor, ConcordError, InputError, VectorEnv
-from marl.config import EvaluationConfig, load_recipe, split_assignments
+from marl import along
+from marl.config import AGENTS, EvaluationConfig, load_recipe, resolve, split_assignments, yaml_text
 from marl.display import console, in_words
-from marl.judging import evaluate, picture
+from marl.environments import evaluation_rows, make_env
+from marl.judging import evaluate, optional, picture, played
 from marl.report import Report
 from marl.run import Run
 
@@ -28,32 +32,108 @@ HAVE_AN_EFFECT = (
 
 
 def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, Path]:
-    """Play the team of a run again under other settings; the report goes into DIR/evaluations."""
+    """Play the team of a run again under other settings; the report goes into DIR/evaluations.
+
+    Where one setting is a comma list, the team is played at each of its values; the report has tables `along` and
+    `notes`, and a picture beside it.
+    """
     points = split_assignments(assignments)
-    if len(points) > 1:
-        raise InputError("evaluate takes one setting at a time; got a comma list.")
-    run = Run.open(folder, points[0])
-    effective = (*HAVE_AN_EFFECT, *_own_settings(run.config.evaluation))
-    idle = [key for key in points[0] if not key.startswith(effective)]
+    for point in points[:1]:
+        _require_effect(Run.open(folder).config.evaluation, point)
+    runs = [Run.open(folder, point) for point in points]
+    if (checkpoint := runs[0].unfinished("train")) is not None:
+        console.print(f"training has not finished: playing checkpoint {checkpoint}", markup=False)
+    path = folder / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.json"
+    if len(points) == 1:
+        report = _evaluate_run(runs[0])
+        report.save(path)
+        return report, path
+    key = along.swept_key(points)
+    curve = _play_along(runs, key, points, _count_agents(Run.open(folder)) if key in AGENTS else None)
+    others = {key: value for key, value in points[0].items() if key != curve.key}
+    config = Run.open(folder, others).config
+    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), *along.summarize(curve))
+    report.save(path)
+    with optional("picture"):
+        along.draw(curve, path.with_suffix(".png"))
+    return report, path
+
+
+def in_other_numbers(run: Run, report: Report) -> Report:
+    """The report of a finished run, with how its team fares in each number of agents of `evaluation.agents`."""
+    raw, points = run.config.model_dump(mode="json"), [{"env.agents": n} for n in run.config.evaluation.agents]
+    if len(points) < 2:
+        return report
+    along.swept_key(points)
+    runs = [Run(run.folder, resolve(raw, point)) for point in points]
+    curve = _play_along(runs, "env.agents", points, _count_agents(run))
+    metrics, tables = along.summarize(curve)
+    report.metrics.update(metrics)
+    report.tables.update(tables)
+    report.save(run.folder / "report.json")
+    with optional("picture"):
+        along.draw(curve, run.folder / "agents.png")
+    return report
+
+
+def _require_effect(evaluation: EvaluationConfig, point: dict[str, Any]) -> None:
+    effective = (*HAVE_AN_EFFECT, *_own_settings(evaluation))
+    idle = [key for key in point if not key.startswith(effective)]
     if idle:
         raise InputError(
             f"{idle[0]} changes nothing in an evaluation, which plays what was trained; these do: "
             f"{', '.join(effective)}. The twin was evaluated after training; evaluate there with "
             "env='{pettingzoo: …}'."
         )
-    if (checkpoint := run.unfinished("train")) is not None:
-        console.print(f"training has not finished: playing checkpoint {checkpoint}", markup=False)
-    actor, env = load_actor(run, run.config.evaluation_envs)
+
+
+def _evaluate_run(run: Run) -> Report:
+    """Everything that a recipe's evaluation has."""
+    actor, env = load_actor(run, evaluation_rows(run.config))
     metrics, tables = evaluate(run, actor, env), {}
     module = load_recipe(run.config.recipe)
     if hasattr(module, "findings"):
         found, tables = module.findings(run, actor, env)
         metrics |= found
     env.close()
-    report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
-    path = folder / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.json"
-    report.save(path)
-    return report, path
+    return Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
+
+
+def _play_along(runs: Sequence[Run], key: str, points: Sequence[dict[str, Any]], trained: int | None) -> along.Curve:
+    """The team at each value, after all of them have shown that they can be played."""
+    module = load_recipe(runs[0].config.recipe)
+    settings = [f"{key}={yaml_text(point[key])}" for point in points]
+    for setting, run in zip(settings, runs):
+        _require_playable(run, setting, key in AGENTS)
+    found = []
+    for setting, point, run in zip(settings, points, runs):
+        start = time.process_time()
+        actor, env = load_actor(run, evaluation_rows(run.config))
+        episodes = played(run, env, actor, run.config.evaluation.episodes, "evaluation")
+        metrics = episodes.metrics(env.spec.channels)
+        if hasattr(module, "limit"):
+            metrics |= module.limit(actor, env)
+        env.close()
+        found.append(along.Point(point[key], metrics, time.process_time() - start))
+        earned, seconds = metrics[along.HEADLINE], found[-1].cpu_seconds
+        console.print(f"{setting}: {along.HEADLINE} {earned}, {earned.n} episodes, {seconds:.1f} s", markup=False)
+    return along.Curve(key, found, trained)
+
+
+def _require_playable(run: Run, setting: str, counts_agents: bool) -> None:
+    try:
+        load_actor(run, 1)[1].close()
+    except InputError as error:
+        hint = (
+            " A team can play in other numbers only where all share one network (policy.share not none, no agent_id), "
+            "and where what each of them sees and may do does not depend on how many they are."
+        )
+        raise InputError(f"{setting}: {error}{hint if counts_agents else ''}") from error
+
+
+def _count_agents(run: Run) -> int:
+    with closing(make_env(run.config.env, num_envs=1)) as env:
+        return len(env.spec.agents)
 
 
 def _own_settings(section: EvaluationConfig) -> list[str]:

@@ -8,11 +8,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
 from envs.world import RandomActor
 from marl.display import console, in_words
-from marl.environments import make_env, pettingzoo_env
+from marl.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
 from marl.evaluate import Episodes, film, play
+from marl.exact import known_metrics
 from marl.pictures import learning_curve, save_gif
 from marl.policies import Greedy, IndependentPolicy, JointActor
 from marl.report import Metric, Report
@@ -24,7 +27,7 @@ TWIN_ARGS = "evaluation.twin.args"
 def judge(run: Run, policy: JointActor) -> Report:
     """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
     config = run.config.evaluation
-    env = make_env(run.config.env, num_envs=run.config.evaluation_envs, device=run.device)
+    env = make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)
     metrics = {name: Metric.exact(value) for name, value in run.used("train").items()}
     here = evaluate(run, policy, env)
     metrics |= here
@@ -86,19 +89,29 @@ def check_twin(run: Run, spec: EnvSpec) -> None:
 
 
 def evaluate(run: Run, policy: JointActor, env: VectorEnv) -> dict[str, Metric]:
-    """Returns of sampled actions, and, under `mode/`, of the most probable ones."""
+    """Returns of sampled actions, under `mode/` of the most probable ones, and what theory knows of them."""
     found: dict[str, Metric] = {}
     for prefix, actor in (("", policy), ("mode/", Greedy(policy))):
-        found |= played(run, env, actor, run.config.evaluation.episodes, "evaluation").metrics(
-            env.spec.channels, prefix
-        )
-    return found
+        episodes = played(run, env, actor, run.config.evaluation.episodes, "evaluation")
+        found |= episodes.metrics(env.spec.channels, prefix)
+    return found | known_metrics(env, found["return_per_agent"])
 
 
 def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:
-    """Whole episodes of an actor, whose random numbers belong to this purpose."""
+    """Whole episodes of an actor, whose random numbers belong to this purpose.
+
+    Raises ConcordError for returns that are no numbers.
+    """
     with console.status(f"playing {episodes} episodes"):
-        return play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
+        found = play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
+    finite = np.isfinite(found.returns).reshape(-1, len(env.spec.channels)).all(0)
+    if not finite.all():
+        bad = ", ".join(channel for channel, good in zip(env.spec.channels, finite) if not good)
+        raise ConcordError(
+            f"Returns of the reward {bad} are NaN or infinite, so there is no result. What was trained is kept. Usual "
+            "causes: constants of the environment of huge size, or an environment whose rewards are not finite."
+        )
+    return found
 
 
 def _in_twin(run: Run, policy: JointActor, here: Metric) -> dict[str, Metric]:
@@ -155,7 +168,7 @@ def filmed_env(run: Run) -> Any:
     if twin is not None:
         return _drawn(twin.pettingzoo, twin.args, TWIN_ARGS, run)
     if env.pettingzoo is not None:
-        return _drawn(env.pettingzoo, env.args, "env.args", run)
+        return _drawn(env.pettingzoo, pettingzoo_args(env), "env.args", run)
     return make_env(env, num_envs=1, device=run.device)
 
 

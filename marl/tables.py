@@ -18,6 +18,7 @@ FILES = {
     "report": "report.json",
     "curve": "learning_curve.png",
     "film": "film.gif",
+    "agents": "agents.png",
     "edges": "graph.png",
     "graphs": "graph.gif",
     "events": "events",
@@ -31,7 +32,10 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
     if "points" in report.tables:
         _print_sweep(report.metrics, str(folder), console)
     else:
-        print_metrics(report.metrics, str(folder), console)
+        whole = {name: metric for name, metric in report.metrics.items() if not name.startswith("agents=")}
+        print_metrics(whole, str(folder), console)
+    if "along" in report.tables:
+        print_along(report, str(folder), console)
     edges = report.tables.get("edges", [])
     if any("worth" in row for row in edges):
         print_table("edges", edges, console)
@@ -57,6 +61,24 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], console: Console)
 
 def _cell(value: Any) -> str:
     return number(value) if isinstance(value, float | int) else str(value)
+
+
+def print_along(report: Report, title: str, console: Console) -> None:
+    """A row for each value of the setting along which a team was played, then what is to be said about them."""
+    rows = report.tables["along"]
+    setting, headline = list(rows[0])[:2]
+    gaps = any("gap" in row for row in rows)
+    cells = []
+    for row in rows:
+        gap = f"{number(row['gap'])} ± {number(1.96 * row['gap_error'])}" if "gap" in row else ""
+        name = f"{row[setting]}{' (trained)' if row.get('trained') else ''}"
+        interval = f"[{number(row['low'])}, {number(row['high'])}]"
+        counts = (number(float(row["episodes"])), number(row["cpu_seconds"]))
+        cells.append((name, number(row[headline]), interval, *((gap,) if gaps else ()), *counts))
+    columns = (setting, "return", "95 % interval", *(("gap to limit",) if gaps else ()), "episodes", "CPU-s")
+    _print(f"{headline}, {title}", columns, cells, console)
+    for row in report.tables["notes"]:
+        console.print(row["note"], markup=False)
 
 
 def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> None:

@@ -16,6 +16,7 @@ from marl.config import RunConfig, load_recipe
 from marl.critics import CriticConfig, build_critic
 from marl.display import in_words
 from marl.environments import make_env
+from marl.evaluation import in_other_numbers
 from marl.learners import ActorCritic, Chain, Learner, LearnerConfig, per_channel
 from marl.policies import JointPolicy, PolicyConfig
 from marl.report import Report

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from envs.constants import Constants
 from envs.core import Discrete, EnvSpec, InputError, Observation
 from envs.dags import Edges, parents
 from envs.world import Transition, World
@@ -58,7 +59,7 @@ class DecTiger(World[TigerState]):
             state_size=7,
             horizon=horizon,
         )
-        self._payoff: dict[torch.device, Float[Tensor, "2 3 3"]] = {}
+        self._payoff = Constants(PAYOFF)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Int[Tensor, " E"]:
         """A random door."""
@@ -75,7 +76,7 @@ class DecTiger(World[TigerState]):
     def transition(self, state: TigerState, action: Num[Tensor, "E 2 1"], noise: Float[Tensor, "E 3"]) -> Transition:
         """Reward by the tiger's door before it moves; what is heard is about the door after."""
         choice = action.squeeze(-1)
-        reward = self._on(choice.device)[state.tiger, choice[:, 0], choice[:, 1]]
+        reward = self._payoff.on(choice.device)[state.tiger, choice[:, 0], choice[:, 1]]
         both_listen = (choice == LISTEN).all(-1)
         tiger = torch.where(both_listen, state.tiger, (noise[:, 2] < 0.5).to(state.tiger))
         true = noise[:, :2] < torch.where(both_listen, HEARS, 0.5).unsqueeze(-1)
@@ -133,11 +134,6 @@ class DecTiger(World[TigerState]):
             return max(listening, earned[1:].max().item() + value(steps - 1, 0))
 
         return value(self.horizon, 0)
-
-    def _on(self, device: torch.device) -> Float[Tensor, "2 3 3"]:
-        if device not in self._payoff:
-            self._payoff[device] = PAYOFF.to(device)
-        return self._payoff[device]
 
 
 def _best_responses(horizon: int, sees: bool) -> Float[Tensor, " policies"]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from envs.constants import Constants
 from envs.core import Discrete, EnvSpec, InputError, Observation
 from envs.dags import Edges, descendants, parents
 from envs.world import Transition, World
@@ -62,7 +63,8 @@ class MatrixGame(OneShot):
                 f"{list(self.payoff.shape)}."
             )
         self.spec = one_shot_spec(tuple(range(self.payoff.dim())), tuple(self.payoff.shape), contexts=1, state_size=1)
-        self._copies: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
+        self._table = Constants(self.payoff.float())
+        self._legal = Constants(self.spec.legal)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E 0"]:
         """Nothing is random."""
@@ -74,12 +76,11 @@ class MatrixGame(OneShot):
 
     def team_reward(self, state: Hidden, action: Num[Tensor, "E N"]) -> Float[Tensor, " E"]:
         """The payoff of the joint action."""
-        payoff, _ = self._on(state.device)
-        return payoff[action.unbind(-1)]
+        return self._table.on(state.device)[action.unbind(-1)]
 
     def observe(self, state: Hidden) -> Observation:
         """Nothing, (1, 0), for everybody."""
-        _, legal = self._on(state.device)
+        legal = self._legal.on(state.device)
         seen = see(state, state, state.new_zeros(len(state), len(self.spec.agents)))
         return seen if legal is None else replace(seen, legal=legal.expand(len(state), -1, -1))
 
@@ -87,13 +88,6 @@ class MatrixGame(OneShot):
         """The largest payoff, under every graph: always playing one best joint action is a product of policies."""
         parents(graph, self.payoff.dim())
         return float(self.payoff.max())
-
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """The payoffs and the legal choices on a device, copied there once."""
-        if device not in self._copies:
-            legal = self.spec.legal
-            self._copies[device] = self.payoff.to(device, torch.float32), None if legal is None else legal.to(device)
-        return self._copies[device]
 
 
 def climbing() -> MatrixGame:

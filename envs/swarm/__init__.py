@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from envs.swarm.aggregation import Aggregation, QuadraticAggregation
 from envs.swarm.epidemic import SIS
-from envs.swarm.finite import FiniteLimit, FiniteSwarm
+from envs.swarm.finite import FiniteSwarm
+from envs.swarm.finite_limit import FiniteLimit
 from envs.swarm.kuramoto import Kuramoto
 from envs.swarm.linear_quadratic import LinearQuadratic
 from envs.swarm.memory import WithMemory

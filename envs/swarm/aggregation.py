@@ -198,6 +198,10 @@ class QuadraticAggregation(_Gathering):
         """Anywhere."""
         return position
 
+    def known(self) -> dict[str, float]:
+        """What `problem` knows of as many agents."""
+        return self.problem.returns(len(self.spec.agents))
+
     def cost(self, position: Float[Tensor, "E N 2"], action: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
         """q tr Var + r E|u|²."""
         deviation = position - position.mean(1, keepdim=True)

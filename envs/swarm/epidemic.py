@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ class SIS(FiniteSwarm):
     A susceptible agent that goes out is infected with probability `infection` · mu_I, with mu_I the share of the
     infected; one that isolates is safe. An infected agent recovers with probability `recovery`, whatever it does. Each
     infected agent costs the swarm cost_infected / N a step, each that isolates cost_isolated / N. An agent sees its own
-    state, wrongly with probability `error`. The start is independent, infected with probability `infected`.
+    state, wrongly with probability `error`. The start is independent, infected with probability `infected`;
+    several such numbers are equally likely, and one of them holds for the whole swarm in an episode.
 
     `FiniteLimit(world)` has exact values. In the limit of the defaults with a horizon of 6, the best deterministic
     rules let the susceptible isolate for three steps and then go out: -2.5229. If everybody always goes out, the swarm
@@ -36,17 +38,20 @@ class SIS(FiniteSwarm):
         *,
         infection: float = 0.8,
         recovery: float = 0.3,
-        infected: float = 0.4,
+        infected: float | Sequence[float] = 0.4,
         error: float = 0.0,
         cost_infected: float = 1.0,
         cost_isolated: float = 0.5,
     ):
-        require_probabilities(infection=infection, recovery=recovery, infected=infected, error=error)
+        shares = [infected] if isinstance(infected, float | int) else list(infected)
+        require_probabilities(infection=infection, recovery=recovery, error=error)
+        for share in shares:
+            require_probabilities(infected=share)
         require_nonnegative(cost_infected=cost_infected, cost_isolated=cost_isolated)
         self.infection, self.recovery = infection, recovery
         self.cost_infected, self.cost_isolated = cost_infected, cost_isolated
         sees = [[1 - error, error], [error, 1 - error]]
-        super().__init__(agents, horizon, start=[1 - infected, infected], sees=sees, actions=2)
+        super().__init__(agents, horizon, start=[[1 - share, share] for share in shares], sees=sees, actions=2)
 
     def kernel(self, mu: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 2 2 2"]:
         """The probabilities P(x' | x, u, mu)."""

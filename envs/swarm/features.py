@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from envs.constants import Constants
 from envs.core import InputError
-from envs.swarm.spec import Constant, require_positive
+from envs.swarm.spec import require_positive
 
 POINTS_PER_DIMENSION = 7
 # Agents are embedded in blocks of this many, which bounds the memory of kernels at control points.
@@ -72,7 +73,7 @@ class Histogram:
         self.size = math.prod(counts)
         strides = [math.prod(counts[k + 1 :]) for k in range(len(counts))]
         grid = [low, [n / (end - start) for n, start, end in zip(counts, low, high)], [n - 1 for n in counts], strides]
-        self._grid = Constant(torch.tensor(grid, dtype=torch.float32))
+        self._grid = Constants(torch.tensor(grid, dtype=torch.float32))
 
     def __call__(self, points: Float[Tensor, "E N d"]) -> Float[Tensor, "E F"]:
         """The shares of each row's swarm."""
@@ -106,7 +107,7 @@ class KernelEmbedding:
             )
         self.control_points, self.bandwidth = at, bandwidth
         self.size = len(at)
-        self._at = Constant(at)
+        self._at = Constants(at)
 
     def __call__(self, points: Float[Tensor, "E N d"]) -> Float[Tensor, "E F"]:
         """The embedding of each row's swarm."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.core import InputError
 from envs.swarm.manifolds import Manifold
-from envs.swarm.sums import Sums
+from envs.swarm.sums import Sums, beside
 
 FEWEST_CELLS, MOST_CELLS = 256, 4096
 CELLS_IN_RADIUS = 8
@@ -49,7 +49,7 @@ class GridNeighbors:
         held = torch.stack(fields).view(3, rows, self.cells, self.cells)
         around = self._within_disc(held).flatten(1)
         seen_x, seen_y, count = (field.index_select(0, self._cell).view(rows, agents) for field in around)
-        return Sums(torch.stack([seen_x, seen_y], -1), count)
+        return Sums(beside(seen_x, seen_y), count)
 
     def _within_disc(self, held: Float[Tensor, "3 E G G"]) -> Float[Tensor, "3 E G G"]:
         """Convolution with the disc; what lies beyond the edges is copied around the square first."""

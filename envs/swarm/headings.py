@@ -1,4 +1,4 @@
-"""Directions of a swarm: unit vectors, order, and what an agent sees of those around it."""
+"""Directions of a swarm: unit vectors, their order, and how one looks from another."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Observation
-from envs.swarm.features import Features
-from envs.swarm.sums import Sums
+from envs.swarm.sums import Sums, beside
 
 # The box around the points (x, y, cos φ, sin φ) that features describe: places in sides of the square.
 POINTS = ((0.0, 0.0, -1.0, -1.0), (1.0, 1.0, 1.0, 1.0))
-# What an agent may see of the mean heading nearby, and how many numbers that is.
-SEES = {"vector": 2, "angle": 1}
 
 
 class HeadingMoments:
@@ -33,7 +29,7 @@ class HeadingMoments:
 
 def unit(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B 2"]:
     """(cos, sin)."""
-    return torch.stack([angle.cos(), angle.sin()], -1)
+    return beside(angle.cos(), angle.sin())
 
 
 def wrapped(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -59,7 +55,7 @@ def relative(mean: Float[Tensor, "E N 2"], own: Float[Tensor, "E N 2"]) -> Float
     """Each agent's vector `mean` in the frame of its own heading: |m| (cos a, sin a), a the angle from heading to m."""
     x, y = mean.unbind(-1)
     cos, sin = own.unbind(-1)
-    return torch.stack([x * cos + y * sin, y * cos - x * sin], -1)
+    return beside(x * cos + y * sin, y * cos - x * sin)
 
 
 def local_order(near: Sums, own: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
@@ -68,24 +64,3 @@ def local_order(near: Sums, own: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
     1 if neighbors point one way, about 0 if they point anywhere. Meaningful on any surface, as vectors are transported.
     """
     return relative(near.without(own).mean(), own)[..., 0].mean(1)
-
-
-def observed(
-    features: Features,
-    position: Float[Tensor, "E N 2"],
-    own: Float[Tensor, "E N 2"],
-    near: Sums,
-    count_self: bool,
-    sees: str,
-) -> Observation:
-    """What a swarm sees of its headings: each agent the mean nearby, the critic the whole.
-
-    agent [E,N,D]: the mean heading of the neighborhood relative to one's own, zero where nobody counts; sees="vector"
-    as |m| (cos a, sin a), D = 2; "angle" as a/π in [-1, 1], D = 1. state [E,F+1]: the features of the points
-    (x, y, cos φ, sin φ), then the local order.
-    """
-    others = relative(near.without(own).mean(), own)
-    whole = torch.cat([features(torch.cat([position, own], -1)), others[..., :1].mean(1)], -1)
-    agent = relative(near.mean(), own) if count_self else others
-    agent = direction(agent) if sees == "angle" else agent
-    return Observation(agent, whole, torch.ones_like(near.number, dtype=torch.bool))

@@ -97,6 +97,10 @@ class LinearQuadratic(World[LineState]):
         alive = torch.ones_like(state.position, dtype=torch.bool)
         return Observation(state.seen.unsqueeze(-1), self.features(state.position.unsqueeze(-1)), alive)
 
+    def known(self) -> dict[str, float]:
+        """What `problem` knows of as many agents."""
+        return self.problem.returns(len(self.spec.agents))
+
     def frame(self, state: LineState) -> Any:
         """The agents on the line, one below the other, and the goal."""
         axes = blank_axes((self.low, self.high), (0.0, 1.0))

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs.swarm.spec import one_of, require_positive
+from envs.swarm.sums import beside
 
 WALL, GLUED, FLIPPED = "wall", "glued", "flipped"
 # The vertical edges, which x crosses, and the horizontal ones, which y crosses.
@@ -77,7 +78,7 @@ class Manifold:
             return position, heading
         odd_x, odd_y = (tile.remainder(2) == 1).unbind(-1)
         mirror_x, mirror_y = self._mirrored(odd_x, odd_y)
-        mirrored = torch.stack([mirror_x, mirror_y], -1)
+        mirrored = beside(mirror_x, mirror_y)
         heading = torch.where(mirror_x, math.pi - heading, heading)
         heading = torch.where(mirror_y, -heading, heading)
         return torch.where(mirrored, self.size - position, position), heading

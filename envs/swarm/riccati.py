@@ -144,6 +144,11 @@ class LinearProblem:
         end = self.q * own + self.qm * (wandering + (mean - self.goal) ** 2)
         return self.dimensions * (total + self.final * end)
 
+    def returns(self, agents: int) -> dict[str, float]:
+        """Minus the costs with N agents: the optimum, and, where y is noisy, the limit's best linear rule."""
+        known = {"optimal": -self.optimal_cost(agents)}
+        return known if self.sigma_y == 0 else {**known, "linear": -self.cost(self.best_rule(), agents)}
+
     def _deviation(self) -> list[_Quadratic]:
         return self._riccati(self.a, self.q, 0.0)
 

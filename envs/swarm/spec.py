@@ -1,13 +1,10 @@
-"""What the worlds of this package have in common: their specification, their checks, and constants on any device."""
+"""What the worlds of this package have in common: their specification and their checks."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Collection
-
-import torch
-from torch import Tensor
 
 from envs.core import Continuous, Discrete, EnvSpec, InputError
 
@@ -67,17 +64,3 @@ def require_probabilities(**numbers: float) -> None:
     for name, value in numbers.items():
         if not 0 <= value <= 1:
             raise InputError(f"{name} is a probability between 0 and 1; got {value}.")
-
-
-class Constant:
-    """A tensor that is copied to each device once, so that no step waits for a copy."""
-
-    def __init__(self, value: Tensor):
-        self._copies = {value.device: value}
-        self._value = value
-
-    def on(self, device: torch.device) -> Tensor:
-        """The copy on `device`."""
-        if device not in self._copies:
-            self._copies[device] = self._value.to(device)
-        return self._copies[device]

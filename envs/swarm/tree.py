@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from envs.core import InputError
+from envs.core import ConcordError, InputError
 from envs.swarm.manifolds import Manifold
 from envs.swarm.sums import Sums
 
@@ -22,7 +22,7 @@ class TreeNeighbors:
     """One tree holds the agents of all rows, side by side, and those copies of them that an agent can see.
 
     Pairs are never stored all at once: they are found again, a block of agents at a time, for every sum. Raises
-    InputError off the CPU.
+    InputError off the CPU, and ConcordError for places that are no numbers.
     """
 
     def __init__(self, manifold: Manifold, radius: float, position: Float[Tensor, "E N 2"]):
@@ -31,6 +31,11 @@ class TreeNeighbors:
         if position.device.type != "cpu":
             raise InputError(
                 f"neighbors=tree runs on the CPU only; the positions are on {position.device}. Choose grid or dense."
+            )
+        if not bool(position.isfinite().all()):
+            raise ConcordError(
+                "The place of an agent became NaN or infinite. Usual causes: constants of the world of huge size, or "
+                "actions that are not finite because learning diverged (lower learner.learning_rate)."
             )
         self.manifold, self.radius = manifold, radius
         self._position = position.flatten(0, 1)

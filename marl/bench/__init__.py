@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from envs.core import InputError
-from marl.bench import networks, stepping, timing, training
+from marl.bench import networks, stepping, swarm, timing, training
 from marl.bench.timing import REFERENCE_LOOPS, Effort, Findings
 from marl.display import console
 from marl.report import Report
@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Effort], Findings]] = {
     "channels": networks.channels,
     "stack": training.stack,
     "sampling": networks.sampling,
+    "swarm": swarm.swarm,
     "adapter": stepping.adapter,
     "workers": stepping.workers,
     "startup": training.startup,

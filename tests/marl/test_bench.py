@@ -13,7 +13,7 @@ import torch
 
 from envs.core import InputError
 from marl import bench
-from marl.bench import BENCHMARKS, QUICK, SLOW, networks, stepping, timing, training
+from marl.bench import BENCHMARKS, QUICK, SLOW, networks, stepping, swarm, timing, training
 from marl.bench.timing import Effort
 from marl.bench.training import Watch
 from marl.report import Report
@@ -138,3 +138,32 @@ def test_peak_memory_is_a_processes_own():
     assert 256 < float(done.stdout) < 700
     assert training.peak_memory() > 512
     del ballast
+
+
+def test_swarms_are_measured_and_the_clock_only_on_an_idle_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(swarm, "MILLION", 6000)
+    monkeypatch.setattr(swarm, "machine_is_idle", lambda: False)
+    monkeypatch.setattr(swarm, "memory", dict)
+    found = swarm.swarm(dataclasses.replace(TINY, seconds=0.001))
+    assert torch.get_num_threads() == 1
+    assert {"swarm/steps_16x200/calibrated", "swarm/physics_16x200/calibrated"} <= set(found.metrics)
+    assert all(metric.value > 0 for metric in found.metrics.values())
+    assert set(found.missing) == {"swarm/grid_6000/milliseconds", "swarm/step_6000/milliseconds"}
+    monkeypatch.setattr(swarm, "machine_is_idle", lambda: True)
+    assert set(found.missing) < set(swarm.swarm(dataclasses.replace(TINY, seconds=0.001)).metrics)
+
+
+def test_a_benchmark_s_swarm_follows_its_rule_and_moves_on():
+    play = swarm.Play(2, 30)
+    before = play.obs
+    assert play.steps() == 2 * swarm.STEPS
+    assert play.obs.agent.shape == (2, 30, 1)
+    assert not torch.equal(before.agent, play.obs.agent)
+    assert play.physics() == 2 * swarm.STEPS
+
+
+def test_memory_is_that_of_each_agent_beyond_a_small_swarm_s(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(swarm, "_peak_of", lambda agents: 300 + agents * 400 / 2**20)
+    found = swarm.memory()
+    assert found["swarm/bytes_per_agent_1000000"].value == pytest.approx(400)
+    assert found["swarm/memory_ratio"].value == pytest.approx(1)

@@ -48,11 +48,13 @@ def played(world: World[Any], rows: int, episodes: int, seed: int = 0, limit: in
 
 def test_every_row_plays_the_same_number_of_whole_episodes() -> None:
     episodes = played(Mortals(), 8, 50)
-    assert episodes.returns.shape == (56, 3, 2)
+    assert episodes.returns.shape == (56, 2)
     assert len(episodes.lengths) == 56
     # The second channel pays an agent 1 + 2 + … + its lifetime, and the longest life is the episode's length.
-    lifetime = ((8 * episodes.returns[..., 1] + 1) ** 0.5 - 1) / 2
-    assert lifetime.max(1) == pytest.approx(episodes.lengths)
+    longest = episodes.lengths * (episodes.lengths + 1) / 2
+    assert bool(((longest / 3 <= episodes.returns[:, 1]) & (episodes.returns[:, 1] <= longest)).all())
+    alone = played(Mortals(agents=1), 8, 50)
+    assert alone.returns[:, 1] == pytest.approx(alone.lengths * (alone.lengths + 1) / 2)
 
 
 def test_returns_and_lengths_are_exact_whatever_the_episode_s_length_against_the_chunk() -> None:

@@ -37,14 +37,14 @@ def test_the_report_has_the_swarm_as_it_is_executed_and_how_steep_its_rule_is(tm
     run = Run.create(tmp_path / "run", config())
     report = recipe(run.config, run)
     metrics = report.metrics
-    for name in ("return_per_agent", "mode/return_per_agent", "mean_rule/return_per_agent"):
+    for name in ("return_per_agent", "mode/return_per_agent", "drawn/return_per_agent"):
         assert metrics[name].value < 0
-    policy, _ = load(run, 4)
-    assert isinstance(policy, SwarmPolicy)
-    assert metrics["rule/lipschitz"].value == pytest.approx(steepest(run, policy), rel=1e-5)
+    swarm, _ = load(run, 4)
+    assert isinstance(swarm, MeanRule)
+    assert metrics["rule/lipschitz"].value == pytest.approx(steepest(run, swarm), rel=1e-5)
     assert metrics["rule/lipschitz"].value > 0
     again, _ = evaluate_folder(run.folder, ["env.args.agents=11", "evaluation.episodes=32"])
-    assert again.metrics["mean_rule/return_per_agent"].value != metrics["mean_rule/return_per_agent"].value
+    assert again.metrics["return_per_agent"].value != metrics["return_per_agent"].value
 
 
 def test_a_team_s_critic_and_no_entropy_bonus_are_the_defaults_also_where_sections_are_given() -> None:

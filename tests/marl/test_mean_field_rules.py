@@ -12,8 +12,8 @@ from small_swarm import Drift
 from torch import Tensor
 from worlds import Walk
 
-from envs.core import Continuous, Decision, Discrete, EnvSpec, InputError, Streams
-from marl.algorithms.mean_field.rules import KernelRule, Rule, RuleConfig, TableRule, build_rule
+from envs.core import Continuous, Decision, Discrete, EnvSpec, InputError, Observation, Streams
+from marl.algorithms.mean_field.rules import MANY_AGENTS, KernelRule, Rule, RuleConfig, TableRule, build_rule
 from marl.distributions import IndependentCategorical, IndependentGaussian
 
 STEERING = Continuous((-1.0, -math.inf), (3.0, math.inf))  # one bounded component, half-range 2, and a free one
@@ -182,3 +182,41 @@ def test_rules_do_not_grow_with_the_swarm() -> None:
     xi, _ = draw(family, 1)
     y = torch.randn(1, 100_000, 1)
     torch.testing.assert_close(family.parameters_at(xi, y)[:, :7], family.parameters_at(xi, y[:, :7]))
+
+
+@pytest.mark.parametrize("config", [{}, {"points": 12}, {"bandwidth": 0.5}, {"low": -2.0, "high": 3.0}, {"points": 1}])
+def test_rules_of_huge_swarms_are_interpolated_within_1e5(config: dict[str, Any]) -> None:
+    """Also far beyond the control points, and in xi as in y a gradient is passed on."""
+    family, many = rule(features=1, **config), MANY_AGENTS + 1
+    assert isinstance(family, KernelRule)
+    xi, _ = draw(family, 2)
+    xi = (xi / xi.abs().max()).requires_grad_()
+    y = torch.linspace(-8, 8, 2 * many).view(2, many, 1)
+    y[0, :2, 0] = torch.tensor([-1e6, 1e6])
+    found = family.parameters_at(xi, y)
+    exact = family.weights(y) @ family.actions.of(xi.unflatten(-1, (-1, 4)))
+    assert float((found - exact).detach().abs().max()) < 1e-5 * float(exact.detach().abs().max())
+    assert found.shape == (2, many, 4)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(3)) / many
+    (here,), (there,) = (torch.autograd.grad((p * weight).sum(), xi) for p in (found, exact))
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-4)
+
+
+def test_a_huge_swarm_s_nan_is_not_hidden_and_narrow_kernels_are_exact() -> None:
+    family = rule(features=1)
+    xi, _ = draw(family, 1)
+    y = torch.zeros(1, MANY_AGENTS + 1, 1)
+    y[0, 5] = math.nan
+    assert family.parameters_at(xi, y).isnan().any(-1).nonzero().tolist() == [[0, 5]]
+    narrow = rule(features=1, bandwidth=0.01)
+    assert isinstance(narrow, KernelRule)
+    assert narrow._table is None
+
+
+@pytest.mark.parametrize("action", [STEERING, Discrete((3,))], ids=["reals", "choices"])
+def test_what_is_drawn_without_probabilities_is_what_is_drawn_with_them(action: Continuous | Discrete) -> None:
+    family = rule(action=action)
+    xi, y = draw(family, 3)
+    obs = Observation(y, torch.zeros(3, 1), torch.ones(3, 5, dtype=torch.bool))
+    drawn, wanted = family.draw(xi, obs, Streams([4])), family.apply(xi, y).sample(Streams([4])).action
+    torch.testing.assert_close(drawn, wanted)

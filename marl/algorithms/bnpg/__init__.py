@@ -25,7 +25,7 @@ from marl.algorithms.bnpg.looking import GraphEvaluationConfig, edge_shares, edg
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.display import console
-from marl.environments import make_env
+from marl.environments import evaluation_rows, make_env
 from marl.judging import check_twin, judge, optional, picture, played
 from marl.learners import Chain, Learner
 from marl.policies import IndependentPolicy, JointActor
@@ -82,7 +82,7 @@ def recipe(config: Config, run: Run) -> Report:
     report = judge(run, WithoutEdges(policy) if asked == "empty" else teams.pop(asked))
     if student is not None:
         report.metrics.update({f"{STAGE}/{name}": Metric.exact(value) for name, value in run.used(STAGE).items()})
-    with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
+    with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
         for name, team in teams.items():
             episodes = played(run, env, team, config.evaluation.episodes, "evaluation")
             report.metrics.update(episodes.metrics(env.spec.channels, f"{name}/"))
@@ -132,7 +132,7 @@ def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
 
 def pictures(run: Run) -> list[Path]:
     """graph.png: how often each edge is there. graph.gif: the graph step by step. film.gif where the world has one."""
-    policy, env = load(run, run.config.evaluation_envs)
+    policy, env = load(run, evaluation_rows(run.config))
     drawn = []
     with closing(env):
         network = policy.policy if isinstance(policy, WithoutEdges) else policy

@@ -6,7 +6,8 @@ Collective Behavior", ICLR 2024 (arXiv 2307.06175). `docs/mean_field.md` has the
 With `gradient: pathwise` the same rules are learned by exact gradients through the world's physics.
 
 The report has the swarm as it is executed, with the mean rule (`return_per_agent`), as it was trained, with rules drawn
-(`drawn/return_per_agent`), and how steep the mean rule can be at most (`rule/lipschitz`).
+(`drawn/return_per_agent`), the mean rule in the exact limit of a finite swarm (`limit/…`), and how steep it can be at
+most (`rule/lipschitz`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pydantic import Field, model_validator
 
 from envs.core import Actor, EnvSpec, InputError, Streams, VectorEnv
 from envs.world import TensorEnv
+from marl.algorithms.mean_field.limit import limit_metrics
 from marl.algorithms.mean_field.pathwise import WHAT_CAN, Pathwise, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.critics import CriticConfig
-from marl.environments import make_env
+from marl.environments import evaluation_rows, make_env, rows_at_once
 from marl.evaluate import watch
 from marl.judging import check_twin, judge, played
 from marl.learners import LearnerConfig
@@ -94,7 +96,7 @@ def recipe(config: Config, run: Run) -> Report:
         check_twin(run, env.spec)
     executed = MeanRule(train(config, run))
     report = judge(run, executed)
-    with closing(make_env(config.env, num_envs=config.evaluation_envs, device=run.device)) as env:
+    with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
         report.metrics.update(findings(run, executed, env)[0])
     report.save(run.folder / "report.json")
     return report
@@ -132,10 +134,16 @@ def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
     return MeanRule(policy), env
 
 
-def findings(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
-    """What the swarm earns with rules drawn, and the largest Lipschitz certificate of the rules that it follows."""
+def limit(actor: Actor, env: VectorEnv) -> dict[str, Metric]:
+    """The exact return of infinitely many agents, `limit/…`, in worlds where it can be found."""
     assert isinstance(actor, MeanRule)
-    found = {"rule/lipschitz": Metric.exact(steepest(run, actor))}
+    return limit_metrics(actor, env)
+
+
+def findings(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
+    """What the swarm earns with rules drawn, in the exact limit, and the steepest of the rules that it follows."""
+    assert isinstance(actor, MeanRule)
+    found = {**limit(actor, env), "rule/lipschitz": Metric.exact(steepest(run, actor))}
     if actor.policy.explores_rules:
         drawn = played(run, env, actor.policy, run.config.evaluation.episodes, "evaluation")
         found |= drawn.metrics(env.spec.channels, "drawn/")
@@ -144,7 +152,8 @@ def findings(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric],
 
 def steepest(run: Run, swarm: MeanRule) -> float:
     """The largest bound `Rule.lipschitz` of the mean rules in an episode of some swarms: action units per observed."""
-    with closing(make_env(run.config.env, num_envs=ROWS, device=run.device)) as env:
+    rows = rows_at_once(ROWS, swarm.policy.agents, ROWS)
+    with closing(make_env(run.config.env, num_envs=rows, device=run.device)) as env:
         moments = watch(env, swarm, run.stage_seeds("rules")[0], lambda: None)
         steps = islice(moments, env.spec.horizon or LOOK)
         bounds = [swarm.policy.rule.lipschitz(moment.decision.latent).max() for moment in steps]

@@ -6,10 +6,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
-from envs.core import Continuous, Discrete, EnvSpec, InputError
+from envs.core import Continuous, Discrete, EnvSpec, InputError, Streams
 from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
 
 AgentDistribution = IndependentCategorical | IndependentGaussian
@@ -64,3 +64,12 @@ class ActionParameters:
             return IndependentCategorical(parameters, self.space.choices, legal)
         mean, std = parameters.chunk(2, -1)
         return IndependentGaussian(mean, std.clamp(min=LEAST_STD).log(), self._plain, legal)
+
+    def draw(
+        self, parameters: Float[Tensor, "B N Q"], legal: Bool[Tensor, "B N A"] | None, streams: Streams
+    ) -> Num[Tensor, "B N A"]:
+        """What each agent does, without its probability, which takes longer than the draw."""
+        if isinstance(self.space, Discrete):
+            return self.distribution(parameters, legal).sample(streams).action
+        mean, std = parameters.chunk(2, -1)
+        return torch.addcmul(mean, std.clamp(min=LEAST_STD), streams.normal(mean.shape))

@@ -126,7 +126,7 @@ class OneRule:
         """Draw one xi a swarm, then every agent's action from that rule."""
         drawn = self._xi.choose(streams.normal(self._shape))
         xi = drawn.action.squeeze(1)
-        return Decision(FollowingAgents(self.rule, self.obs, xi).sample(streams).action, xi, drawn.log_prob)
+        return Decision(self.rule.draw(xi, self.obs, streams), xi, drawn.log_prob)
 
     def mode(self) -> Decision:
         """The mean xi, and by that rule every agent's mean action or most probable choice.
@@ -214,9 +214,9 @@ class MeanRule:
         return FollowingAgents(self.policy.rule, obs, xi), memory
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """The mean rule, and what each agent draws by it."""
-        distribution, memory = self(obs, memory)
-        return distribution.sample(streams), memory
+        """The mean rule, and what each agent draws by it; how probable that was nobody asks."""
+        xi, memory = self.policy.mean_rule(obs, memory)
+        return Decision(self.policy.rule.draw(xi, obs, streams), xi), memory
 
 
 def _inputs(spec: EnvSpec, sees: str) -> int:

@@ -7,19 +7,24 @@ The number of agents is no part of a rule. `docs/mean_field.md` has the equation
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from envs.core import EnvSpec, InputError, Streams
+from envs.core import EnvSpec, InputError, Observation, Streams
 from marl.algorithms.mean_field.actions import ActionParameters, AgentDistribution
 from marl.config import Section
 
 MOST_POINTS = 1024  # control points beyond which xi is hopelessly long
+MANY_AGENTS = 20_000  # beyond which a kernel rule of one observed feature is looked up in a table
+FINENESS = tuple(2**k for k in range(11, 16))  # entries of such a table: the fewest that are exact enough
+TABLE_ERROR = 3e-6  # of its weights, added up
+TABLE_POINTS = 64  # control points up to which a table is worth making
 
 
 class RuleConfig(Section):
@@ -51,6 +56,10 @@ class Rule(ABC):
         """What agents who see y do, independently of one another, in swarms whose rules are xi."""
         return self.actions.distribution(self.parameters_at(xi, y), legal)
 
+    def draw(self, xi: Float[Tensor, "B R"], obs: Observation, streams: Streams) -> Num[Tensor, "B N A"]:
+        """What the agents do, drawn as `apply(xi, obs.agent, obs.legal).sample(streams)` draws it."""
+        return self.actions.draw(self.parameters_at(xi, obs.agent), obs.legal, streams)
+
     @abstractmethod
     def parameters_at(self, xi: Float[Tensor, "B R"], y: Float[Tensor, "B N D"]) -> Float[Tensor, "B N Q"]:
         """The parameters of the actions' distributions, in the actions' units."""
@@ -75,7 +84,7 @@ class KernelRule(Rule):
 
     Differentiable in y, with Jacobian Cov_w(p_b, y_b/s²). Source: Cui et al., ICLR 2024 (arXiv 2307.06175); the weights
     are those of Nadaraya and Watson. Raises InputError for a bandwidth that is not positive, or a grid that does not
-    fit the observation. Where one feature is observed, `parameters_at` may be interpolated from a fine grid.
+    fit the observation.
     """
 
     def __init__(self, features: int, actions: ActionParameters, config: RuleConfig, device: torch.device):
@@ -91,6 +100,7 @@ class KernelRule(Rule):
         points = _grid(low, high, config.points)
         self.size = len(points) * actions.size
         # |y|² is the same for all points, so the weights need only products with y; around the middle they are exact.
+        self._features, self._far = features, _reach(high - low, width, config.points)
         self._middle = ((low + high) / 2).to(device)
         centered = points - (low + high) / 2
         self._slope = (centered / width.square()).T.to(device)
@@ -102,8 +112,27 @@ class KernelRule(Rule):
         return ((y - self._middle) @ self._slope - self._offset).softmax(-1)
 
     def parameters_at(self, xi: Float[Tensor, "B R"], y: Float[Tensor, "B N D"]) -> Float[Tensor, "B N Q"]:
-        """The weighted average of the control points' parameters."""
+        """The weighted average of the control points' parameters.
+
+        For more than `MANY_AGENTS` who see one feature it is interpolated linearly, from a table that reaches to where
+        the rule is constant; it errs by less than 1e-5 times the control points' largest parameter.
+        """
+        if self._features == 1 and y.shape[1] > MANY_AGENTS and (weights := self._table) is not None:
+            return interpolated(weights.to(y) @ self._at_points(xi), (y[..., 0] - self._middle) / self._far)
         return self.weights(y) @ self._at_points(xi)
+
+    @cached_property
+    def _table(self) -> Float[Tensor, "T M"] | None:
+        """The weights at evenly spaced y, `_far` on both sides of the middle; None where no table is exact enough."""
+        with torch.inference_mode(False):  # it is kept, also for those who want gradients
+            for size in FINENESS if self._slope.shape[1] <= TABLE_POINTS else ():
+                share = torch.linspace(-1, 1, 2 * size - 1, dtype=torch.float64, device=self._middle.device)
+                y = share.view(1, -1, 1) * self._far
+                exact = (y @ self._slope.double() - self._offset.double()).softmax(-1)[0]
+                between = (exact[:-1:2] + exact[2::2]) / 2
+                if float((between - exact[1::2]).abs().sum(-1).max()) < TABLE_ERROR:
+                    return exact[::2].to(self._slope.dtype)
+        return None
 
     def lipschitz(self, xi: Float[Tensor, "B R"]) -> Float[Tensor, " B"]:
         """Diam{y_b/s²} Diam{p_b} / 4, since |Cov(a, b)| ≤ range(a) range(b) / 4 along any two directions.
@@ -201,6 +230,21 @@ class NeuralRule(Rule):
         ]
 
 
+def interpolated(table: Float[Tensor, "B T Q"], share: Float[Tensor, "B N"]) -> Float[Tensor, "B N Q"]:
+    """Between the entries of each row's table, which cover [-1, 1] evenly; constant beyond; NaN where share is NaN."""
+    rows, size, _ = table.shape
+    place = ((share + 1) * ((size - 1) / 2)).clamp(0, size - 1)
+    left = place.detach().nan_to_num(0.0).long().clamp_(max=size - 2)
+    part = (place - left).flatten()
+    first = torch.arange(0, rows * size, size, device=table.device).unsqueeze(-1)
+    left = (left + first).flatten() if rows > 1 else left.flatten()
+    right = left + 1
+    # Column by column, which is many times faster than looking up pairs of numbers.
+    columns = [column.flatten() for column in table.unbind(-1)]
+    found = [torch.lerp(c.index_select(0, left), c.index_select(0, right), part) for c in columns]
+    return torch.stack(found).view(-1, *share.shape).movedim(0, -1)
+
+
 def build_rule(spec: EnvSpec, config: RuleConfig, initial_std: float, device: torch.device) -> Rule:
     """The family of rules that the config asks for. Raises InputError where it does not fit the world."""
     kinds: dict[str, type[KernelRule | TableRule | NeuralRule]] = {
@@ -230,6 +274,15 @@ def _range(config: RuleConfig, features: int) -> tuple[Float[Tensor, " D"], Floa
     if not bool((low < high).all()):
         raise InputError(f"policy.rule.low must be below policy.rule.high; got {config.low} and {config.high}.")
     return low, high
+
+
+def _reach(length: Float[Tensor, " D"], width: Float[Tensor, " D"], count: int) -> float:
+    """How far from the middle of one feature's grid the nearest point has all the weight, but for 1e-7 of it.
+
+    At a distance d beyond the last point the one before it, Δ away, weighs exp(-(d Δ + Δ²/2) / s²) as much.
+    """
+    spacing, square = float(length[0]) / max(1, count - 1), float(width[0]) ** 2
+    return float(length[0]) / 2 + max(0.0, 16 * square / spacing - spacing / 2)
 
 
 def _grid(low: Float[Tensor, " D"], high: Float[Tensor, " D"], count: int) -> Float[Tensor, "M D"]:

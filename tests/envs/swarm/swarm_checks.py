@@ -1,17 +1,17 @@
-"""What every swarm must satisfy: rows do not touch one another, and PettingZoo can play it."""
+"""What every swarm must satisfy: rows do not touch one another."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
 from envs.core import Streams, tree_map
 from envs.world import RandomActor, World
+from tests.envs.small_environments import leaves
 
 
-def rows_alone_equal_rows_in_a_batch(world: World[Any], rows: int = 4) -> None:
+def assert_rows_alone_equal_rows_in_a_batch(world: World[Any], rows: int = 4) -> None:
     """Play two steps with all rows at once and with each row alone, under the same noise."""
     generator = torch.Generator().manual_seed(0)
     start, steps = world.initial_noise(rows, generator), [world.noise(rows, generator) for _ in range(2)]
@@ -34,25 +34,3 @@ def rows_alone_equal_rows_in_a_batch(world: World[Any], rows: int = 4) -> None:
         alone = play(row, actions)
         for all_rows, one in zip(leaves(together), leaves(alone), strict=True):
             torch.testing.assert_close(all_rows[row], one)
-
-
-def leaves(tree: Any) -> list[torch.Tensor]:
-    """The tensors of a tree."""
-    found: list[torch.Tensor] = []
-
-    def keep(leaf: torch.Tensor) -> torch.Tensor:
-        found.append(leaf)
-        return leaf
-
-    tree_map(keep, tree)
-    return found
-
-
-def plays_as_a_parallel_env(world: World[Any]) -> None:
-    """PettingZoo's own test of the world as a ParallelEnv."""
-    from envs.pettingzoo.export import ParallelWorld
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # importing PettingZoo's tests imports its deprecated games
-        from pettingzoo.test import parallel_api_test
-    parallel_api_test(ParallelWorld(world), num_cycles=20)

@@ -13,7 +13,7 @@ from envs.core import InputError
 from envs.swarm.aggregation import ALL_PAIRS, Aggregation, Places, QuadraticAggregation, mean_pair_distance
 from envs.testing import check_env
 from envs.world import TensorEnv
-from tests.envs.swarm.swarm_checks import plays_as_a_parallel_env, rows_alone_equal_rows_in_a_batch
+from tests.envs.swarm.swarm_checks import assert_rows_alone_equal_rows_in_a_batch
 
 QUIET = torch.zeros(1, 2, 4)
 
@@ -129,12 +129,11 @@ def test_the_quadratic_optimum_by_hand_in_two_steps() -> None:
 @pytest.mark.parametrize("world", [Aggregation, QuadraticAggregation])
 def test_the_contracts_hold_and_rows_alone_equal_rows_in_a_batch(world: Any) -> None:
     check_env(lambda rows: TensorEnv(world(4, 7), rows), steps=30)
-    rows_alone_equal_rows_in_a_batch(world(30))
-    plays_as_a_parallel_env(world(4, 7))
+    assert_rows_alone_equal_rows_in_a_batch(world(30))
 
 
 def test_rows_alone_equal_rows_in_a_batch_in_a_large_swarm() -> None:
-    rows_alone_equal_rows_in_a_batch(Aggregation(ALL_PAIRS + 10))
+    assert_rows_alone_equal_rows_in_a_batch(Aggregation(ALL_PAIRS + 10))
 
 
 def test_the_picture_shows_where_the_agents_are() -> None:

@@ -11,26 +11,28 @@ from scipy.optimize import brentq
 from scipy.special import i0e, i1e
 from torch import Tensor
 
-from envs.core import InputError, tree_map
-from envs.swarm.kuramoto import Kuramoto, KuramotoState
+from envs.core import InputError
+from envs.swarm.heading_world import HeadingState
+from envs.swarm.kuramoto import Kuramoto
 from envs.testing import check_env
 from envs.world import TensorEnv
+from tests.envs.swarm.swarm_checks import assert_rows_alone_equal_rows_in_a_batch
 
 
-def started(world: Kuramoto, rows: int, seed: int = 0) -> KuramotoState:
+def started(world: Kuramoto, rows: int, seed: int = 0) -> HeadingState:
     return world.initial(world.initial_noise(rows, torch.Generator().manual_seed(seed)))
 
 
-def uncontrolled(world: Kuramoto, state: KuramotoState, decisions: int, seed: int = 1) -> list[KuramotoState]:
+def uncontrolled(world: Kuramoto, state: HeadingState, decisions: int, seed: int = 1) -> list[HeadingState]:
     generator, states = torch.Generator().manual_seed(seed), []
-    rows = len(state.phase)
+    rows = len(state.angle)
     for _ in range(decisions):
         state = world.transition(state, torch.zeros(rows, world.agents, 1), world.noise(rows, generator)).state
         states.append(state)
     return states
 
 
-def orders(world: Kuramoto, states: list[KuramotoState]) -> Tensor:
+def orders(world: Kuramoto, states: list[HeadingState]) -> Tensor:
     return torch.stack([world.order(state) for state in states])
 
 
@@ -57,7 +59,7 @@ def test_without_coupling_a_phase_is_a_brownian_motion() -> None:
     world = Kuramoto(100, K=0.0, sigma=1.0, hold=100)
     start = started(world, 400)
     end = uncontrolled(world, start, 1)[-1]
-    correlation = (end.phase - start.phase).cos()
+    correlation = (end.angle - start.angle).cos()
     error = correlation.std().item() / math.sqrt(40_000)
     assert correlation.mean().item() == pytest.approx(math.exp(-0.5), abs=3 * error)
 
@@ -75,7 +77,7 @@ def test_one_decision_is_its_steps_of_physics_by_hand() -> None:
         a, b, c = a + (pull + 0.5) * 0.1 + step[0], b + (-pull - 1.0) * 0.1 + step[1], c + step[2]
     after, reward, terminated = world.transition(state, action, noise)
     assert terminated is None
-    torch.testing.assert_close(after.phase, torch.tensor([[a, b, c]]))
+    torch.testing.assert_close(after.angle, torch.tensor([[a, b, c]]))
     assert torch.equal(after.position, state.position)
     R = math.hypot(*(sum(f(x) for x in (a, b, c)) / 3 for f in (math.cos, math.sin)))
     torch.testing.assert_close(reward, torch.full((1, 3, 1), R - 0.2 * 0.5))
@@ -91,7 +93,7 @@ def test_one_decision_is_its_steps_of_physics_by_hand() -> None:
 def test_all_to_all_is_a_radius_that_spans_the_torus() -> None:
     everywhere, all_to_all = Kuramoto(20, K=3.0, radius=0.8), Kuramoto(20, "all", K=3.0, radius=0.8)
     state, noise = started(everywhere, 2), torch.zeros(2, 10, 20)
-    one, other = (w.transition(state, torch.zeros(2, 20, 1), noise).state.phase for w in (everywhere, all_to_all))
+    one, other = (w.transition(state, torch.zeros(2, 20, 1), noise).state.angle for w in (everywhere, all_to_all))
     torch.testing.assert_close(one, other)
 
 
@@ -102,7 +104,7 @@ def test_holding_a_decision_is_taking_it_again() -> None:
     held = once.transition(state, action, noise).state
     for part in noise.split(2, 1):
         state = again.transition(state, action, part).state
-    torch.testing.assert_close(held.phase, state.phase)
+    torch.testing.assert_close(held.angle, state.angle)
 
 
 def test_turning_to_the_mean_nearby_orders_what_stays_disordered_uncontrolled() -> None:
@@ -118,14 +120,9 @@ def test_turning_to_the_mean_nearby_orders_what_stays_disordered_uncontrolled() 
     assert orders(world, uncontrolled(world, started(world, 4), 20))[10:].mean() < 0.25
 
 
-def test_a_row_alone_is_the_row_in_the_batch() -> None:
-    world, generator = Kuramoto(60), torch.Generator().manual_seed(0)
-    state, noise, action = started(world, 5), world.noise(5, generator), torch.randn(5, 60, 1, generator=generator)
-    together = world.transition(state, action, noise)
-    row = tree_map(lambda leaf: leaf[3:4], state)
-    alone = world.transition(row, action[3:4], noise[3:4])
-    torch.testing.assert_close(alone.state.phase[0], together.state.phase[3], atol=1e-6, rtol=0)
-    torch.testing.assert_close(alone.reward[0], together.reward[3], atol=1e-6, rtol=0)
+@pytest.mark.parametrize("coupling", ["all", "radius"])
+def test_a_row_alone_is_the_row_in_the_batch(coupling: str) -> None:
+    assert_rows_alone_equal_rows_in_a_batch(Kuramoto(60, coupling), rows=5)
 
 
 @pytest.mark.parametrize("coupling", ["all", "radius"])

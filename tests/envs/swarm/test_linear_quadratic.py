@@ -16,7 +16,7 @@ from envs.swarm.linear_quadratic import LinearQuadratic
 from envs.swarm.riccati import LinearProblem, LinearRule
 from envs.testing import check_env
 from envs.world import TensorEnv, World
-from tests.envs.swarm.swarm_checks import plays_as_a_parallel_env, rows_alone_equal_rows_in_a_batch
+from tests.envs.swarm.swarm_checks import assert_rows_alone_equal_rows_in_a_batch
 
 KNOWN = LinearProblem(20)
 PARTLY_SEEN = LinearProblem(20, sigma_y=0.3)
@@ -159,8 +159,7 @@ def test_the_return_is_differentiable_in_the_rule() -> None:
 
 def test_the_contracts_hold_and_rows_alone_equal_rows_in_a_batch() -> None:
     check_env(lambda rows: TensorEnv(LinearQuadratic(4, horizon=7, abar=0.1, qm=1.0), rows), steps=30)
-    rows_alone_equal_rows_in_a_batch(LinearQuadratic(30, horizon=2, abar=0.1, qm=1.0, features="kernel"))
-    plays_as_a_parallel_env(LinearQuadratic(4, 7))
+    assert_rows_alone_equal_rows_in_a_batch(LinearQuadratic(30, horizon=2, abar=0.1, qm=1.0, features="kernel"))
 
 
 def test_the_picture_shows_where_the_agents_are() -> None:

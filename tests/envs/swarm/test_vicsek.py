@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from envs.core import InputError, tree_map
+from envs.core import InputError
 from envs.swarm import grid
+from envs.swarm.heading_world import HeadingState
 from envs.swarm.headings import unit, wrapped
-from envs.swarm.vicsek import Vicsek, VicsekState
+from envs.swarm.vicsek import Vicsek
 from envs.testing import check_env
 from envs.world import TensorEnv
+from tests.envs.swarm.swarm_checks import assert_rows_alone_equal_rows_in_a_batch
 
 
-def started(world: Vicsek, rows: int, seed: int = 0) -> VicsekState:
+def started(world: Vicsek, rows: int, seed: int = 0) -> HeadingState:
     return world.initial(world.initial_noise(rows, torch.Generator().manual_seed(seed)))
 
 
@@ -36,7 +38,7 @@ def test_one_step_by_hand() -> None:
     torch.testing.assert_close(after.position, torch.tensor([[[0.6, 0.5], [0.7, 0.05]]]))
     shock = math.sqrt(0.5) * 0.4
     turned = math.pi / 2 + (0.1 - 1) * 0.5 - 2 * shock
-    torch.testing.assert_close(after.heading, torch.tensor([[0.6 * 0.5 + shock, math.pi - turned]]))
+    torch.testing.assert_close(after.angle, torch.tensor([[0.6 * 0.5 + shock, math.pi - turned]]))
     assert reward.shape == (1, 2, 1)
     torch.testing.assert_close(reward, torch.full((1, 2, 1), -0.3 * 0.75))  # nobody is near anybody
 
@@ -97,7 +99,7 @@ def test_nothing_changes_where_agents_are_described_by_other_copies_of_themselve
     state = started(world, 2)
     # Crossing two edges of the same kind there, a walk around the surface, is the same point again.
     away = 2 * torch.randint(-1, 2, state.position.shape, generator=generator)
-    again = world.at(state.position + away, state.heading + 2 * math.pi)
+    again = world.at(state.position + away, state.angle + 2 * math.pi)
     for one, other in ((again.near.mean(), state.near.mean()), (world.order(again), world.order(state))):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
@@ -106,7 +108,7 @@ def test_nothing_changes_where_agents_are_described_by_other_copies_of_themselve
 def test_rewards_and_views_do_not_change_where_the_whole_swarm_is_shifted(name: str, axis: int) -> None:
     world = Vicsek(100, name)
     state = started(world, 3)
-    shifted = world.at(state.position + 0.37 * torch.eye(2)[axis], state.heading)
+    shifted = world.at(state.position + 0.37 * torch.eye(2)[axis], state.angle)
     torch.testing.assert_close(world.order(shifted), world.order(state), atol=1e-5, rtol=0)
     before, after = world.observe(state).agent, world.observe(shifted).agent
     torch.testing.assert_close(after[..., 0], before[..., 0], atol=1e-5, rtol=0)
@@ -120,7 +122,7 @@ def test_rewards_and_views_do_not_change_where_the_whole_swarm_is_shifted(name: 
 def test_the_order_of_a_swarm_that_heads_for_one_direction_is_the_bound(agents: int, sigma: float, dt: float) -> None:
     world = Vicsek(agents, sigma=sigma, dt=dt, omega0=0.4)
     state, rows = started(world, 10_000), 10_000
-    alignment = (wrapped(-state.heading - world.omega0 * dt) / dt).unsqueeze(-1)
+    alignment = (wrapped(-state.angle - world.omega0 * dt) / dt).unsqueeze(-1)
     _, reward, _ = world.transition(state, alignment, world.noise(rows, torch.Generator().manual_seed(5)))
     squared = reward[:, 0, 0].square()
     error = squared.std().item() / math.sqrt(rows)
@@ -152,19 +154,9 @@ def test_misaligned_is_paid_for_disorder() -> None:
     assert (one > 0).all()
 
 
-def test_a_row_alone_is_the_row_in_the_batch() -> None:
-    for name in ("torus", "projective"):
-        world, generator = Vicsek(100, name), torch.Generator().manual_seed(0)
-        state = started(world, 6)
-        action, noise = torch.randn(6, 100, 1, generator=generator), world.noise(6, generator)
-        together = world.transition(state, action, noise)
-        row = tree_map(lambda leaf: leaf[2:3], state)
-        alone = world.transition(row, action[2:3], noise[2:3])
-        assert torch.equal(alone.state.position[0], together.state.position[2])
-        torch.testing.assert_close(alone.reward[0], together.reward[2], atol=1e-6, rtol=0)
-        seen = [world.observe(t.state) for t in (alone, together)]
-        torch.testing.assert_close(seen[0].agent[0], seen[1].agent[2], atol=1e-6, rtol=0)
-        torch.testing.assert_close(seen[0].state[0], seen[1].state[2], atol=1e-6, rtol=0)
+@pytest.mark.parametrize("name", ["torus", "projective"])
+def test_a_row_alone_is_the_row_in_the_batch(name: str) -> None:
+    assert_rows_alone_equal_rows_in_a_batch(Vicsek(100, name), rows=6)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +257,6 @@ def test_bad_arguments_are_input_errors(arguments: dict[str, Any], match: str) -
 def test_headings_stay_between_minus_and_plus_pi() -> None:
     world = Vicsek(50)
     state = world.transition(started(world, 1), 40 * torch.ones(1, 50, 1), torch.zeros(1, 50)).state
-    assert state.heading.abs().max() <= math.pi + 1e-6
-    assert torch.equal(state.near.number, world.at(state.position, state.heading).near.number)
-    torch.testing.assert_close(unit(state.heading).norm(dim=-1), torch.ones(1, 50))
+    assert state.angle.abs().max() <= math.pi + 1e-6
+    assert torch.equal(state.near.number, world.at(state.position, state.angle).near.number)
+    torch.testing.assert_close(unit(state.angle).norm(dim=-1), torch.ones(1, 50))

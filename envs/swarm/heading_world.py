@@ -1,0 +1,128 @@
+"""What worlds of headings share: a swarm on a surface that sees and is paid for the directions of its agents."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from envs.core import Continuous, Observation
+from envs.swarm.features import Features, swarm_features
+from envs.swarm.headings import POINTS, HeadingMoments, direction, local_order, order, relative, unit, wrapped
+from envs.swarm.manifolds import Manifold
+from envs.swarm.neighbors import Neighborhood, Neighbors
+from envs.swarm.picture import draw_swarm
+from envs.swarm.spec import one_of, require_nonnegative, require_positive, swarm_spec
+from envs.swarm.sums import Sums, beside
+from envs.world import Transition, World
+
+SIGNS = {"aligned": 1.0, "misaligned": -1.0}
+# What an agent may see of the mean heading nearby, and how many numbers that is.
+SEES = {"vector": 2, "angle": 1}
+
+
+class HeadingState(NamedTuple):
+    """Where the agents are, their headings (or phases) as angles and as unit vectors, and their neighborhoods' sums."""
+
+    position: Float[Tensor, "E N 2"]
+    angle: Float[Tensor, "E N"]
+    own: Float[Tensor, "E N 2"]
+    near: Sums
+
+
+class HeadingWorld(World[HeadingState]):
+    """Agents on a manifold with a heading each, who control one number, |u| <= u_max; subclasses add the physics.
+
+    The swarm starts anywhere, heading anywhere. What is seen of it and paid for it, `observe` and `paid`, is the same
+    for all. u_max None leaves u unconstrained: half a turn a step of dt, π/dt, reaches every heading, so that more
+    would change nothing. Raises InputError for bad constants.
+    """
+
+    shows_clock = False
+
+    def __init__(
+        self,
+        agents: int,
+        horizon: int,
+        manifold: Manifold,
+        *,
+        reward: str,
+        radius: float,
+        sigma: float,
+        u_max: float | None,
+        action_cost: float,
+        dt: float,
+        count_self: bool,
+        neighbors: str,
+        features: Features | str | None,
+        sees: str,
+    ):
+        one_of("reward", reward, SIGNS)
+        one_of("sees", sees, SEES)
+        require_positive(dt=dt, **({} if u_max is None else {"u_max": u_max}))
+        require_nonnegative(sigma=sigma, action_cost=action_cost)
+        self.manifold, self.neighborhood = manifold, Neighborhood(manifold, radius, neighbors)
+        self.agents, self.reward, self.count_self, self.sees = agents, reward, count_self, sees
+        self.sigma, self.dt, self.action_cost = sigma, dt, action_cost
+        self.features = HeadingMoments() if features is None else swarm_features(features, *POINTS)
+        self.u_max = math.pi / dt if u_max is None else u_max
+        turn = Continuous((-self.u_max,), (self.u_max,))
+        self.spec = swarm_spec(agents, SEES[sees], turn, self.features.size + 1, horizon)
+
+    def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E N 3"]:
+        """Uniform numbers in [0, 1): places and headings."""
+        return torch.rand(num, self.agents, 3, generator=generator, device=generator.device)
+
+    def initial(self, noise: Float[Tensor, "E N 3"]) -> HeadingState:
+        """Anywhere, heading anywhere."""
+        x, y, turn = noise.unbind(-1)
+        return self.at(beside(x, y) * self.manifold.size, (2 * turn - 1) * math.pi)
+
+    def at(self, position: Float[Tensor, "E N 2"], angle: Float[Tensor, "E N"]) -> HeadingState:
+        """The state with agents at these places of the plane and with these headings."""
+        position, angle = self.manifold.wrap(position, angle)
+        return self.among(self.neighborhood.around(position), position, angle)
+
+    def among(
+        self, neighbors: Neighbors, position: Float[Tensor, "E N 2"], angle: Float[Tensor, "E N"]
+    ) -> HeadingState:
+        """The state with agents at these places of the square, whose neighbors are known."""
+        angle = wrapped(angle)
+        own = unit(angle)
+        return HeadingState(position, angle, own, neighbors.sums(own))
+
+    def control(self, action: Num[Tensor, "E N 1"]) -> Float[Tensor, "E N"]:
+        """u, within its bounds."""
+        return action.squeeze(-1).clamp(-self.u_max, self.u_max)
+
+    def paid(self, successor: HeadingState, control: Float[Tensor, "E N"]) -> Transition:
+        """The step to `successor`: everybody earns plus or minus its order, minus action_cost · mean |u|."""
+        reward = SIGNS[self.reward] * self.order(successor) - self.action_cost * control.abs().mean(1)
+        return Transition(successor, reward.view(-1, 1, 1).expand(-1, self.agents, 1))
+
+    def order(self, state: HeadingState) -> Float[Tensor, " E"]:
+        """R, or the local order where the surface is not orientable."""
+        return order(state.own) if self.manifold.orientable else local_order(state.near, state.own)
+
+    def observe(self, state: HeadingState) -> Observation:
+        """What a swarm sees of its headings: each agent the mean nearby, the critic the whole.
+
+        agent [E,N,D]: the mean heading of the neighborhood relative to one's own, zero where nobody counts;
+        sees="vector": |m| (cos a, sin a), D = 2; "angle": a/π in [-1, 1], D = 1. state [E,F+1]: the features of the
+        points (x, y, cos φ, sin φ), with places in sides of the square, then the local order.
+        """
+        position, _, own, near = state
+        others = relative(near.without(own).mean(), own)
+        points = beside(*(position / self.manifold.size).unbind(-1), *own.unbind(-1))
+        whole = torch.cat([self.features(points), others[..., :1].mean(1)], -1)
+        agent = relative(near.mean(), own) if self.count_self else others
+        agent = direction(agent) if self.sees == "angle" else agent
+        return Observation(agent, whole, torch.ones_like(near.number, dtype=torch.bool))
+
+    def frame(self, state: HeadingState) -> Any:
+        """The swarm, colored by heading, and its order."""
+        name = "R" if self.manifold.orientable else "local order"
+        return draw_swarm(self.manifold, state.position[0], state.angle[0], self.order(state)[0].item(), name)

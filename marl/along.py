@@ -1,0 +1,152 @@
+"""A trained team along one setting: its returns as a table, as metrics with names of their own, and as a picture.
+
+Along the number of agents also how fast the return approaches that of the limit, see `marl.transfer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.core import InputError
+from marl.config import AGENTS, yaml_text
+from marl.pictures import new_axes
+from marl.report import Metric
+from marl.transfer import FEWEST, SIGNIFICANT, gaps, slope, standard_error
+
+HEADLINE = "return_per_agent"
+LIMIT = "limit/return_per_agent"  # a recipe's finding: the exact return of infinitely many agents
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value of the setting, what was found there, and the processor time that it took."""
+
+    value: Any
+    metrics: dict[str, Metric]
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points along `key`. trained: the number of agents then."""
+
+    key: str
+    points: Sequence[Point]
+    trained: Any = None
+
+    @property
+    def name(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition(".")[2]
+
+    @property
+    def returns(self) -> list[Metric]:
+        """The return of each point."""
+        return [point.metrics[HEADLINE] for point in self.points]
+
+    @property
+    def counts_agents(self) -> bool:
+        """Whether the setting is the number of agents."""
+        return self.key in AGENTS
+
+    def limit(self) -> tuple[Metric, str] | None:
+        """What the returns go to as the swarm grows, and where that is from: exact, else that of the largest swarm."""
+        if not self.counts_agents:
+            return None
+        largest = max(self.points, key=lambda point: point.value)
+        if LIMIT in largest.metrics:
+            return largest.metrics[LIMIT], "the exact limit"
+        return largest.metrics[HEADLINE], f"{self.name}={largest.value}"
+
+
+def swept_key(points: Sequence[dict[str, Any]]) -> str:
+    """The one key that these points vary. Raises InputError for two of them, and for a value that comes twice."""
+    varying = [key for key in points[0] if len({yaml_text(point[key]) for point in points}) > 1]
+    if len(varying) > 1:
+        raise InputError(f"evaluate takes one comma list; got one each for {' and '.join(varying)}.")
+    if not varying or len({yaml_text(point[varying[0]]) for point in points}) < len(points):
+        raise InputError("An evaluation plays each value once; this comma list names a value twice.")
+    return varying[0]
+
+
+def summarize(curve: Curve) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
+    """Metrics `<setting>=<value>/<metric>`, and of a swarm `transfer/…`; tables `along`, a row a point, and `notes`."""
+    metrics = {
+        f"{curve.name}={yaml_text(point.value)}/{name}": metric
+        for point in curve.points
+        for name, metric in point.metrics.items()
+    }
+    rows = [_row(curve, point, metric) for point, metric in zip(curve.points, curve.returns)]
+    notes = []
+    if curve.trained is not None:
+        listed = curve.trained in [point.value for point in curve.points]
+        notes.append(f"trained with N={curve.trained}" + ("" if listed else ", which is not in the list"))
+    if curve.counts_agents:
+        found, note = _transfer(curve, rows)
+        metrics |= found
+        notes.append(note)
+    return metrics, {"along": rows, "notes": [{"note": note} for note in notes]}
+
+
+def _row(curve: Curve, point: Point, metric: Metric) -> dict[str, Any]:
+    row = {
+        curve.name: point.value,
+        HEADLINE: metric.value,
+        "low": metric.low,
+        "high": metric.high,
+        "episodes": metric.n,
+        "cpu_seconds": round(point.cpu_seconds, 2),
+    }
+    return row | ({"trained": point.value == curve.trained} if curve.trained is not None else {})
+
+
+def _transfer(curve: Curve, rows: list[dict[str, Any]]) -> tuple[dict[str, Metric], str]:
+    """The slope of the gap to the limit, if there is one, and a sentence about it; `rows` get their gaps."""
+    known = curve.limit()
+    assert known is not None
+    limit, origin = known
+    exact = origin == "the exact limit"
+    largest = max(point.value for point in curve.points)
+    returns = {p.value: metric for p, metric in zip(curve.points, curve.returns) if exact or p.value != largest}
+    found = {gap.agents: gap for gap in gaps(returns, limit)}
+    for row in rows:
+        if (gap := found.get(row[curve.name])) is not None:
+            row |= {"gap": gap.value, "gap_error": gap.error}
+    used = sum(gap.counts for gap in found.values())
+    fit = slope(list(found.values()), standard_error(limit))
+    metrics = {"transfer/points": Metric.exact(used)} | ({LIMIT: limit} if exact else {})
+    if fit is None:
+        which = (
+            f"the gap to {origin} exceeds {SIGNIFICANT:g} standard errors at {used} of {len(found)} numbers of agents"
+        )
+        return metrics, f"no slope: {which}, and a line needs {FEWEST}; more evaluation.episodes show smaller gaps"
+    return metrics | {"transfer/slope": fit}, (
+        f"the gap to {origin} falls as N to the power {fit.value:.3f} [{fit.low:.3f}, {fit.high:.3f}], "
+        f"by {used} of {len(found)} numbers of agents, whose gaps exceed {SIGNIFICANT:g} standard errors"
+    )
+
+
+def draw(curve: Curve, target: Path) -> Path:
+    """The return against the setting with intervals; of a swarm on a logarithmic axis, with the limit."""
+    figure, axes = new_axes("Return of the trained team", curve.key, HEADLINE)
+    values = [point.value for point in curve.points]
+    numbers = all(isinstance(value, int | float) for value in values)
+    x = values if numbers else [yaml_text(value) for value in values]
+    middle = [metric.value for metric in curve.returns]
+    halves = [(metric.high - metric.low) / 2 for metric in curve.returns]
+    line = "-" if numbers and values == sorted(values) else ""
+    drawn = [half if half < float("inf") else 0.0 for half in halves]
+    axes.errorbar(x, middle, drawn, color="tab:blue", marker="o", ms=4, capsize=3, ls=line, lw=1.5)
+    if curve.counts_agents:
+        axes.set_xscale("log")
+    if curve.trained is not None:
+        axes.axvline(curve.trained, color="gray", lw=1, ls=":", label=f"trained with N={curve.trained}")
+    if (known := curve.limit()) is not None:
+        axes.axhline(known[0].value, color="tab:orange", lw=1, ls="--", label=known[1])
+    if curve.counts_agents:
+        axes.legend(fontsize=8, frameon=False)
+    figure.savefig(target)
+    return target

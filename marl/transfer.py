@@ -1,0 +1,67 @@
+"""How fast a swarm's return approaches its limit as the swarm grows.
+
+J_N is the return with N agents, J the limit's. The gap |J_N - J| of a decision rule falls at least like 1/sqrt(N), and
+like 1/N where the agents' noise averages out (`docs/mean_field.md`), which the slope of log gap on log N shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from marl.report import Metric
+
+SIGNIFICANT = 3.0  # standard errors that a gap must exceed to count
+FEWEST = 2  # points of a line
+
+
+class Gap(NamedTuple):
+    """J_N - J with its standard error, of N agents."""
+
+    agents: int
+    value: float
+    error: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is no chance."""
+        return abs(self.value) > SIGNIFICANT * self.error
+
+
+def standard_error(metric: Metric) -> float:
+    """Of a mean, from its 95 % interval; infinite where one sample made it, 0 where it is exact."""
+    from scipy import stats
+
+    half = (metric.high - metric.low) / 2
+    return half if half in (0.0, math.inf) else half / float(stats.t.ppf(0.975, metric.n - 1))
+
+
+def gaps(returns: dict[int, Metric], limit: Metric) -> list[Gap]:
+    """J_N - J for each N, the error of both in its standard error."""
+    error = standard_error(limit)
+    return [Gap(n, j.value - limit.value, math.hypot(standard_error(j), error)) for n, j in returns.items()]
+
+
+def slope(found: Sequence[Gap], limit_error: float = 0.0) -> Metric | None:
+    """The slope of log |gap| on log N by weighted least squares, over the gaps that count; None for fewer than two.
+
+    By the delta method log |gap| has the standard error e/|gap|, and the weight of a point is (gap/e)². The 95 %
+    interval holds what chance does to returns, that of the limit (limit_error), which all gaps share, included; it does
+    not ask whether the points lie on a line.
+    """
+    used = [gap for gap in found if gap.counts]
+    if len({gap.agents for gap in used}) < FEWEST:
+        return None
+    agents, value, error = np.array(used, dtype=np.float64).T
+    share = 1 / np.maximum(error / np.abs(value), 1e-12)  # exact returns weigh alike, not infinitely much
+    weight = share**2
+    x = np.log(agents) - np.average(np.log(agents), weights=weight)
+    lever = weight * x / (weight * x**2).sum()
+    own = np.maximum(error**2 - limit_error**2, 0)
+    covariance = (np.diag(own) + limit_error**2) / np.outer(value, value)  # of log |gap|, signs included
+    half = 1.96 * math.sqrt(max(0.0, float(lever @ covariance @ lever)))
+    found_slope = float(lever @ np.log(np.abs(value)))
+    return Metric(found_slope, found_slope - half, found_slope + half, len(used))

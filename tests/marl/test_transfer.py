@@ -1,0 +1,77 @@
+"""The fit of a swarm's gap to its limit, on gaps whose slope is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from marl.report import Metric
+from marl.transfer import Gap, gaps, slope, standard_error
+
+SIZES = (2, 5, 10, 50, 200)
+
+
+@pytest.mark.parametrize("power", [-1.0, -0.5])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_slope_of_exact_gaps_is_their_power(power: float, sign: int) -> None:
+    found = slope([Gap(n, sign * 3 * n**power, 1e-3) for n in SIZES])
+    assert found is not None
+    assert found.value == pytest.approx(power, abs=1e-9)
+    assert found.low < power < found.high
+    assert found.n == len(SIZES)
+
+
+def test_points_weigh_by_the_square_of_their_gap_over_its_error() -> None:
+    """As numpy's polyfit, which takes the square root of the weight."""
+    errors = (0.5, 0.02, 0.1, 0.001, 0.01)
+    found = [Gap(n, 4 / n + 0.1 * i, e) for i, (n, e) in enumerate(zip(SIZES, errors))]
+    x, y = np.log(SIZES), np.log([gap.value for gap in found])
+    wanted, covariance = np.polyfit(x, y, 1, w=[gap.value / gap.error for gap in found], cov="unscaled")
+    fit = slope(found)
+    assert fit is not None
+    assert fit.value == pytest.approx(wanted[0], rel=1e-9)
+    assert (fit.high - fit.low) / 2 == pytest.approx(1.96 * math.sqrt(covariance[0, 0]), rel=1e-9)
+
+
+@pytest.mark.parametrize("limit_error", [0.0, 0.01])
+def test_the_interval_holds_the_slope_in_19_of_20_cases(limit_error: float) -> None:
+    """With an error of the limit too, which moves all gaps together."""
+    draw, inside, own = np.random.default_rng(0), 0, 0.02
+    for _ in range(2000):
+        shift = limit_error * draw.standard_normal()
+        noisy = [Gap(n, 2 / n - shift + own * draw.standard_normal(), math.hypot(own, limit_error)) for n in (2, 3, 5)]
+        fit = slope(noisy, limit_error)
+        assert fit is not None
+        inside += fit.low < -1 < fit.high
+    assert 0.93 < inside / 2000 < 0.97
+
+
+def test_gaps_within_three_standard_errors_do_not_count() -> None:
+    clear = [Gap(n, 1 / n, 0.01) for n in (2, 10)]
+    lost = Gap(1000, 0.029, 0.01)
+    assert slope([*clear, lost]) == slope(clear)
+    assert not lost.counts
+    assert slope([clear[0], lost]) is None
+    assert slope([]) is None
+
+
+def test_errors_come_from_intervals_and_add_up() -> None:
+    samples = np.random.default_rng(1).normal(size=20)
+    one = Metric.mean(samples)
+    assert standard_error(one) == pytest.approx(samples.std(ddof=1) / math.sqrt(20))
+    assert standard_error(Metric.exact(3)) == 0
+    assert standard_error(Metric.mean([1.0])) == math.inf
+    (gap,) = gaps({7: one}, Metric(1.0, 0.0, 2.0, 1000))
+    assert gap.value == pytest.approx(samples.mean() - 1)
+    assert gap.error == pytest.approx(math.hypot(standard_error(one), 1 / 1.9623), rel=1e-3)
+    (certain,) = gaps({7: one}, Metric.exact(1.0))
+    assert certain.error == pytest.approx(standard_error(one))
+
+
+def test_one_episode_proves_no_gap_and_exact_returns_weigh_alike() -> None:
+    assert slope([Gap(2, 1.0, math.inf), Gap(4, 0.5, math.inf)]) is None
+    exact = slope([Gap(n, 1 / n, 0.0) for n in SIZES])
+    assert exact is not None
+    assert exact.value == pytest.approx(-1)
