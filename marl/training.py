@@ -74,7 +74,7 @@ def follow(config: RunConfig, run: Run) -> Report:
         ) from error
     if not isinstance(report, Report):
         raise InputError(f"{config.recipe}.recipe must return a marl.report.Report; got a {type(report).__name__}.")
-    return report
+    return in_other_numbers(run, report)
 
 
 def actor_critic(config: ActorCriticConfig, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> ActorCritic:
