@@ -133,6 +133,8 @@ def test_the_picture_shows_who_is_infected() -> None:
         ({"agents": 1}, "at least two agents; got agents=1"),
         ({"horizon": 0}, "at least 1 step"),
         ({"infection": 1.2}, "infection is a probability"),
+        ({"infected": [0.5, 1.5]}, "infected is a probability between 0 and 1; got 1.5"),
+        ({"infected": []}, "start must hold probabilities"),
         ({"error": -0.1}, "error is a probability"),
         ({"cost_isolated": -1.0}, "cost_isolated must not be negative"),
     ],
