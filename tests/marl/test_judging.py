@@ -10,7 +10,11 @@ from pathlib import Path
 import fake_vmas
 import pytest
 
+from envs.core import ConcordError
 from marl.__main__ import main
+from marl.config import resolve
+from marl.evaluation import evaluate_folder
+from marl.training import run_training
 
 SMALL = ["learner.steps=16", "policy.network.hidden=[8]", "critic.network.hidden=[8]"]
 
@@ -47,3 +51,21 @@ def test_a_vmas_task_is_trained_and_judged_from_its_config(
     assert 1 < metrics["episode_length"]["value"] <= 8
     assert metrics["return_per_agent"]["n"] == 64
     assert {"above_random", "empty/return_per_agent"} <= set(metrics)
+
+
+def test_returns_that_are_no_numbers_are_no_result(tmp_path: Path) -> None:
+    """Noise beyond what a number can hold ends training, and evaluation of what was trained without it."""
+    raw = {
+        "recipe": "marl.algorithms.mean_field",
+        "env": {"world": "small_swarm:Drift", "args": {"agents": 3}, "num_envs": 8},
+        "policy": {"network": {"hidden": [8]}},
+        "learner": {"steps": 10},
+        "train": {"env_steps": 160},
+        "evaluation": {"episodes": 8, "num_envs": 8, "film_episodes": 0},
+    }
+    run_training(resolve(raw, {"device": "cpu"}), tmp_path / "run")
+    with pytest.raises(ConcordError, match="Returns of the reward team are NaN or infinite"):
+        evaluate_folder(tmp_path / "run", ["env.args.noise=1e38"])
+    assert not list((tmp_path / "run").glob("evaluations/*"))
+    with pytest.raises(ConcordError, match=r"Training stopped at update 1: .* became NaN or infinite"):
+        run_training(resolve(raw, {"device": "cpu", "env.args.noise": 1e38}), tmp_path / "broken")

@@ -89,6 +89,25 @@ def test_chaos_propagates_at_the_known_rates() -> None:
     assert -1.4 <= slopes[1] <= -0.8
 
 
+def test_agents_stay_with_copies_of_themselves_in_a_swarm_of_infinitely_many() -> None:
+    """With the same noise, the share of agents who differ from a copy that meets mu instead falls like N^(-1/2)."""
+    sizes, rows, steps = (30, 100, 300, 1000), 200, 20
+    limit = FiniteLimit(SIS(horizon=steps)).flow(HOME_4.double().expand(steps, 2, 2))[:, 1].tolist()
+    apart = []
+    for n in sizes:
+        world, generator = SIS(n), torch.Generator().manual_seed(0)
+        state = world.initial(world.initial_noise(rows, generator))
+        copy = state.state
+        for t in range(steps):
+            home = torch.rand(rows, n, generator=generator) < 0.4
+            noise = world.noise(rows, generator)
+            infected = torch.where(copy == 1, 1 - world.recovery, world.infection * limit[t] * ~home)
+            copy = (noise[..., 0] >= 1 - infected).long()
+            state = world.transition(state, home.long().unsqueeze(-1), noise).state
+        apart.append((state.state != copy).double().mean().item())
+    assert -0.65 <= np.polyfit(np.log(sizes), np.log(apart), 1)[0] <= -0.40
+
+
 def test_a_large_swarm_follows_the_limit_and_earns_its_value() -> None:
     world = SIS(200_000, horizon=10, error=0.1)
     limit, rule = FiniteLimit(world), torch.tensor([[0.5, 0.5], [0.9, 0.1]])
@@ -133,6 +152,8 @@ def test_the_picture_shows_who_is_infected() -> None:
         ({"agents": 1}, "at least two agents; got agents=1"),
         ({"horizon": 0}, "at least 1 step"),
         ({"infection": 1.2}, "infection is a probability"),
+        ({"infected": [0.5, 1.5]}, "infected is a probability between 0 and 1; got 1.5"),
+        ({"infected": []}, "start must hold probabilities"),
         ({"error": -0.1}, "error is a probability"),
         ({"cost_isolated": -1.0}, "cost_isolated must not be negative"),
     ],

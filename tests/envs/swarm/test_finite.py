@@ -69,6 +69,38 @@ def test_value_iteration_on_a_grid_agrees_with_brute_force(world: SIS) -> None:
     assert limit.follow(policy).value <= best.value + 1e-12
 
 
+def test_the_best_is_found_by_brute_force_or_on_a_grid_where_one_of_them_can() -> None:
+    short, long = FiniteLimit(SIS(horizon=6)), FiniteLimit(SIS(horizon=30))
+    best = short.best()
+    assert best is not None
+    assert torch.equal(best.rules, short.brute_force().rules)
+    best = long.best()
+    assert best is not None
+    assert best.value == pytest.approx(long.on_grid(16_001).value, abs=1e-3)
+    assert best.value == long.value(best.rules).item(), "a value that is reached"
+    assert FiniteLimit(Crowd(horizon=30)).best() is None
+
+
+def test_from_starts_drawn_by_chance_an_open_loop_loses_value() -> None:
+    """A closed loop answers to what it sees; one sequence of rules for all starts cannot."""
+    world = SIS(horizon=5, infected=[0.02, 0.5, 0.98])
+    limits = [FiniteLimit(world, start=start) for start in range(3)]
+    closed = sum(limit.follow(limit.on_grid()).value for limit in limits) / 3
+    best_open = float(torch.stack([limit.all_values() for limit in limits]).mean(0).max())
+    assert closed > best_open + 0.02
+    alone = [float(FiniteLimit(SIS(horizon=5, infected=share)).all_values().max()) for share in (0.02, 0.5, 0.98)]
+    assert closed == pytest.approx(sum(alone) / 3, abs=1e-4)
+
+
+def test_a_swarm_s_agents_share_one_of_several_starts() -> None:
+    world, starts = SIS(2000, infected=[0.1, 0.6, 0.9]), torch.tensor([0.1, 0.6, 0.9])
+    state = world.initial(world.initial_noise(600, torch.Generator().manual_seed(0)))
+    share = world.mean_field(state)[:, 1:]
+    nearest = (share - starts).abs().min(-1)
+    assert nearest.values.max() < 0.05
+    assert nearest.indices.bincount(minlength=3).tolist() == pytest.approx([200] * 3, abs=45)
+
+
 def test_a_closed_loop_and_its_rules_written_down_have_exactly_the_same_value() -> None:
     limit = FiniteLimit(SIS(horizon=30, error=0.1), discount=0.97)
 
@@ -127,11 +159,13 @@ class Table(Crowd):
         (lambda: FiniteLimit(SIS(), discount=1.5), "between 0 and 1; got 1.5"),
         (lambda: FiniteLimit(SIS(horizon=11)).brute_force(), r"here are 4\^11"),
         (lambda: FiniteLimit(Crowd()).on_grid(), "got 3 states"),
+        (lambda: FiniteLimit(SIS(infected=[0.1, 0.9])), "one of the world's 2 starts, 0 to 1; got None"),
+        (lambda: FiniteLimit(SIS(infected=[0.1, 0.9]), start=2), "got 2"),
         (lambda: FiniteLimit(SIS()).on_grid(1), "1 points"),
         (lambda: FiniteLimit(SIS()).value(torch.ones(3, 2, 2)), "each of 30 steps; got 3"),
         (lambda: Table([0.5, 0.4], [[1.0], [1.0]]), "start must hold probabilities"),
         (lambda: Table([1.5, -0.5], [[1.0], [1.0]]), "start must hold probabilities"),
-        (lambda: Table([0.5, 0.5], [[1.0]]), r"start must be \[X\] and sees \[X,Y\]"),
+        (lambda: Table([0.5, 0.5], [[1.0]]), r"start must be \[X\] or \[S,X\], and sees \[X,Y\]"),
         (lambda: Table([0.5, 0.5], [[1.0], [0.5, 0.5]]), "full table"),
         (lambda: Table([0.5, 0.5], [[1.0], [1.0]], 0), "at least one action"),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from envs.core import InputError
+from envs.core import ConcordError, InputError
 from envs.swarm import tree
 from envs.swarm.headings import unit
 from envs.swarm.manifolds import EDGES, Manifold
@@ -175,3 +175,11 @@ def test_auto_chooses_by_the_number_of_agents() -> None:
 def test_bad_arguments_are_input_errors(radius: float, method: str, cells: int | None, match: str) -> None:
     with pytest.raises(InputError, match=match):
         Neighborhood(Manifold(), radius, method, cells)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_place_that_is_no_number_is_told(number: float) -> None:
+    position, _ = swarm(2, 5)
+    position[1, 3, 0] = number
+    with pytest.raises(ConcordError, match="place of an agent became NaN or infinite"):
+        Neighborhood(Manifold(), 0.1, "tree").around(position)
