@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -25,7 +25,7 @@ class Sums(NamedTuple):
         return self.total * share.unsqueeze(-1)
 
 
-def beside(*columns: Float[Tensor, "*B"]) -> Float[Tensor, "*B d"]:
+def beside(*columns: Shaped[Tensor, "*B"]) -> Shaped[Tensor, "*B d"]:
     """Columns side by side on a new last axis, each in one piece of memory.
 
     Pairs of numbers that alternate in memory are several times slower to make and to take apart again.
