@@ -86,8 +86,8 @@ def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Me
     A variant is named by its settings, `key=value` each. Names stand before metrics where there are several variants;
     the difference of any other metric is `<metric>/difference/<a>-<b>`. `paired/<a>-<b>` is the mean difference of
     returns between runs of one seed, `…/in_errors` that in units of its standard error, and `…/low_share` the lower end
-    of its 95 % interval as a share of b's mean. Where more than one key varies, the same again under `best/` for the best variant (highest mean return) of
-    each value of the first key: so both sides of a comparison are tuned alike.
+    of its 95 % interval as a share of b's mean. Where more than one key varies, the same again under `best/` for the
+    best variant (highest mean return) of each value of the first key: so both sides of a comparison are tuned alike.
     """
     values = {label: _columns(reports) for label, reports in variants.items()}
     found = _side_by_side({",".join(label): columns for label, columns in values.items()})

@@ -115,7 +115,7 @@ def test_agents_who_share_a_network_play_in_any_number(tmp_path: Path) -> None:
     """With a central critic too, whose size depends on N: only the policy plays."""
     report, _ = evaluate_folder(independent(tmp_path), ["env.agents=3,5", "evaluation.episodes=16"])
     assert report.metrics["agents=3/return_per_agent"].n == 16
-    assert report.metrics["agents=5/mode/return_per_agent"].n == 16
+    assert report.metrics["agents=5/return_per_agent"].n == 16
 
 
 @pytest.mark.parametrize("policy", [{"agent_id": True}, {"share": "none"}])
@@ -130,7 +130,7 @@ def curve(limit: float | None = None, values: tuple[int, ...] = (2, 20, 200)) ->
         found = {"return_per_agent": Metric(3 - 8 / n, 3 - 8 / n - 1e-3, 3 - 8 / n + 1e-3, 1000)}
         return Point(n, found if limit is None else {**found, "limit/return_per_agent": Metric.exact(limit)}, 1.0)
 
-    return Curve("env.agents", "return_per_agent", [point(n) for n in values])
+    return Curve("env.agents", [point(n) for n in values])
 
 
 def test_an_exact_limit_is_used_where_there_is_one_else_the_largest_swarm(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_exact_limit_is_used_where_there_is_one_else_the_largest_swarm(tmp_pa
 
 def test_words_are_a_setting_as_good_as_numbers(tmp_path: Path) -> None:
     points = [Point(word, {"return_per_agent": Metric(1.0, -1.0, 3.0, 9)}, 0.1) for word in ("torus", "klein")]
-    found = Curve("env.args.manifold", "return_per_agent", points)
+    found = Curve("env.args.manifold", points)
     assert set(summarize(found)[0]) == {"manifold=torus/return_per_agent", "manifold=klein/return_per_agent"}
     assert draw(found, tmp_path / "curve.png").exists()
     assert swept_key([{"a": [1], "b": 1}, {"a": [2], "b": 1}]) == "a"

@@ -12,10 +12,11 @@ from envs.core import Streams
 from envs.swarm import SIS, FiniteLimit, LinearQuadratic, Vicsek
 from envs.world import TensorEnv
 from marl.algorithms.mean_field import recipe
-from marl.algorithms.mean_field.limit import in_the_limit, known_metrics, limit_metrics, regret
+from marl.algorithms.mean_field.limit import in_the_limit, limit_metrics
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.config import resolve
 from marl.evaluate import play
+from marl.exact import known_metrics, regret
 from marl.report import Metric
 from marl.run import Run
 
@@ -38,7 +39,7 @@ def untrained(world: SIS, seed: int = 0, **settings: Any) -> SwarmPolicy:
 def test_a_large_swarm_earns_what_the_policy_earns_in_the_limit(sees: str, explore: str) -> None:
     world = SIS(20_000, horizon=8, error=0.1)
     policy = untrained(world, sees=sees, explore=explore)
-    course = in_the_limit(policy, FiniteLimit(world))
+    course = in_the_limit(MeanRule(policy), FiniteLimit(world))
     earned = play(TensorEnv(world, 4), MeanRule(policy), 4, 0).per_agent.mean()
     assert earned == pytest.approx(course.value, abs=0.02)
     assert course.rules.std(0).max() > 0.02 or sees == "nothing"
@@ -50,7 +51,7 @@ def test_the_policy_sees_the_clock_and_the_shares_as_in_the_world() -> None:
     world = SIS(50_000, horizon=3)
     policy, shown = untrained(world), []
     policy.network.register_forward_hook(lambda module, given, found: shown.append(given[0].flatten()))
-    in_the_limit(policy, FiniteLimit(world))
+    in_the_limit(MeanRule(policy), FiniteLimit(world))
     limit, shown[:] = torch.stack(shown), []
     play(TensorEnv(world, 1), MeanRule(policy), 1, 0)
     torch.testing.assert_close(torch.stack(shown[:3]), limit, atol=0.02, rtol=0)
@@ -60,7 +61,9 @@ def test_the_policy_sees_the_clock_and_the_shares_as_in_the_world() -> None:
 
 def test_rules_unrolled_have_the_value_of_the_closed_loop_and_regret_is_about_the_best() -> None:
     world = SIS(horizon=6)
-    found = {name: metric.value for name, metric in limit_metrics(untrained(world), TensorEnv(world, 2)).items()}
+    found = {
+        name: metric.value for name, metric in limit_metrics(MeanRule(untrained(world)), TensorEnv(world, 2)).items()
+    }
     assert found["limit/unrolled"] == pytest.approx(found["limit/return_per_agent"], abs=1e-12)
     assert found["limit/best"] == pytest.approx(-2.5229, abs=5e-5)
     assert found["limit/regret"] == pytest.approx(found["limit/return_per_agent"] / found["limit/best"] - 1)
@@ -71,8 +74,8 @@ def test_rules_unrolled_have_the_value_of_the_closed_loop_and_regret_is_about_th
 def test_with_several_starts_values_are_means_over_them_and_the_best_open_loop_is_told() -> None:
     world, shares = SIS(horizon=4, infected=[0.02, 0.98]), (0.02, 0.98)
     policy = untrained(world)
-    found = {name: metric.value for name, metric in limit_metrics(policy, TensorEnv(world, 2)).items()}
-    alone = [in_the_limit(policy, FiniteLimit(SIS(horizon=4, infected=share))).value for share in shares]
+    found = {name: metric.value for name, metric in limit_metrics(MeanRule(policy), TensorEnv(world, 2)).items()}
+    alone = [in_the_limit(MeanRule(policy), FiniteLimit(SIS(horizon=4, infected=share))).value for share in shares]
     assert found["limit/return_per_agent"] == pytest.approx(sum(alone) / 2)
     best = [FiniteLimit(SIS(horizon=4, infected=share)).brute_force().value for share in shares]
     assert found["limit/best"] == pytest.approx(sum(best) / 2)
@@ -100,7 +103,7 @@ def test_nothing_is_compared_where_a_time_limit_ends_episodes_early() -> None:
         env = TensorEnv(LinearQuadratic(20), 2, time_limit=limit)
         assert len(known_metrics(env, Metric.exact(-5.0))) == count
     world = SIS(horizon=6)
-    assert limit_metrics(untrained(world), TensorEnv(world, 2, time_limit=5)) == {}
+    assert limit_metrics(MeanRule(untrained(world)), TensorEnv(world, 2, time_limit=5)) == {}
 
 
 @pytest.mark.parametrize(("value", "best", "expected"), [(-3.0, -2.0, 0.5), (1.5, 2.0, 0.25), (-0.3, 0.0, 0.3)])

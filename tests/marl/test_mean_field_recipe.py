@@ -12,7 +12,7 @@ from small_swarm import Drift, build
 from envs.core import InputError
 from envs.world import TensorEnv
 from marl.algorithms.mean_field import load, recipe, steepest, train
-from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy
+from marl.algorithms.mean_field.policy import MeanRule
 from marl.config import resolve
 from marl.evaluate import play
 from marl.evaluation import evaluate_folder
