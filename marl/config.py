@@ -154,6 +154,7 @@ class EvaluationConfig(Section):
         (), description="numbers of agents in which the team plays too, and how fast it approaches its limit (a swarm)"
     )
     random: bool = Field(False, description="play uniformly random actions too, and tell the difference: above_random")
+    idle: bool = Field(False, description="play the action 0 too, no control, and tell the difference: above_idle")
 
 
 class ResumeConfig(Section):

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
-from envs.world import RandomActor
+from envs.core import Actor, ConcordError, Discrete, EnvSpec, InputError, Observation, Streams, VectorEnv
+from envs.world import RandomActor, Scripted
 from marl.display import console, in_words
 from marl.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
 from marl.evaluate import Episodes, film, play
@@ -34,7 +36,9 @@ def judge(run: Run, policy: JointActor) -> Report:
     if config.twin is not None:
         metrics |= _in_twin(run, policy, here["return_per_agent"])
     if config.random:
-        metrics |= _above_random(run, env, here["return_per_agent"])
+        metrics |= _above(run, env, "random", RandomActor(env.spec), here["return_per_agent"])
+    if config.idle:
+        metrics |= _above(run, env, "idle", idle(env.spec), here["return_per_agent"])
     env.close()
     report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
     report.save(run.folder / "report.json")
@@ -73,8 +77,10 @@ def load_independent(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
     return policy, env
 
 
-def check_twin(run: Run, spec: EnvSpec) -> None:
-    """Raise InputError where the twin's agents observe or act otherwise than those who are trained."""
+def check_evaluation(run: Run, spec: EnvSpec) -> None:
+    """Raise InputError, before training, where the twin is another task, or where nobody can be idle."""
+    if run.config.evaluation.idle:
+        idle(spec)
     twin = run.config.evaluation.twin
     if twin is None:
         return
@@ -128,13 +134,25 @@ def _in_twin(run: Run, policy: JointActor, here: Metric) -> dict[str, Metric]:
     return found
 
 
-def _above_random(run: Run, env: VectorEnv, here: Metric) -> dict[str, Metric]:
-    """Returns of uniformly random actions, and what the policy earns above them."""
-    episodes = played(run, env, RandomActor(env.spec), run.config.evaluation.episodes, "evaluation")
-    found = episodes.metrics(env.spec.channels, "random/")
-    found["above_random"] = gap = _difference(here, found["random/return_per_agent"])
-    found["above_random_in_intervals"] = Metric.exact(_in_intervals(gap))
+def _above(run: Run, env: VectorEnv, name: str, other: Actor, here: Metric) -> dict[str, Metric]:
+    """Returns of another actor, and what the policy earns above them."""
+    episodes = played(run, env, other, run.config.evaluation.episodes, "evaluation")
+    found = episodes.metrics(env.spec.channels, f"{name}/")
+    found[f"above_{name}"] = gap = _difference(here, found[f"{name}/return_per_agent"])
+    found[f"above_{name}_in_intervals"] = Metric.exact(_in_intervals(gap))
     return found
+
+
+def idle(spec: EnvSpec) -> Actor:
+    """An Actor whose agents do nothing: the action 0. Raises InputError where 0 may be a choice like any other."""
+    space = spec.action
+    if isinstance(space, Discrete):
+        raise InputError("evaluation.idle plays the action 0, and these agents have choices; set evaluation.random.")
+
+    def nothing(obs: Observation, streams: Streams) -> Tensor:
+        return torch.zeros(*obs.alive.shape, space.size, device=obs.alive.device)
+
+    return Scripted(nothing)
 
 
 def _difference(one: Metric, other: Metric) -> Metric:

@@ -26,7 +26,7 @@ from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, Wi
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.display import console
 from marl.environments import evaluation_rows, make_env
-from marl.judging import check_twin, judge, optional, picture, played
+from marl.judging import check_evaluation, judge, optional, picture, played
 from marl.learners import Chain, Learner
 from marl.policies import IndependentPolicy, JointActor
 from marl.report import Metric, Report
@@ -73,7 +73,7 @@ class Config(ActorCriticConfig):
 def recipe(config: Config, run: Run) -> Report:
     """Train, judge with the graph, without any edge and distilled, and say what the graphs look like."""
     with closing(make_env(config.env, num_envs=1)) as env:
-        check_twin(run, env.spec)
+        check_evaluation(run, env.spec)
     policy, student = train(config, run)
     teams: dict[str, JointActor] = {"network": policy}
     if student is not None:

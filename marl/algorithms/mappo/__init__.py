@@ -11,7 +11,7 @@ from contextlib import closing
 
 from envs.core import EnvSpec, Streams
 from marl.environments import make_env
-from marl.judging import check_twin, judge, load_independent
+from marl.judging import check_evaluation, judge, load_independent
 from marl.policies import IndependentPolicy
 from marl.report import Report
 from marl.run import Run
@@ -26,7 +26,7 @@ class Config(ActorCriticConfig):
 def recipe(config: Config, run: Run) -> Report:
     """Train, then judge."""
     with closing(make_env(config.env, num_envs=1)) as env:
-        check_twin(run, env.spec)
+        check_evaluation(run, env.spec)
     return judge(run, train(config, run))
 
 

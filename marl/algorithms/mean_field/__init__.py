@@ -27,7 +27,7 @@ from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicy
 from marl.critics import CriticConfig
 from marl.environments import evaluation_rows, make_env, rows_at_once
 from marl.evaluate import watch
-from marl.judging import check_twin, judge, played
+from marl.judging import check_evaluation, judge, played
 from marl.learners import LearnerConfig
 from marl.policies import JointPolicy
 from marl.report import Metric, Report
@@ -93,7 +93,7 @@ class Config(ActorCriticConfig):
 def recipe(config: Config, run: Run) -> Report:
     """Train, judge with the mean rule and with rules drawn, and say how steep the mean rule is."""
     with closing(make_env(config.env, num_envs=1)) as env:
-        check_twin(run, env.spec)
+        check_evaluation(run, env.spec)
     executed = MeanRule(train(config, run))
     report = judge(run, executed)
     with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
