@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	@if [ -f $(DEMO)/report.json ]; then rm -rf $(DEMO); fi
 	@if [ -f $(DEMO)/config.yaml ]; then $(BIN)/concord resume $(DEMO); \
-	else $(BIN)/concord run configs/cooperative/spread.yaml --out $(DEMO); fi
+	else $(BIN)/concord run configs/swarm/vicsek.yaml --out $(DEMO); fi
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow" -n 2

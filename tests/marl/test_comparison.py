@@ -30,6 +30,20 @@ def test_differences_seed_by_seed_and_the_best_of_each_side() -> None:
     assert gap.low < gap.value < gap.high
     assert found["best/paired/side=a-side=b/low_share"].value == pytest.approx(gap.low / (32.5 / 3))
     assert found["best/side=a/return_per_agent/min"].value == 11
+    # Gaps of 1, 1.5 and 1: their mean is 7 standard errors, each half a unit over three.
+    assert found["best/paired/side=a-side=b/in_errors"].value == pytest.approx(7)
+
+
+def test_sides_are_also_tuned_for_most_probable_actions() -> None:
+    def both(drawn: float, greedy: float) -> list[Report]:
+        metrics = {"return_per_agent": Metric.exact(drawn), "mode/return_per_agent": Metric.exact(greedy)}
+        return [Report("r", seed, {}, metrics, {}) for seed in range(2)]
+
+    found = sweep_metrics(
+        {("side=a", "rate=1"): both(1, 9), ("side=a", "rate=2"): both(5, 5), ("side=b", "rate=1"): both(4, 7)}
+    )
+    assert found["best/paired/side=a-side=b"].value == 1
+    assert found["best_mode/paired/side=a-side=b"].value == 2
 
 
 def test_configs_are_compared_under_their_names(tmp_path: Path) -> None:
