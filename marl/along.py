@@ -14,9 +14,10 @@ from envs.core import InputError
 from marl.config import AGENTS, yaml_text
 from marl.pictures import new_axes
 from marl.report import Metric
-from marl.transfer import FEWEST, SIGNIFICANT, gaps, slope, standard_error
+from marl.transfer import FEWEST, SIGNIFICANT, fit, gaps, standard_error
 
 HEADLINE = "return_per_agent"
+NO_LINE = 0.01  # chance of a misfit below which a line is no description
 LIMIT = "limit/return_per_agent"  # a recipe's finding: the exact return of infinitely many agents
 
 
@@ -116,17 +117,22 @@ def _transfer(curve: Curve, rows: list[dict[str, Any]]) -> tuple[dict[str, Metri
         if (gap := found.get(row[curve.name])) is not None:
             row |= {"gap": gap.value, "gap_error": gap.error}
     used = sum(gap.counts for gap in found.values())
-    fit = slope(list(found.values()), standard_error(limit))
+    line = fit(list(found.values()), standard_error(limit), None if exact else largest)
     metrics = {"transfer/points": Metric.exact(used)} | ({LIMIT: limit} if exact else {})
-    if fit is None:
+    if line is None:
         which = (
             f"the gap to {origin} exceeds {SIGNIFICANT:g} standard errors at {used} of {len(found)} numbers of agents"
         )
         return metrics, f"no slope: {which}, and a line needs {FEWEST}; more evaluation.episodes show smaller gaps"
-    return metrics | {"transfer/slope": fit}, (
-        f"the gap to {origin} falls as N to the power {fit.value:.3f} [{fit.low:.3f}, {fit.high:.3f}], "
+    slope = line.slope
+    note = (
+        f"the gap to {origin} falls as N to the power {slope.value:.3f} [{slope.low:.3f}, {slope.high:.3f}], "
         f"by {used} of {len(found)} numbers of agents, whose gaps exceed {SIGNIFICANT:g} standard errors"
     )
+    if line.doubt < NO_LINE:
+        note += f"; but these gaps do not lie on a line (chance {line.doubt:.1g}), so that this is no law of the swarm"
+    found_metrics = {"transfer/slope": slope, "transfer/doubt": Metric.exact(line.doubt)}
+    return metrics | found_metrics, note
 
 
 def draw(curve: Curve, target: Path) -> Path:

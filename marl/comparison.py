@@ -88,19 +88,18 @@ def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Me
     returns between runs of one seed, `…/in_errors` that in units of its standard error, and `…/low_share` the lower end
     of its 95 % interval as a share of b's mean. Where more than one key varies, the same again under `best/` for the
     best variant (highest mean return) of each value of the first key: so both sides of a comparison are tuned alike.
-    `best_mode/` is that for the returns of most probable actions.
+    `mode/paired/…` are the same differences of most probable actions.
     """
     values = {label: _columns(reports) for label, reports in variants.items()}
     found = _side_by_side({",".join(label): columns for label, columns in values.items()})
     sides = list(dict.fromkeys(label[0] for label in values))
     if len(next(iter(values))) > 1 and len(sides) > 1:
-        for prefix, earned in (("best", RETURN), ("best_mode", f"mode/{RETURN}")):
-            best = {side: _best([values[label] for label in values if label[0] == side], earned) for side in sides}
-            found |= {f"{prefix}/{name}": metric for name, metric in _side_by_side(best, earned).items()}
+        best = {side: max((values[label] for label in values if label[0] == side), key=_mean_return) for side in sides}
+        found |= {f"best/{name}": metric for name, metric in _side_by_side(best).items()}
     return found
 
 
-def _side_by_side(values: dict[str, dict[str, np.ndarray]], earned: str = RETURN) -> dict[str, Metric]:
+def _side_by_side(values: dict[str, dict[str, np.ndarray]]) -> dict[str, Metric]:
     found: dict[str, Metric] = {}
     for label, columns in values.items():
         prefix = f"{label}/" if len(values) > 1 else ""
@@ -111,18 +110,21 @@ def _side_by_side(values: dict[str, dict[str, np.ndarray]], earned: str = RETURN
             key = f"difference/{first}-{second}"
             key = key if name == RETURN else f"{name}/{key}"
             found[key] = difference(values[first][name], values[second][name])
-        one, other = (values[label].get(earned, np.zeros(0)) for label in (first, second))
-        if len(one) and len(one) == len(other):
-            gap = paired(one, other)
-            found[f"paired/{first}-{second}"] = gap
-            found[f"paired/{first}-{second}/in_errors"] = Metric.exact(in_errors(one - other))
-            if other.mean():
-                found[f"paired/{first}-{second}/low_share"] = Metric.exact(gap.low / abs(float(other.mean())))
+        for prefix in ("", "mode/"):
+            one, other = (values[label].get(prefix + RETURN, np.zeros(0)) for label in (first, second))
+            if len(one) and len(one) == len(other):
+                found |= _paired(f"{prefix}paired/{first}-{second}", one, other)
     return found
 
 
-def _best(variants: Sequence[dict[str, np.ndarray]], earned: str) -> dict[str, np.ndarray]:
-    return max(variants, key=lambda columns: float(columns[earned].mean()) if earned in columns else -np.inf)
+def _paired(key: str, one: np.ndarray, other: np.ndarray) -> dict[str, Metric]:
+    gap = paired(one, other)
+    found = {key: gap, f"{key}/in_errors": Metric.exact(in_errors(one - other))}
+    return found | ({f"{key}/low_share": Metric.exact(gap.low / abs(float(other.mean())))} if other.mean() else {})
+
+
+def _mean_return(columns: dict[str, np.ndarray]) -> float:
+    return float(columns[RETURN].mean()) if RETURN in columns else -np.inf
 
 
 def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from envs.core import Continuous, Observation
-from envs.swarm.features import Features, swarm_features
-from envs.swarm.headings import POINTS, HeadingMoments, direction, local_order, order, relative, unit, wrapped
+from envs.core import Continuous, InputError, Observation
+from envs.swarm.features import Features
+from envs.swarm.headings import direction, heading_features, local_order, order, relative, unit, wrapped
 from envs.swarm.manifolds import Manifold
 from envs.swarm.neighbors import Neighborhood, Neighbors
 from envs.swarm.picture import draw_swarm
@@ -20,8 +20,20 @@ from envs.swarm.sums import Sums, beside
 from envs.world import Transition, World
 
 SIGNS = {"aligned": 1.0, "misaligned": -1.0}
+# More than this many radians, or sides of the square, in a step: float32 would not know the direction any more.
+LONGEST_STEP = 1e3
 # What an agent may see of the mean heading nearby, and how many numbers that is.
 SEES = {"vector": 2, "angle": 1}
+
+
+def require_small_steps(**steps: float) -> None:
+    """Raise InputError for what turns or moves an agent by more than `LONGEST_STEP` in one step of physics."""
+    for name, step in steps.items():
+        if abs(step) > LONGEST_STEP:
+            raise InputError(
+                f"{name} turns or moves an agent by {abs(step):g} radians or sides of the square in one step, beyond "
+                f"what numbers can tell apart; the most is {LONGEST_STEP:g}. Lower {name}, or dt."
+            )
 
 
 class HeadingState(NamedTuple):
@@ -64,10 +76,11 @@ class HeadingWorld(World[HeadingState]):
         one_of("sees", sees, SEES)
         require_positive(dt=dt, **({} if u_max is None else {"u_max": u_max}))
         require_nonnegative(sigma=sigma, action_cost=action_cost)
+        require_small_steps(sigma=sigma * math.sqrt(dt), u_max=(u_max or 0.0) * dt)
         self.manifold, self.neighborhood = manifold, Neighborhood(manifold, radius, neighbors)
         self.agents, self.reward, self.count_self, self.sees = agents, reward, count_self, sees
         self.sigma, self.dt, self.action_cost = sigma, dt, action_cost
-        self.features = HeadingMoments() if features is None else swarm_features(features, *POINTS)
+        self.features = heading_features(features, manifold.orientable)
         self.u_max = math.pi / dt if u_max is None else u_max
         turn = Continuous((-self.u_max,), (self.u_max,))
         self.spec = swarm_spec(agents, SEES[sees], turn, self.features.size + 1, horizon)

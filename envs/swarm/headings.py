@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from envs.swarm.features import Features, Histogram, KernelEmbedding, swarm_features
 from envs.swarm.sums import Sums, beside
 
 # The box around the points (x, y, cos φ, sin φ) that features describe: places in sides of the square.
 POINTS = ((0.0, 0.0, -1.0, -1.0), (1.0, 1.0, 1.0, 1.0))
+# Of the kernel's control points: places along a side, directions, and a width between their distances, 1/3 and .77.
+PLACES, DIRECTIONS, BANDWIDTH = 3, 8, 0.4
 
 
 class HeadingMoments:
@@ -25,6 +28,34 @@ class HeadingMoments:
         cos, sin = points[..., 2], points[..., 3]
         moments = (cos, sin, cos * cos - sin * sin, 2 * sin * cos)
         return torch.stack([moment.mean(1) for moment in moments], -1)
+
+
+class Nothing:
+    """No features: on a surface that is not orientable a mean of headings would depend on how it is drawn."""
+
+    size = 0
+
+    def __call__(self, points: Float[Tensor, "E N 4"]) -> Float[Tensor, "E 0"]:
+        """Nothing."""
+        return points.new_zeros(len(points), 0)
+
+
+def heading_features(features: Features | str | None, orientable: bool) -> Features:
+    """Features of the points (x, y, cos φ, sin φ), by name or as they are given.
+
+    None: `HeadingMoments`, or `Nothing` where the surface is not orientable. kernel: control points at 3 x 3 places
+    times 8 directions; histogram: 3 x 3 x 4 x 4 bins; moments: mean and variance. These know nothing of glued edges.
+    """
+    if features is None:
+        return HeadingMoments() if orientable else Nothing()
+    if features == "kernel":
+        turns = [unit(torch.tensor(2 * torch.pi * k / DIRECTIONS)).tolist() for k in range(DIRECTIONS)]
+        places = [((2 * k + 1) / (2 * PLACES)) for k in range(PLACES)]
+        points = [[x, y, *turn] for x in places for y in places for turn in turns]
+        return KernelEmbedding(points, BANDWIDTH)
+    if features == "histogram":
+        return Histogram(*POINTS, bins=(PLACES, PLACES, 4, 4))
+    return swarm_features(features, *POINTS)
 
 
 def unit(angle: Float[Tensor, "*B"]) -> Float[Tensor, "*B 2"]:

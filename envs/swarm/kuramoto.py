@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envs.core import InputError
 from envs.swarm.features import Features
-from envs.swarm.heading_world import HeadingState, HeadingWorld
+from envs.swarm.heading_world import HeadingState, HeadingWorld, require_small_steps
 from envs.swarm.headings import relative, unit
 from envs.swarm.manifolds import Manifold
 from envs.swarm.neighbors import Neighbors
@@ -59,6 +59,7 @@ class Kuramoto(HeadingWorld):
     ):
         one_of("coupling", coupling, ("all", "radius"))
         require_finite(K=K)
+        require_small_steps(K=K * dt)
         if hold < 1:
             raise InputError(f"A decision holds for at least 1 step of physics; got hold={hold}.")
         self.coupling, self.K, self.hold = coupling, K, hold

@@ -9,9 +9,9 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from envs.swarm.features import Features
-from envs.swarm.heading_world import HeadingState, HeadingWorld
+from envs.swarm.heading_world import HeadingState, HeadingWorld, require_small_steps
 from envs.swarm.manifolds import Manifold
-from envs.swarm.spec import require_finite, require_nonnegative
+from envs.swarm.spec import require_finite, require_nonnegative, require_positive
 from envs.world import Transition
 
 
@@ -58,6 +58,8 @@ class Vicsek(HeadingWorld):
     ):
         require_nonnegative(v0=v0)
         require_finite(omega0=omega0)
+        require_positive(dt=dt, size=size)
+        require_small_steps(v0=v0 * dt / size, omega0=omega0 * dt)
         self.v0, self.omega0 = v0, omega0
         super().__init__(
             agents,

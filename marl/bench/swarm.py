@@ -25,7 +25,7 @@ SWARMS, AGENTS = 16, 200
 MILLION = 1_000_000
 STEPS = 10  # at a time
 THREADS = 2  # of torch, for the million
-SMALL, SIZES = 5_000, (100_000, MILLION)  # whose memory is compared; the smallest has a grid too
+SMALL, SIZES = 5_000, (MILLION, 4 * MILLION)  # whose memory is compared; the smallest has a grid too
 
 
 def swarm(effort: Effort) -> Findings:

@@ -34,16 +34,15 @@ def test_differences_seed_by_seed_and_the_best_of_each_side() -> None:
     assert found["best/paired/side=a-side=b/in_errors"].value == pytest.approx(7)
 
 
-def test_sides_are_also_tuned_for_most_probable_actions() -> None:
+def test_most_probable_actions_are_compared_too() -> None:
     def both(drawn: float, greedy: float) -> list[Report]:
         metrics = {"return_per_agent": Metric.exact(drawn), "mode/return_per_agent": Metric.exact(greedy)}
         return [Report("r", seed, {}, metrics, {}) for seed in range(2)]
 
-    found = sweep_metrics(
-        {("side=a", "rate=1"): both(1, 9), ("side=a", "rate=2"): both(5, 5), ("side=b", "rate=1"): both(4, 7)}
-    )
-    assert found["best/paired/side=a-side=b"].value == 1
-    assert found["best_mode/paired/side=a-side=b"].value == 2
+    found = sweep_metrics({("side=a",): both(5, 9), ("side=b",): both(4, 7)})
+    assert found["paired/side=a-side=b"].value == 1
+    assert found["mode/paired/side=a-side=b"].value == 2
+    assert found["mode/paired/side=a-side=b/low_share"].value == pytest.approx(2 / 7)
 
 
 def test_configs_are_compared_under_their_names(tmp_path: Path) -> None:

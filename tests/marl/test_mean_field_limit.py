@@ -80,6 +80,7 @@ def test_with_several_starts_values_are_means_over_them_and_the_best_open_loop_i
     best = [FiniteLimit(SIS(horizon=4, infected=share)).brute_force().value for share in shares]
     assert found["limit/best"] == pytest.approx(sum(best) / 2)
     assert found["limit/best_open"] < found["limit/best"] - 0.01
+    assert found["limit/above_best_open"] == found["limit/return_per_agent"] - found["limit/best_open"]
 
 
 def test_known_returns_are_told_with_the_regret_and_its_interval() -> None:

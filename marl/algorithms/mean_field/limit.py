@@ -39,6 +39,7 @@ def limit_metrics(actor: MeanRule, env: VectorEnv) -> dict[str, Metric]:
     limit/best               the best that deterministic rules reach who know the start, where it can be found
     limit/regret             (best - return) / |best|; rules with chance may bring it below 0
     limit/best_open          the best one sequence of deterministic rules for all starts, where there are several
+    limit/above_best_open    what the mean rule earns beyond that, which only a closed loop can
     """
     if not (isinstance(env, TensorEnv) and isinstance(env.world, FiniteSwarm) and whole_episodes(env)):
         return {}
@@ -52,6 +53,7 @@ def limit_metrics(actor: MeanRule, env: VectorEnv) -> dict[str, Metric]:
         found |= {"best": _mean(reached), "regret": regret(value, _mean(reached))}
     if len(limits) > 1 and limits[0].countable:
         found["best_open"] = float(torch.stack([limit.all_values() for limit in limits]).mean(0).max())
+        found["above_best_open"] = value - found["best_open"]
     return {f"limit/{name}": Metric.exact(value) for name, value in found.items()}
 
 

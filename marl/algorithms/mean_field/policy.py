@@ -39,6 +39,8 @@ class SwarmPolicyConfig(PolicyConfig):
     def _one_rule_for_all(self) -> SwarmPolicyConfig:
         if self.agent_id or self.share == "none":
             raise ValueError("all agents of a swarm follow one rule: share must not be none, nor agent_id true")
+        if self.network.kind == "message_passing":
+            raise ValueError("the choice of a rule is one decider's, who has nobody to tell: take network.kind=mlp")
         return self
 
 

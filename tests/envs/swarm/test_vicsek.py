@@ -247,11 +247,43 @@ def test_the_picture_shows_headings_and_order() -> None:
         ({"u_max": 0.0}, "u_max"),
         ({"action_cost": -1.0}, "action_cost"),
         ({"omega0": math.inf}, "omega0"),
+        ({"sigma": 1e30}, "sigma turns or moves an agent by 1e.30 radians"),
+        ({"omega0": -1e8}, "omega0 turns"),
+        ({"v0": 1e300}, "v0 turns or moves"),
+        ({"u_max": 1e9}, "u_max turns"),
     ],
 )
 def test_bad_arguments_are_input_errors(arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         Vicsek(**arguments)
+
+
+def test_what_is_no_number_stays_visible_in_the_reward() -> None:
+    world = Vicsek(20)
+    broken = world.transition(started(world, 1), torch.full((1, 20, 1), math.nan), torch.zeros(1, 20))
+    assert broken.reward.isnan().all()
+
+
+@pytest.mark.parametrize(("features", "size"), [("kernel", 72), ("histogram", 144), ("moments", 8)])
+def test_named_features_are_few_enough_to_learn_from(features: str, size: int) -> None:
+    world = Vicsek(30, features=features)
+    seen = world.observe(started(world, 2)).state
+    assert seen.shape == (2, size + 1)
+    assert world.spec.state_size == size + 1
+    assert seen[0].ne(seen[1]).any()
+    if features != "moments":
+        assert bool((seen[:, :-1].sum(1) > 0.999).all()), "every agent is in a bin, or near a point"
+
+
+@pytest.mark.parametrize("name", ["moebius", "klein", "projective"])
+def test_the_critic_sees_nothing_that_depends_on_how_the_surface_is_drawn(name: str) -> None:
+    """A shift along the surface, which changes no distance and no angle between neighbors, changes no feature."""
+    world = Vicsek(60, manifold=name)
+    start = started(world, 1)
+    axis = 0 if name == "moebius" else 1
+    shift = torch.zeros(2).index_fill(0, torch.tensor(axis), 1.0)
+    shifted = world.at(start.position + shift, start.angle)
+    torch.testing.assert_close(world.observe(shifted).state, world.observe(start).state, atol=1e-5, rtol=0)
 
 
 def test_headings_stay_between_minus_and_plus_pi() -> None:
