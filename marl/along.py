@@ -5,10 +5,11 @@ Along the number of agents also how fast the return approaches that of the limit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from envs.core import InputError
 from marl.config import AGENTS, yaml_text
@@ -18,6 +19,7 @@ from marl.transfer import FEWEST, SIGNIFICANT, fit, gaps, standard_error
 
 HEADLINE = "return_per_agent"
 NO_LINE = 0.01  # chance of a misfit below which a line is no description
+Value = bool | int | float | str | list[Any] | dict[str, Any] | None  # of a setting, as YAML has it
 LIMIT = "limit/return_per_agent"  # a recipe's finding: the exact return of infinitely many agents
 
 
@@ -25,9 +27,23 @@ LIMIT = "limit/return_per_agent"  # a recipe's finding: the exact return of infi
 class Point:
     """A value of the setting, what was found there, and the processor time that it took."""
 
-    value: Any
+    value: Value
     metrics: dict[str, Metric]
     cpu_seconds: float
+
+    @property
+    def agents(self) -> int:
+        """The value, where it is a number of agents."""
+        assert isinstance(self.value, int)
+        return self.value
+
+
+class Limit(NamedTuple):
+    """The return of infinitely many agents, in words where it is from, and whether it is exact or a large swarm's."""
+
+    value: Metric
+    origin: str
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class Curve:
 
     key: str
     points: Sequence[Point]
-    trained: Any = None
+    trained: int | None = None
 
     @property
     def name(self) -> str:
@@ -53,14 +69,14 @@ class Curve:
         """Whether the setting is the number of agents."""
         return self.key in AGENTS
 
-    def limit(self) -> tuple[Metric, str] | None:
-        """What the returns go to as the swarm grows, and where that is from: exact, else that of the largest swarm."""
+    def limit(self) -> Limit | None:
+        """What the returns go to as the swarm grows; None where the setting is another."""
         if not self.counts_agents:
             return None
-        largest = max(self.points, key=lambda point: point.value)
+        largest = max(self.points, key=lambda point: point.agents)
         if LIMIT in largest.metrics:
-            return largest.metrics[LIMIT], "the exact limit"
-        return largest.metrics[HEADLINE], f"{self.name}={largest.value}"
+            return Limit(largest.metrics[LIMIT], "the exact limit", exact=True)
+        return Limit(largest.metrics[HEADLINE], f"{self.name}={largest.value}", exact=False)
 
 
 def swept_key(points: Sequence[dict[str, Any]]) -> str:
@@ -108,10 +124,9 @@ def _transfer(curve: Curve, rows: list[dict[str, Any]]) -> tuple[dict[str, Metri
     """The slope of the gap to the limit, if there is one, and a sentence about it; `rows` get their gaps."""
     known = curve.limit()
     assert known is not None
-    limit, origin = known
-    exact = origin == "the exact limit"
-    largest = max(point.value for point in curve.points)
-    returns = {p.value: metric for p, metric in zip(curve.points, curve.returns) if exact or p.value != largest}
+    limit, origin, exact = known
+    largest = max(point.agents for point in curve.points)
+    returns = {p.agents: metric for p, metric in zip(curve.points, curve.returns) if exact or p.agents != largest}
     found = {gap.agents: gap for gap in gaps(returns, limit)}
     for row in rows:
         if (gap := found.get(row[curve.name])) is not None:
@@ -140,18 +155,20 @@ def draw(curve: Curve, target: Path) -> Path:
     figure, axes = new_axes("Return of the trained team", curve.key, HEADLINE)
     values = [point.value for point in curve.points]
     numbers = all(isinstance(value, int | float) for value in values)
-    x = values if numbers else [yaml_text(value) for value in values]
+    x: list[Any] = values if numbers else [yaml_text(value) for value in values]
     middle = [metric.value for metric in curve.returns]
     halves = [(metric.high - metric.low) / 2 for metric in curve.returns]
-    line = "-" if numbers and values == sorted(values) else ""
-    drawn = [half if half < float("inf") else 0.0 for half in halves]
+    line = "-" if numbers and x == sorted(x) else ""
+    drawn = [half if half < math.inf else 0.0 for half in halves]
     axes.errorbar(x, middle, drawn, color="tab:blue", marker="o", ms=4, capsize=3, ls=line, lw=1.5)
+    for place in (place for place, half in zip(x, halves) if half == math.inf):
+        axes.axvline(place, color="tab:blue", lw=1.5)  # one episode tells nothing: from bottom to top
     if curve.counts_agents:
         axes.set_xscale("log")
     if curve.trained is not None:
         axes.axvline(curve.trained, color="gray", lw=1, ls=":", label=f"trained with N={curve.trained}")
     if (known := curve.limit()) is not None:
-        axes.axhline(known[0].value, color="tab:orange", lw=1, ls="--", label=known[1])
+        axes.axhline(known.value.value, color="tab:orange", lw=1, ls="--", label=known.origin)
     if curve.counts_agents:
         axes.legend(fontsize=8, frameon=False)
     figure.savefig(target)

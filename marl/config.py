@@ -151,10 +151,24 @@ class EvaluationConfig(Section):
     film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
     agents: tuple[int, ...] = Field(
-        (), description="numbers of agents in which the team plays too, and how fast it approaches its limit (a swarm)"
+        (),
+        description="numbers of agents in which the team plays too, such as [2,10,100], and how fast it approaches its "
+        "limit (a swarm)",
     )
     random: bool = Field(False, description="play uniformly random actions too, and tell the difference: above_random")
     idle: bool = Field(False, description="play the action 0 too, no control, and tell the difference: above_idle")
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _different_numbers(cls, value: Any) -> Any:
+        listed = list(value) if isinstance(value, list | tuple) else [value]
+        whole = all(type(n) is int and n > 0 for n in listed)
+        if not whole or len(listed) == 1 or len(set(listed)) < len(listed):
+            raise ValueError(
+                "expected a list such as [2,10,100] of different numbers above 0, at least two of them, or [] for "
+                f"none; got {value!r}"
+            )
+        return value
 
 
 class ResumeConfig(Section):

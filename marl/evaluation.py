@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from envs.core import Actor, ConcordError, InputError, VectorEnv
+from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
 from marl import along
-from marl.config import AGENTS, EvaluationConfig, load_recipe, resolve, split_assignments, yaml_text
+from marl.config import AGENTS, EvaluationConfig, RunConfig, load_recipe, resolve, split_assignments, yaml_text
 from marl.display import console, in_words
 from marl.environments import evaluation_rows, make_env
 from marl.judging import evaluate, optional, picture, played
@@ -37,10 +37,11 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     Where one setting is a comma list, the team is played at each of its values; the report has tables `along` and
     `notes`, and a picture beside it.
     """
-    points = split_assignments(assignments)
-    for point in points[:1]:
-        _require_effect(Run.open(folder).config.evaluation, point)
+    points, trained = split_assignments(assignments), Run.open(folder)
+    _require_effect(trained.config.evaluation, points[0])
+    _require_values(points)
     runs = [Run.open(folder, point) for point in points]
+    _require_like(trained.config, points, [run.config for run in runs])
     if (checkpoint := runs[0].unfinished("train")) is not None:
         console.print(f"training has not finished: playing checkpoint {checkpoint}", markup=False)
     path = folder / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.json"
@@ -49,7 +50,7 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
         report.save(path)
         return report, path
     key = along.swept_key(points)
-    curve = _play_along(runs, key, points, _count_agents(Run.open(folder)) if key in AGENTS else None)
+    curve = _play_along(runs, key, points, len(_spec(trained.config).agents) if key in AGENTS else None)
     others = {key: value for key, value in points[0].items() if key != curve.key}
     config = Run.open(folder, others).config
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), *along.summarize(curve))
@@ -59,14 +60,19 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     return report, path
 
 
+def check_other_numbers(config: RunConfig) -> None:
+    """Raise InputError, before training, where the team could not play in each number of `evaluation.agents`."""
+    points = _numbers(config)
+    _require_like(config, points, [_resolved(config, point) for point in points])
+
+
 def in_other_numbers(run: Run, report: Report) -> Report:
     """The report of a finished run, with how its team fares in each number of agents of `evaluation.agents`."""
-    raw, points = run.config.model_dump(mode="json"), [{"env.agents": n} for n in run.config.evaluation.agents]
-    if len(points) < 2:
+    points = _numbers(run.config)
+    if not points:
         return report
-    along.swept_key(points)
-    runs = [Run(run.folder, resolve(raw, point)) for point in points]
-    curve = _play_along(runs, "env.agents", points, _count_agents(run))
+    runs = [Run(run.folder, _resolved(run.config, point)) for point in points]
+    curve = _play_along(runs, "env.agents", points, len(_spec(run.config).agents))
     metrics, tables = along.summarize(curve)
     report.metrics.update(metrics)
     report.tables.update(tables)
@@ -80,11 +86,47 @@ def _require_effect(evaluation: EvaluationConfig, point: dict[str, Any]) -> None
     effective = (*HAVE_AN_EFFECT, *_own_settings(evaluation))
     idle = [key for key in point if not key.startswith(effective)]
     if idle:
+        twin = " The twin was evaluated after training; evaluate there with env='{pettingzoo: …}'."
         raise InputError(
             f"{idle[0]} changes nothing in an evaluation, which plays what was trained; these do: "
-            f"{', '.join(effective)}. The twin was evaluated after training; evaluate there with "
-            "env='{pettingzoo: …}'."
+            f"{', '.join(effective)}.{twin if idle[0].startswith('evaluation.twin') else ''}"
         )
+
+
+def _require_values(points: Sequence[dict[str, Any]]) -> None:
+    """Raise InputError for a number of agents that was left out: it would be the world's default."""
+    for key in AGENTS:
+        if any(point.get(key, 0) is None for point in points):
+            raise InputError(f"{key}: expected a number of agents, or a list such as {key}=2,10,100; one is empty.")
+
+
+def _require_like(trained: RunConfig, points: Sequence[dict[str, Any]], configs: Sequence[RunConfig]) -> None:
+    """Raise InputError where a number of agents among the points makes a team that this policy cannot play."""
+    asked = [(f"{key}={point[key]}", config) for point, config in zip(points, configs) for key in AGENTS & point.keys()]
+    here = _spec(trained) if asked else None
+    for setting, config in asked:
+        try:
+            there = _spec(config)
+        except InputError as error:
+            raise InputError(f"{setting}: {error}") from error
+        assert here is not None
+        if (reason := _misfit(config, here, there)) is not None:
+            raise InputError(f"{setting}: {reason}, so this team plays only in its own number, {len(here.agents)}.")
+
+
+def _misfit(config: RunConfig, here: EnvSpec, there: EnvSpec) -> str | None:
+    """Why a team of `here` cannot play in `there`, of another number of agents; None if nothing speaks against it."""
+    for what, field in (("sees", "observation_sizes"), ("may do", "actions")):
+        if set(getattr(here, field)) != set(getattr(there, field)):
+            return f"what an agent {what} depends on how many they are (its {field} differ)"
+    policy = getattr(config, "policy", None)
+    apart = {
+        "agent_id: true": getattr(policy, "agent_id", False),
+        "share: none": getattr(policy, "share", "") == "none",
+    }
+    if any(apart.values()) and len(here.agents) != len(there.agents):
+        return f"policy.{next(name for name, is_set in apart.items() if is_set)} tells agents apart in training"
+    return None
 
 
 def _evaluate_run(run: Run) -> Report:
@@ -105,14 +147,15 @@ def _play_along(runs: Sequence[Run], key: str, points: Sequence[dict[str, Any]],
     settings = [f"{key}={yaml_text(point[key])}" for point in points]
     for setting, run in zip(settings, runs):
         _require_playable(run, setting, key in AGENTS)
-    found = []
+    found, limit = [], None
     for setting, point, run in zip(settings, points, runs):
         start = time.process_time()
         actor, env = load_actor(run, evaluation_rows(run.config))
         episodes = played(run, env, actor, run.config.evaluation.episodes, "evaluation")
         metrics = episodes.metrics(env.spec.channels)
-        if hasattr(module, "limit"):
-            metrics |= module.limit(actor, env)
+        if hasattr(module, "limit") and (limit is None or key not in AGENTS):  # that of all numbers of agents is one
+            limit = module.limit(actor, env)
+        metrics |= limit or {}
         env.close()
         found.append(along.Point(point[key], metrics, time.process_time() - start))
         earned, seconds = metrics[along.HEADLINE], found[-1].cpu_seconds
@@ -125,15 +168,26 @@ def _require_playable(run: Run, setting: str, counts_agents: bool) -> None:
         load_actor(run, 1)[1].close()
     except InputError as error:
         hint = (
-            " A team can play in other numbers only where all share one network (policy.share not none, no agent_id), "
-            "and where what each of them sees and may do does not depend on how many they are."
+            " A team plays in other numbers only where nothing that it has learned depends on how many they are."
+            if counts_agents and isinstance(error, MisfitError)
+            else ""
         )
-        raise InputError(f"{setting}: {error}{hint if counts_agents else ''}") from error
+        raise InputError(f"{setting}: {error}{hint}") from error
 
 
-def _count_agents(run: Run) -> int:
-    with closing(make_env(run.config.env, num_envs=1)) as env:
-        return len(env.spec.agents)
+def _numbers(config: RunConfig) -> list[dict[str, Any]]:
+    """What `evaluation.agents` sets, point by point."""
+    return [{"env.agents": n} for n in config.evaluation.agents]
+
+
+def _resolved(config: RunConfig, point: dict[str, Any]) -> RunConfig:
+    return resolve(config.model_dump(mode="json"), point)
+
+
+def _spec(config: RunConfig) -> EnvSpec:
+    """What the agents of this config's world see and do."""
+    with closing(make_env(config.env, num_envs=1)) as env:
+        return env.spec
 
 
 def _own_settings(section: EvaluationConfig) -> list[str]:
@@ -153,6 +207,10 @@ def render_folder(folder: Path) -> list[Path]:
     return [picture(run, actor)]
 
 
+class MisfitError(InputError):
+    """What was learned does not fit the networks that the config asks for."""
+
+
 def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
     """The trained actor of a run and environments for it. Raises InputError where they do not fit together."""
     module = load_recipe(run.config.recipe)
@@ -163,7 +221,7 @@ def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
     except ConcordError:
         raise
     except Exception as error:
-        raise InputError(
+        raise MisfitError(
             f"The trained policy of {run.folder} does not fit this environment, or not these networks: "
             f"{in_words(error)} Leave env and policy as they were trained, or change only what keeps their sizes."
         ) from error

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from envs.core import InputError, Streams
+from envs.core import Streams
 from marl.networks import ACTIVATIONS, Linear, Network, NetworkConfig, Trunk
 
 with warnings.catch_warnings():  # it rests on parts of torch that torch gives up
@@ -22,8 +22,6 @@ with warnings.catch_warnings():  # it rests on parts of torch that torch gives u
 
 # On a GPU it recommends a package that cannot be installed without a compiler.
 warnings.filterwarnings("ignore", message=".*can be accelerated via the 'torch-scatter' package")
-
-MOST = 512  # agents, N: a row has N (N - 1) messages
 
 
 class Pairs(NamedTuple):
@@ -36,7 +34,8 @@ class Pairs(NamedTuple):
 
 
 class MessagePassing(Network):
-    """Agents tell those near them what they see; one network for any number of agents up to 512.
+    """Agents tell those near them what they see; one network for any number of agents that
+    `NetworkConfig.check_agents` admits.
 
     With h_i the trunk's view of agent i, x_i its position and φ the activation, each round is
 
@@ -45,7 +44,7 @@ class MessagePassing(Network):
     over the living j ≠ i within `radius` of a living i, with the shortest of all differences on a torus of side
     `period`, in units of the radius if there is one. The mean (or, by `aggregate`, the greatest component) over nobody
     is 0; U takes in the linear layer with which a message would end. Permutation-equivariant. As a policy it is
-    communication. Raises InputError for positions that the input does not have, and for more than 512 agents. Source:
+    communication. Raises InputError for positions that the input does not have. Source:
     Gilmer et al., ICML 2017 (arXiv 1704.01212).
     """
 
@@ -65,11 +64,6 @@ class MessagePassing(Network):
     ) -> tuple[Float[Tensor, "Q R N out"], None]:
         """Outputs, and no memory. The dead neither send nor receive."""
         copies, rows, agents, features = x.shape
-        if agents > MOST:
-            raise InputError(
-                f"network.kind: message_passing weighs every pair of agents and serves at most {MOST}; got {agents}. "
-                "Train it with fewer, or choose mlp in a world that tells an agent about those nearby."
-            )
         pairs = self._pairs(x.index_select(-1, self._columns), alive)
         h = self.trunk(x.reshape(copies, rows * agents, features)).unflatten(1, (rows, agents))
         for exchange in self.rounds:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from envs.core import InputError, Streams, import_dotted
 from marl.config import Section
 
+MOST_TALKERS = 512  # agents, N, who pass messages: a row has N (N - 1) of them
+
 
 class NetworkConfig(Section):
     """The shape of a network."""
@@ -54,6 +56,14 @@ class NetworkConfig(Section):
                     f"{name} needs positions: the columns of an observation that hold an agent's place, such as [2, 3]"
                 )
         return self
+
+    def check_agents(self, agents: int) -> None:
+        """Raises InputError for more agents than can pass messages."""
+        if self.kind == "message_passing" and agents > MOST_TALKERS:
+            raise InputError(
+                f"network.kind: message_passing weighs every pair of agents and serves at most {MOST_TALKERS}; got "
+                f"{agents}. Train it with fewer, or choose mlp in a world that tells an agent about those nearby."
+            )
 
     def check_positions(self, features: int) -> None:
         """Raises InputError where `positions` are not columns of an observation with so many features."""

@@ -16,7 +16,7 @@ from marl.config import RunConfig, load_recipe
 from marl.critics import CriticConfig, build_critic
 from marl.display import in_words
 from marl.environments import make_env
-from marl.evaluation import in_other_numbers
+from marl.evaluation import check_other_numbers, in_other_numbers
 from marl.learners import ActorCritic, Chain, Learner, LearnerConfig, per_channel
 from marl.policies import JointPolicy, PolicyConfig
 from marl.report import Report
@@ -62,6 +62,7 @@ def follow(config: RunConfig, run: Run) -> Report:
     """What the recipe finds. Before anything is trained, whatever it raises is taken for bad input."""
     module = load_recipe(config.recipe)
     try:
+        check_other_numbers(config)
         report = module.recipe(config, run)
     except ConcordError:
         raise

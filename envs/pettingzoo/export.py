@@ -151,6 +151,8 @@ class ParallelWorld(ParallelEnv[str, np.ndarray, Any]):
                 )
             space, chosen = self.action_spaces[agent], actions[agent]
             if isinstance(space, spaces.Box):
+                if not np.isfinite(chosen).all():
+                    raise InputError(f"The action of {agent} must be finite numbers; got {chosen!r}.")
                 chosen = np.clip(chosen, space.low, space.high)
             elif not space.contains(chosen):
                 raise InputError(f"The action of {agent} must be in {space}; got {chosen!r}.")

@@ -43,7 +43,7 @@ class SIS(FiniteSwarm):
         cost_infected: float = 1.0,
         cost_isolated: float = 0.5,
     ):
-        shares = [infected] if isinstance(infected, float | int) else list(infected)
+        shares = [infected] if isinstance(infected, str) or not isinstance(infected, Sequence) else list(infected)
         require_probabilities(infection=infection, recovery=recovery, error=error)
         for share in shares:
             require_probabilities(infected=share)

@@ -15,7 +15,7 @@ from envs.swarm.headings import direction, heading_features, local_order, order,
 from envs.swarm.manifolds import Manifold
 from envs.swarm.neighbors import Neighborhood, Neighbors
 from envs.swarm.picture import draw_swarm
-from envs.swarm.spec import one_of, require_nonnegative, require_positive, swarm_spec
+from envs.swarm.spec import one_of, require_nonnegative, require_positive, require_truth, swarm_spec
 from envs.swarm.sums import Sums, beside
 from envs.world import Transition, World
 
@@ -74,6 +74,7 @@ class HeadingWorld(World[HeadingState]):
     ):
         one_of("reward", reward, SIGNS)
         one_of("sees", sees, SEES)
+        require_truth(count_self=count_self)
         require_positive(dt=dt, **({} if u_max is None else {"u_max": u_max}))
         require_nonnegative(sigma=sigma, action_cost=action_cost)
         require_small_steps(sigma=sigma * math.sqrt(dt), u_max=(u_max or 0.0) * dt)

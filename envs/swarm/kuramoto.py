@@ -14,7 +14,7 @@ from envs.swarm.heading_world import HeadingState, HeadingWorld, require_small_s
 from envs.swarm.headings import relative, unit
 from envs.swarm.manifolds import Manifold
 from envs.swarm.neighbors import Neighbors
-from envs.swarm.spec import one_of, require_finite
+from envs.swarm.spec import one_of, require_finite, require_positive, require_whole
 from envs.world import Transition
 
 
@@ -59,7 +59,9 @@ class Kuramoto(HeadingWorld):
     ):
         one_of("coupling", coupling, ("all", "radius"))
         require_finite(K=K)
+        require_positive(dt=dt)
         require_small_steps(K=K * dt)
+        require_whole(hold=hold)
         if hold < 1:
             raise InputError(f"A decision holds for at least 1 step of physics; got hold={hold}.")
         self.coupling, self.K, self.hold = coupling, K, hold

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from envs.arguments import require_arguments
 from envs.core import Continuous, InputError, Observation, Tree, import_dotted
 from envs.swarm.features import Moments
+from envs.swarm.spec import require_whole
 from envs.world import Transition, World
 
 
@@ -31,14 +33,15 @@ class WithMemory(World[Remembering]):
     the inner world. Reward, horizon and picture are the inner world's.
 
     world: a World, or the dotted path of one, which is made with `args`; `agents` goes to it where given. Raises
-    InputError for fewer than one cell, finite choices, and agents who differ.
+    InputError for fewer than one cell, what is no world, finite choices, and agents who differ.
     """
 
     def __init__(self, world: World[Any] | str, cells: int = 1, agents: int | None = None, **args: Any):
+        require_whole(cells=cells)
         if cells < 1:
             raise InputError(f"A memory has at least one cell; got cells={cells}.")
         args |= {} if agents is None else {"agents": agents}
-        self.world: World[Any] = import_dotted(world)(**args) if isinstance(world, str) else world
+        self.world = _made(world, args)
         self.cells, self.shows_clock = cells, self.world.shows_clock
         self.features = Moments(cells)
         inner = self.world.spec
@@ -92,3 +95,15 @@ class WithMemory(World[Remembering]):
     def _legal(self, legal: Bool[Tensor, "E N A"] | None) -> Bool[Tensor, "E N A+cells"] | None:
         """Memory can always be written."""
         return None if legal is None else torch.cat([legal, legal.new_ones(*legal.shape[:2], self.cells)], -1)
+
+
+def _made(world: World[Any] | str, args: dict[str, Any]) -> World[Any]:
+    """The world itself, or the one that its dotted path makes with `args`."""
+    found: Any = world
+    if isinstance(world, str):
+        maker = import_dotted(world)
+        require_arguments(maker, args, "args")
+        found = maker(**args) if callable(maker) else maker
+    if not isinstance(found, World):
+        raise InputError(f"WithMemory needs a World, or the dotted path of one, module:Class; got {world!r}.")
+    return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from envs.core import InputError
-from envs.swarm.spec import require_finite, require_nonnegative, require_positive
+from envs.swarm.spec import require_finite, require_nonnegative, require_positive, require_whole
 
 
 class LinearRule(NamedTuple):
@@ -60,6 +60,7 @@ class LinearProblem:
     dimensions: int = 1
 
     def __post_init__(self) -> None:
+        require_whole(horizon=self.horizon)
         require_finite(a=self.a, abar=self.abar, b=self.b, goal=self.goal, initial_mean=self.initial_mean)
         require_positive(r=self.r)
         require_nonnegative(sigma=self.sigma, sigma_y=self.sigma_y, q=self.q, qm=self.qm, final=self.final)

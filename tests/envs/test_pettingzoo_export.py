@@ -20,6 +20,7 @@ from envs import games
 from envs.core import InputError
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.pettingzoo import ParallelWorld, parallel_env
+from envs.swarm import Vicsek
 from envs.world import TensorEnv, World
 
 
@@ -170,3 +171,14 @@ def test_misuse_of_a_parallel_world_is_explained() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             attempt()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_action_that_is_no_finite_number_is_refused_and_changes_nothing(bad: float) -> None:
+    env, other = (parallel_env(Vicsek(3)) for _ in range(2))
+    for each in (env, other):
+        each.reset(seed=0)
+    turns = {agent: np.zeros(1, np.float32) for agent in env.agents}
+    with pytest.raises(InputError, match="action of agent_1 must be finite numbers; got"):
+        env.step({**turns, "agent_1": np.array([bad], np.float32)})
+    assert env.step(turns)[1] == other.step(turns)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -14,14 +15,17 @@ from small_swarm import Drift
 
 from envs.core import InputError
 from envs.world import RandomActor
-from marl import environments
+from marl import along, environments
 from marl.__main__ import main
-from marl.along import Curve, Point, draw, summarize, swept_key
-from marl.config import EnvConfig, resolve
+from marl.algorithms import mean_field
+from marl.along import Curve, Limit, Point, draw, summarize, swept_key
+from marl.config import EnvConfig, dump, resolve, split_assignments
 from marl.environments import AGENTS_AT_ONCE, evaluation_rows, make_env, rows_at_once
 from marl.evaluate import play
 from marl.evaluation import evaluate_folder
+from marl.pictures import new_axes
 from marl.report import Metric, Report
+from marl.sweep import run_sweep
 from marl.training import run_training
 
 SWARM: dict[str, Any] = {
@@ -102,6 +106,11 @@ def test_other_settings_are_played_along_too(trained: Path) -> None:
         (["env.agents=5,many"], r"env\.agents: expected .*integer; got 'many'"),
         (["learner.steps=5,6"], "learner.steps changes nothing in an evaluation"),
         (["env.agents=5,6", "env.args.agents=5"], "one number; got 6 and 5"),
+        (["env.agents=2,,5"], r"env\.agents: expected a number of agents, or a list such as .*; one is empty"),
+        (["env.agents=2,5,"], "one is empty"),
+        (["env.agents="], "one is empty"),
+        (["env.args.agents=2,,5"], r"env\.args\.agents: expected a number .*; one is empty"),
+        (["env.agents=1"], r"env\.agents=1: A swarm has at least two agents"),
     ],
 )
 def test_bad_lists_are_told_before_anything_is_played(words: list[str], message: str, trained: Path) -> None:
@@ -121,8 +130,92 @@ def test_agents_who_share_a_network_play_in_any_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", [{"agent_id": True}, {"share": "none"}])
 def test_agents_who_are_told_apart_play_only_in_their_own_number(policy: dict[str, Any], tmp_path: Path) -> None:
     folder = independent(tmp_path, **policy)
-    with pytest.raises(InputError, match=r"env\.agents=3: The trained policy .* only where all share one network"):
-        evaluate_folder(folder, ["env.agents=5,3", "evaluation.episodes=16"])
+    for words in ("env.agents=5,3", "env.agents=3", "env.args.agents=3"):
+        with pytest.raises(InputError) as told:
+            evaluate_folder(folder, [words, "evaluation.episodes=16"])
+        assert "agents=3: policy." in str(told.value)
+        assert str(told.value).endswith("in training, so this team plays only in its own number, 5.")
+    assert evaluate_folder(folder, ["env.agents=5", "evaluation.episodes=16"])[0].metrics["return_per_agent"].n == 16
+
+
+def test_only_what_does_not_fit_is_said_to_depend_on_the_number(trained: Path, tmp_path: Path) -> None:
+    """Not what is missing or wrong for another reason."""
+    hint = "A team plays in other numbers only where"
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(InputError, match="has no checkpoint yet") as told:
+        evaluate_folder(copy, ["env.agents=5,6"])
+    assert hint not in str(told.value)
+    with pytest.raises(InputError, match="at least two agents") as told:
+        evaluate_folder(trained, ["env.agents=5,1"])
+    assert hint not in str(told.value)
+    misfit = {**SWARM, "policy": {"network": {"hidden": [9]}, "rule": {"low": -2.0, "high": 2.0}}}
+    (copy / "config.yaml").write_text(dump(resolve(misfit, {})))
+    shutil.copytree(trained / "checkpoints", copy / "checkpoints")
+    with pytest.raises(InputError, match=f"does not fit this environment.*{hint}"):
+        evaluate_folder(copy, ["env.agents=5,6"])
+
+
+@pytest.mark.parametrize("value", ["5", "[5]", "[5,5]", "[0,5]", "[-3,5]", "many", "[2.5,5]", "[true,5]", "5,10"])
+def test_a_list_of_numbers_of_agents_says_what_it_is(value: str) -> None:
+    point = split_assignments([f"evaluation.agents={value}"])[0]
+    with pytest.raises(InputError, match=r"evaluation\.agents: expected a list such as \[2,10,100\] of different"):
+        resolve(SWARM, point)
+    assert resolve(SWARM, {"evaluation.agents": [5, 10]}).evaluation.agents == (5, 10)
+    assert resolve(SWARM, {"evaluation.agents": []}).evaluation.agents == ()
+
+
+SPREAD = {"env": {"world": "envs.particles:SimpleSpread", "time_limit": 5, "num_envs": 8}}
+IPPO = {"recipe": "marl.algorithms.mappo", "policy": {"network": {"hidden": [8]}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "agents", "message"),
+    [
+        ({}, [1, 5], r"env\.agents=1: A swarm has at least two agents"),
+        ({**IPPO, "policy": {"agent_id": True}}, [5, 10], r"env\.agents=10: policy\.agent_id: true tells agents apart"),
+        ({**IPPO, "policy": {"share": "none"}}, [5, 10], r"env\.agents=10: policy\.share: none tells agents apart"),
+        ({**IPPO, **SPREAD}, [2, 5], r"env\.agents=2: what an agent sees depends on .* in its own number, 3"),
+    ],
+)
+def test_numbers_that_cannot_be_played_are_told_before_training(
+    changes: dict[str, Any], agents: list[int], message: str, tmp_path: Path
+) -> None:
+    raw = {**SWARM, **changes, "evaluation": {"episodes": 16, "film_episodes": 0, "agents": agents}}
+    with pytest.raises(InputError, match=message):
+        run_training(resolve(raw, {}), tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        run_sweep({"swarm": raw}, [{"seed": 0}, {"seed": 1}], tmp_path / "sweep", 1)
+    assert list(tmp_path.iterdir()) == [], "no folder is taken"
+
+
+def test_too_many_agents_to_pass_messages_take_no_folder(tmp_path: Path) -> None:
+    network = {"network": {"kind": "message_passing", "hidden": [8]}}
+    raw = {**SWARM, **IPPO, "policy": network, "env": {**SWARM["env"], "agents": 600, "args": {}}}
+    with pytest.raises(InputError, match="at most 512; got 600"):
+        run_training(resolve(raw, {}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exact_limit_is_found_once_for_all_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = {**SWARM, "policy": {"network": {"hidden": [8]}, "rule": {"kind": "table", "points": 2}}}
+    raw["env"] = {"world": "envs.swarm:SIS", "args": {"agents": 5, "horizon": 4}, "num_envs": 8}
+    run_training(resolve(raw, {"evaluation.episodes": 16}), tmp_path / "run")
+    calls: list[int] = []
+
+    def limit(actor: Any, env: Any) -> dict[str, Metric]:
+        calls.append(len(env.spec.agents))
+        return found(actor, env)
+
+    found = mean_field.limit
+    monkeypatch.setattr(mean_field, "limit", limit)
+    report, _ = evaluate_folder(tmp_path / "run", ["env.agents=2,5,10"])
+    assert calls == [2]
+    assert report.metrics["agents=10/limit/return_per_agent"] == report.metrics["limit/return_per_agent"]
+    assert report.metrics["agents=10/limit/best"] == report.metrics["agents=2/limit/best"]
+    calls.clear()
+    evaluate_folder(tmp_path / "run", ["env.args.infection=0.1,0.9"])
+    assert calls == [5, 5], "elsewhere each has its own"
 
 
 def curve(limit: float | None = None, values: tuple[int, ...] = (2, 20, 200)) -> Curve:
@@ -213,3 +306,19 @@ def test_what_is_set_replaces_what_the_file_says_under_either_name() -> None:
     assert (found.agents, found.args) == (None, {"agents": 6})
     with pytest.raises(InputError, match=r"env: env\.agents and env\.args\.agents are one number; got 4 and 5"):
         resolve({**named, "env": {**named["env"], "args": {"agents": 5}}}, {})
+
+
+def test_whether_a_limit_is_exact_is_no_matter_of_words() -> None:
+    assert curve(3.0).limit() == Limit(Metric.exact(3.0), "the exact limit", exact=True)
+    assert curve().limit() == Limit(curve().points[-1].metrics["return_per_agent"], "agents=200", exact=False)
+
+
+def test_an_interval_that_knows_nothing_is_drawn_from_bottom_to_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(along, "new_axes", lambda *words: drawn.append(new_axes(*words)) or drawn[-1])
+    points = [Point(x, {"return_per_agent": Metric.mean(samples)}, 0.1) for x, samples in ((1, [1.0, 2.0]), (2, [3.0]))]
+    draw(Curve("env.args.sigma", points), tmp_path / "curve.png")
+    whole = [line for line in drawn[0][1].get_lines() if list(line.get_ydata()) == [0, 1]]
+    assert [list(line.get_xdata()) for line in whole] == [[2, 2]]

@@ -120,9 +120,13 @@ def test_a_run_leaves_everything_and_can_be_evaluated_compared_and_filmed(
         assert concord("evaluate", out, "evaluation.episodes=16", monkeypatch=monkeypatch) == 0
     assert len(list((out / "evaluations").iterdir())) == 2
     assert concord("evaluate", out, "env.args.agents=4", monkeypatch=monkeypatch) == 2
-    assert "does not fit this environment" in capsys.readouterr().err
-    assert concord("evaluate", out, "learner.steps=7", monkeypatch=monkeypatch) == 2
-    assert "learner.steps changes nothing in an evaluation" in capsys.readouterr().err
+    assert "what an agent sees depends on how many they are" in capsys.readouterr().err
+    assert concord("evaluate", out, "policy.network.hidden=[3]", monkeypatch=monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert "policy.network.hidden changes nothing in an evaluation" in told
+    assert "twin" not in told
+    assert concord("evaluate", out, "evaluation.twin.episodes=9", monkeypatch=monkeypatch) == 2
+    assert "The twin was evaluated after training" in capsys.readouterr().err
     assert concord("render", out, monkeypatch=monkeypatch) == 0
     assert concord("compare", out, "--out", tmp_path / "c.png", monkeypatch=monkeypatch) == 0
     assert (tmp_path / "c.png").exists()

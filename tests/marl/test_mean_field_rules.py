@@ -152,6 +152,8 @@ def test_a_rule_starts_in_the_middle_of_the_range_with_the_initial_deviation() -
     ("config", "message"),
     [
         ({"bandwidth": 0.0}, "bandwidth must be positive"),
+        ({"bandwidth": 1e-30}, r"bandwidth must be positive, at least 0\.001 of the distance of two control points"),
+        ({"bandwidth": (0.1, 1e-4)}, r"control points .*; got \(0\.1, 0\.0001\)"),
         ({"bandwidth": (0.1, -1.0)}, "bandwidth must be positive"),
         ({"low": (0.0,) * 3}, "low must be one number, or one for each of the 2 features"),
         ({"high": -1.0}, "low must be below"),

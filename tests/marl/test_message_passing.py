@@ -17,7 +17,7 @@ from envs.particles import SpeakerListener
 from envs.world import TensorEnv, Transition, World
 from marl.critics import CriticConfig
 from marl.evaluate import play
-from marl.message_passing import MOST, MessagePassing, all_pairs
+from marl.message_passing import MessagePassing, all_pairs
 from marl.networks import NetworkConfig, build_network
 from marl.policies import IndependentPolicy, PolicyConfig
 
@@ -239,8 +239,10 @@ def test_places_that_an_observation_does_not_hold_are_refused() -> None:
 
 
 def test_too_many_agents_for_all_pairs_are_refused() -> None:
-    with pytest.raises(InputError, match=f"at most {MOST}; got {MOST + 1}"):
-        network()(draw(1, 1, MOST + 1, 4), living(1, MOST + 1), None)
+    """When the network is built, before a run takes its folder."""
+    config = PolicyConfig(network={"kind": "message_passing"})
+    with pytest.raises(InputError, match="at most 512; got 513"):
+        IndependentPolicy(Mortals(513).spec, config, Streams([0]))
 
 
 def test_a_critic_of_the_state_has_nobody_to_tell() -> None:

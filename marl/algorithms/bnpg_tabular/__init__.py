@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from envs.arguments import require_arguments
 from envs.core import ConcordError, InputError, import_dotted
 from envs.dags import named_edges
 from marl.algorithms.bnpg_tabular.equilibria import bn_nash_gap, nash_gap
@@ -27,7 +28,6 @@ from marl.algorithms.bnpg_tabular.game import TabularGame, tabulate
 from marl.algorithms.bnpg_tabular.network import BayesianNetwork, Estimator, advantages, ascent, gradient
 from marl.config import EnvConfig, EvaluationConfig, RunConfig, TrainConfig
 from marl.display import TrainingDisplay
-from marl.environments import require_arguments
 from marl.pictures import new_axes
 from marl.report import Metric, Report
 from marl.run import Run

@@ -24,6 +24,7 @@ MOST_POINTS = 1024  # control points beyond which xi is hopelessly long
 MANY_AGENTS = 20_000  # beyond which a kernel rule of one observed feature is looked up in a table
 FINENESS = tuple(2**k for k in range(11, 16))  # entries of such a table: the fewest that are exact enough
 TABLE_ERROR = 3e-6  # of its weights, added up
+NARROWEST = 1e-3  # bandwidth in distances of control points, below which 32 bits do not hold the weights' exponents
 TABLE_POINTS = 64  # control points up to which a table is worth making
 
 
@@ -83,18 +84,19 @@ class KernelRule(Rule):
         p(y) = Σ_b w_b(y) p_b(xi),   w_b(y) = κ_b(y) / Σ_c κ_c(y),   κ_b(y) = exp(-|(y - y_b)/s|² / 2)
 
     Differentiable in y, with Jacobian Cov_w(p_b, y_b/s²). Source: Cui et al., ICLR 2024 (arXiv 2307.06175); the weights
-    are those of Nadaraya and Watson. Raises InputError for a bandwidth that is not positive, or a grid that does not
-    fit the observation.
+    are those of Nadaraya and Watson. Raises InputError for a bandwidth that is not positive, or nothing beside
+    the grid's spacing, and for a grid that does not fit the observation.
     """
 
     def __init__(self, features: int, actions: ActionParameters, config: RuleConfig, device: torch.device):
         super().__init__(actions)
         low, high = _range(config, features)
-        half_spacing = (high - low) / (2 * max(1, config.points - 1))
-        width = half_spacing if config.bandwidth is None else _each("bandwidth", config.bandwidth, features)
-        if not bool((width > 0).all()):
+        spacing = (high - low) / max(1, config.points - 1)
+        width = spacing / 2 if config.bandwidth is None else _each("bandwidth", config.bandwidth, features)
+        if not bool((width >= NARROWEST * spacing).all()):
             raise InputError(
-                f"policy.rule.bandwidth must be positive: with 0 a kernel has no width; got {config.bandwidth}. "
+                f"policy.rule.bandwidth must be positive, at least {NARROWEST:g} of the distance of two control points "
+                f"({', '.join(f'{each:g}' for each in spacing.tolist())}); got {config.bandwidth}. "
                 "policy.rule.kind=table is the limit of narrow kernels."
             )
         points = _grid(low, high, config.points)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -89,8 +90,16 @@ def test_swarms_with_memory_keep_the_contract_of_environments_and_their_world_s_
         ({"world": LINE, "cells": 0}, "at least one cell"),
         ({"world": Walk()}, "finitely many|differently"),
         ({"world": "envs.swarm:Nowhere"}, "has no Nowhere"),
+        ({"world": 5}, "WithMemory needs a World, or the dotted path of one.* got 5"),
+        ({"world": "envs.swarm"}, "WithMemory needs a World, or the dotted path of one.* got 'envs.swarm'"),
+        ({"world": LINE, "horizn": 3}, r"Unknown key args\.horizn\. Did you mean args\.horizon\?"),
+        ({"world": LINE, "foo": 3}, r"Unknown key args\.foo\. LinearQuadratic takes: agents, horizon"),
+        ({"world": LINE, "cells": 1.5}, r"cells must be a whole number; got 1\.5"),
     ],
 )
-def test_what_cannot_remember_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_what_cannot_remember_is_refused(
+    arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # only tests check annotations
     with pytest.raises(InputError, match=message):
         WithMemory(**arguments)
