@@ -154,7 +154,7 @@ def test_the_picture_shows_the_phases() -> None:
         ({"sigma": -1.0}, "sigma"),
         ({"dt": 0.0}, "dt"),
         ({"u_max": -1.0}, "u_max"),
-        ({"K": 1e30}, "K turns or moves an agent"),
+        ({"K": 1e10}, "K turns or moves an agent"),
     ],
 )
 def test_bad_arguments_are_input_errors(arguments: dict[str, Any], match: str) -> None:
