@@ -41,6 +41,7 @@ class ColumnsConfig(Section):
     user: str | None = Field(None, description="whose rows a bootstrap draws together; without it rows stand alone")
     episode: str | None = Field(None, description="with step: checked that each step occurs once")
     step: str | None = Field(None, description="the place in the episode")
+    multiplicity: str | None = Field(None, description="how many rows a row stands for, where the log was thinned")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ColumnsConfig:
@@ -71,15 +72,13 @@ class DataConfig(Section):
         for section in mine.keys() - {self.format}:
             for name in mine[section]:
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"data.{name} is for data.format={section}; this is {self.format}")
+                    raise ValueError(f"{name} is for format={section}; this is {self.format}")
         if self.format == "table" and (self.path is None or self.columns is None):
-            raise ValueError("data.format=table needs data.path and data.columns.{action,rewards,propensity}")
+            raise ValueError("format=table needs path and columns.{action,rewards,propensity}")
         if self.format == "kuairand" and self.path is None:
-            raise ValueError(
-                "data.format=kuairand needs data.path, the folder of its CSV files; they do not come along"
-            )
+            raise ValueError("format=kuairand needs path, the folder of its CSV files; they do not come along")
         if self.format != "open_bandit" and self.logged_by != "random":
-            raise ValueError(f"data.logged_by=bts is for data.format=open_bandit; this is {self.format}")
+            raise ValueError(f"logged_by=bts is for format=open_bandit; this is {self.format}")
         return self
 
 
@@ -106,13 +105,13 @@ class TargetConfig(Section):
     def _complete(self) -> TargetConfig:
         for name in self.target:
             if name not in NAMED and ":" not in name:
-                raise ValueError(f"policy.target: expected {', '.join(NAMED)} or module:name; got {name!r}")
+                raise ValueError(f"target: expected {', '.join(NAMED)} or module:name; got {name!r}")
         if len(set(self.target)) < len(self.target):
-            raise ValueError("policy.target names each policy once")
+            raise ValueError("target names each policy once")
         if (self.table is not None) != ("table" in self.target):
-            raise ValueError("policy.table and policy.target=table belong together")
+            raise ValueError("table and target=table belong together")
         if (self.scores is not None) != any(name in SCORED for name in self.target):
-            raise ValueError("policy.scores and policy.target=softmax or epsilon_greedy belong together")
+            raise ValueError("scores and target=softmax or epsilon_greedy belong together")
         return self
 
 

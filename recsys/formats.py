@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -42,8 +42,11 @@ KUAIRAND_COLUMNS = (
 )
 
 
-def scan(paths: Sequence[Path], name: str) -> pl.LazyFrame:
-    """The rows of CSV, gzipped CSV or Parquet files, one after the other. Raises InputError for others, or none."""
+def scan(paths: Sequence[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
+    """The rows of CSV, gzipped CSV or Parquet files, one after the other. Raises InputError for others, or none.
+
+    reals: columns that a CSV may begin with whole numbers and go on with fractions.
+    """
     missing = [path for path in paths if not path.is_file()]
     if missing or not paths:
         raise InputError(f"There is no log {missing[0] if missing else name}.")
@@ -51,7 +54,7 @@ def scan(paths: Sequence[Path], name: str) -> pl.LazyFrame:
     if kinds == {"parquet"}:
         return pl.scan_parquet(list(paths), glob=False)
     if kinds == {"csv"}:
-        return _scan_csv(list(paths), name)
+        return _scan_csv(list(paths), name, reals)
     raise InputError(f"A log is .csv, .csv.gz or .parquet, its parts alike; got {', '.join(p.name for p in paths)}.")
 
 
@@ -59,11 +62,11 @@ def _kind(path: Path) -> str:
     return path.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def _scan_csv(paths: list[Path], name: str) -> pl.LazyFrame:
-    """Numbers are read as reals wherever they might turn out to be: a column of ones may hold a 0.5 later."""
+def _scan_csv(paths: list[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
     first = schema_of(pl.scan_csv(paths[:1], infer_schema_length=INFER_ROWS, glob=False), name)
-    reals = {column: pl.Float64 for column, kind in first.items() if kind.is_float()}
-    return pl.scan_csv(paths, infer_schema_length=INFER_ROWS, schema_overrides=reals, glob=False)
+    kinds = {column: pl.Float64 for column, kind in first.items() if kind.is_float() or column in reals}
+    kinds = {column: kind for column, kind in kinds.items() if first[column].is_numeric()}
+    return pl.scan_csv(paths, infer_schema_length=INFER_ROWS, schema_overrides=kinds, glob=False)
 
 
 def table(path: str, columns: Columns, actions: int | None = None) -> Log:
@@ -71,7 +74,12 @@ def table(path: str, columns: Columns, actions: int | None = None) -> Log:
 
     actions: the labels are 0, …, actions - 1; without it, whatever the log shows.
     """
-    return Log(scan(matching(path), path), columns, None if actions is None else Catalog.numbered(actions), name=path)
+    return Log(
+        scan(matching(path), path, columns.numbers()),
+        columns,
+        None if actions is None else Catalog.numbered(actions),
+        name=path,
+    )
 
 
 def matching(path: str) -> list[Path]:
@@ -104,7 +112,8 @@ def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segmen
         )
     columns = Columns("item_id", ("click",), "propensity_score", "position", segments=tuple(segments))
     positions = Catalog.numbered(POSITIONS, 1, "position")
-    return Log(scan(found[:1], str(found[0])), columns, Catalog.numbered(ITEMS[campaign]), positions, str(found[0]))
+    name = str(found[0])
+    return Log(scan(found[:1], name, columns.numbers()), columns, Catalog.numbered(ITEMS[campaign]), positions, name)
 
 
 def open_bandit_policy(campaign: Campaign) -> Path:
@@ -130,7 +139,7 @@ def kuairand(
     if bases:
         raise InputError(f"{folder} lacks {bases[0]}_{version}.csv, a log of KuaiRand-{version}.")
     name = f"KuaiRand-{version}, {logged_by}"
-    frame = scan(paths, name)
+    frame = scan(paths, name, signals)
     require_columns(KUAIRAND_COLUMNS, schema_of(frame, name), "columns", f"the columns of {paths[0].name}")
     propensity = 1 / KUAIRAND_POOL if logged_by == "random" else float("nan")
     columns = Columns("video_id", tuple(signals), "propensity", user="user_id", segments=tuple(segments))

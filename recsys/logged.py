@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int
-from polars.datatypes import DataTypeClass
 
 from envs.core import InputError
 
 CHUNK_ROWS = 2**17
 TOLD_ROWS = 5  # row numbers that an error names
-Type = pl.DataType | DataTypeClass
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Columns:
     """What a log calls its columns. None and () are what it does not have.
 
     user: whose rows belong together, and are drawn together by a bootstrap. episode, step: checked to occur once.
-    segments: results are told for each of their values. context: handed to policies and reward models.
+    multiplicity: how many rows a row stands for, where a log was thinned. segments: results are told for each of their
+    values. context: handed to policies and reward models.
     """
 
     action: str
@@ -34,12 +33,17 @@ class Columns:
     user: str | None = None
     episode: str | None = None
     step: str | None = None
+    multiplicity: str | None = None
     segments: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
 
+    def numbers(self) -> list[str]:
+        """Those that must hold real numbers."""
+        return [name for name in (self.propensity, self.multiplicity, *self.rewards) if name]
+
     def named(self) -> list[str]:
         """All columns that are read, each once."""
-        single = [self.action, self.propensity, self.position, self.user, self.episode, self.step]
+        single = [self.action, self.propensity, self.position, self.user, self.episode, self.step, self.multiplicity]
         return list(dict.fromkeys(name for name in (*single, *self.rewards, *self.segments, *self.context) if name))
 
 
@@ -48,7 +52,8 @@ class Chunk:
     """n rows of a log.
 
     first: the log's rows before these. action, position: indices into the catalog and the log's positions. cluster: a
-    number for each user; without users, rows are dealt into `CHUNK_ROWS` clusters in turn.
+    number for each user; without users, rows are dealt into `CHUNK_ROWS` clusters in turn. multiplicity: how many rows
+    each stands for; None is one.
     """
 
     first: int
@@ -57,6 +62,7 @@ class Chunk:
     propensity: Float[np.ndarray, " n"]
     reward: Float[np.ndarray, "n K"]
     cluster: Int[np.ndarray, " n"]
+    multiplicity: Float[np.ndarray, " n"] | None = None
     segments: Mapping[str, np.ndarray] = field(default_factory=dict)
     context: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -65,10 +71,24 @@ class Chunk:
 
     def take(self, rows: Any) -> Chunk:
         """Some rows, by slice, mask or indices; of a slice, `first` stays true."""
-        arrays = (self.action, self.position, self.propensity, self.reward, self.cluster)
-        named = ({name: x[rows] for name, x in columns.items()} for columns in (self.segments, self.context))
-        begin = (rows.start or 0) if isinstance(rows, slice) else 0
-        return Chunk(self.first + begin, *(x[rows] for x in arrays), *named)
+        segments, context = ({k: x[rows] for k, x in columns.items()} for columns in (self.segments, self.context))
+        return Chunk(
+            self.first + ((rows.start or 0) if isinstance(rows, slice) else 0),
+            self.action[rows],
+            self.position[rows],
+            self.propensity[rows],
+            self.reward[rows],
+            self.cluster[rows],
+            None if self.multiplicity is None else self.multiplicity[rows],
+            segments,
+            context,
+        )
+
+    def counted(self, column: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
+        """A column, each row as often as it counts."""
+        if self.multiplicity is None:
+            return column
+        return column * self.multiplicity.reshape(-1, *[1] * (column.ndim - 1))
 
     def blocks(self, size: int) -> Iterator[Chunk]:
         """The rows in order, `size` at a time."""
@@ -96,7 +116,7 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def index(self, column: str, kind: Type) -> pl.Expr:
+    def index(self, column: str, kind: Any) -> pl.Expr:
         """The place of each value, -1 where it has none. Raises InputError for a column of another kind of values."""
         if kind.is_integer() != self.labels.dtype.is_integer():
             raise InputError(
@@ -131,7 +151,7 @@ class Log:
         self.frame, self.columns, self.name, self._chunk_rows = frame, columns, name, min(chunk_rows, CHUNK_ROWS)
         self.schema = schema_of(frame, name)
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
-        self._require_numbers((columns.propensity, *columns.rewards))
+        self._require_numbers(columns.numbers())
         self.catalog = Catalog.found(frame, columns.action) if catalog is None else catalog
         if positions is None and columns.position is not None:
             positions = Catalog.found(frame, columns.position, "position")
@@ -192,6 +212,7 @@ class Log:
             frame["propensity"].to_numpy(),
             np.stack([frame[f"reward{k}"].to_numpy() for k in signals], 1),
             cluster,
+            frame["multiplicity"].to_numpy() if "multiplicity" in frame.columns else None,
             {name: frame[f"segment{i}"].to_numpy() for i, name in enumerate(self.columns.segments)},
             {name: frame[f"context{i}"].to_numpy() for i, name in enumerate(self.columns.context)},
         )
@@ -204,6 +225,9 @@ class Log:
         problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
         for name, signal in zip(self.signals, chunk.reward.T, strict=True):
             problems.look(f"{name} missing or not finite", ~np.isfinite(signal), first)
+        if chunk.multiplicity is not None:
+            bad = ~(np.isfinite(chunk.multiplicity) & (chunk.multiplicity >= 0))
+            problems.look(f"{columns.multiplicity} not a number ≥ 0", bad, first)
         if "user" in frame.columns and frame["user_missing"].any():
             problems.look(f"{columns.user} missing", frame["user_missing"].to_numpy(), first)
 
@@ -220,6 +244,8 @@ class Log:
         if columns.position is not None and self.position_catalog is not None:
             kind = self.schema[columns.position]
             wanted.append(self.position_catalog.index(columns.position, kind).alias("position"))
+        if columns.multiplicity is not None:
+            wanted.append(_number(columns.multiplicity).alias("multiplicity"))
         if columns.user is not None:
             user = pl.col(columns.user)
             key = (
@@ -338,7 +364,7 @@ def exact_batches(frame: pl.LazyFrame, rows: int, name: str) -> Iterator[pl.Data
         yield pl.concat(waiting)
 
 
-def schema_of(frame: pl.LazyFrame, name: str) -> pl.Schema:
+def schema_of(frame: pl.LazyFrame, name: str) -> Mapping[str, Any]:
     """The columns and their kinds. Raises InputError where the files are no table."""
     try:
         return frame.collect_schema()

@@ -96,10 +96,8 @@ def make_policy(name: str, config: Config, log: Log) -> Policy:
 
 def standard(settings: EstimatorsConfig) -> dict[str, Callable[[Weighed], Ratio]]:
     """The estimators that any log with propensities allows, by name."""
-    cap, threshold, shrinkage, subgaussian = (
-        *(settings.cap, settings.threshold),
-        *(settings.shrinkage, settings.subgaussian),
-    )
+    cap, threshold = settings.cap, settings.threshold
+    shrinkage, subgaussian = settings.shrinkage, settings.subgaussian
 
     def model(x: Weighed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         return x.weight, x.reward, x.q_logged, x.value
@@ -127,27 +125,43 @@ def evaluate(config: Config, log: Log, targets: list[Policy]) -> dict[str, Any]:
     chosen = {name: known[name] for name in config.estimators.names or known}
     sums = sum_up(log, targets, model, {"logged": _logged, **chosen}, config.workers)
     metrics: dict[str, Metric] = {}
-    estimates = []
-    for policy, of in sums.items():
-        for k, signal in enumerate(log.signals):
-            for name, slot in of.slots.items():
-                metric = interval(of, slot, k)
-                if name == "logged":
-                    metrics.setdefault("/".join((signal, *policy.split("|")[1:], "logged")), metric)
-                    continue
-                metrics[f"{signal}/{policy}/{name}"] = metric
-                row = {"signal": signal, "policy": policy, "estimator": name, "value": metric.value}
-                estimates.append({**row, "low": metric.low, "high": metric.high})
-            for name, value in weights_of(of).items():
-                metrics[f"{signal}/{policy}/{name}"] = Metric.exact(value)
-            metrics[f"{signal}/{policy}/events"] = Metric.exact(int(of.events[k]))
+    for policy in targets:
+        metrics |= metrics_of(policy.name, sums[policy.name], log.signals)
     first = sums[targets[0].name]
     if len(targets) == 1:
         metrics |= {name: Metric.exact(value) for name, value in weights_of(first).items()}
     metrics["rows"] = Metric.exact(first.n)
     metrics["clusters"] = Metric.exact(len(first.clusters[1]))
     told = {name: (metric.value, metric.low, metric.high, metric.n) for name, metric in metrics.items()}
-    return {"metrics": told, "tables": {"estimates": estimates, "notes": [{"note": _clusters_note(log)}]}}
+    tables = {"notes": [{"note": _clusters_note(log)}]}
+    if log.columns.segments:
+        tables["segments"] = segments(sums, log.signals)
+    return {"metrics": told, "tables": tables}
+
+
+def metrics_of(policy: str, sums: Sums, signals: tuple[str, ...]) -> dict[str, Metric]:
+    """Every estimate of one policy with its interval, `<signal>/logged`, and what the weights are like."""
+    metrics = {}
+    for k, signal in enumerate(signals):
+        for name, slot in sums.slots.items():
+            metrics[f"{signal}/logged" if name == "logged" else f"{signal}/{policy}/{name}"] = interval(sums, slot, k)
+        metrics |= {f"{signal}/{policy}/{name}": Metric.exact(value) for name, value in weights_of(sums).items()}
+        metrics[f"{signal}/events"] = Metric.exact(int(sums.events[k]))
+    return metrics
+
+
+def segments(sums: dict[str, Sums], signals: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The same for each value of each segment column, a row an estimate."""
+    rows = []
+    for place, of in sums.items():
+        policy, bar, segment = place.partition("|")
+        for k, signal in enumerate(signals if bar else ()):
+            for name, slot in of.slots.items():
+                metric = interval(of, slot, k)
+                row = {"segment": segment, "signal": signal, "policy": policy, "estimator": name, "rows": of.n}
+                row |= {"value": metric.value, "low": metric.low, "high": metric.high}
+                rows.append({**row, "ess": of.ess, "max_weight": of.max_weight, "events": int(of.events[k])})
+    return rows
 
 
 def _logged(x: Weighed) -> Ratio:
@@ -170,7 +184,7 @@ def interval(sums: Sums, slot: Slot, signal: int) -> Metric:
     from scipy import stats
 
     by_cluster, rows = sums.clusters
-    value, count = float(slot.estimate(sums.total, np.asarray(float(sums.n)))[signal]), len(rows)
+    value, count = float(slot.estimate(sums.total, np.asarray(sums.n))[signal]), len(rows)
     if count < 2 or not math.isfinite(value):
         return Metric(value, -math.inf, math.inf, count)
     moves = np.zeros(count)

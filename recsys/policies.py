@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -19,16 +19,19 @@ BLOCK = 2**22  # numbers at most in a block of distributions and predictions
 TOLERANCE = 1e-6  # by how much a distribution may miss 1
 
 
+@runtime_checkable
 class Policy(Protocol):
-    """A distribution over the catalog for every row.
+    """A distribution over the catalog of A actions for every row.
 
-    table: the whole policy, [positions, A], where it knows no more of a row than its position; None where it
-    needs the row. actions: A.
+    `table` is the whole policy where it knows no more of a row than its position, and None where it needs the row.
     """
 
     name: str
     actions: int
-    table: Float[np.ndarray, "positions A"] | None
+
+    @property
+    def table(self) -> Float[np.ndarray, "positions A"] | None:
+        """π(a | position), or None."""
 
     def distribution(self, rows: Chunk) -> Distribution:
         """π(· | x) of few rows."""
@@ -88,8 +91,8 @@ def require_distribution(name: str, table: Float[np.ndarray, "n A"], place: str,
         worst = int(np.argmax(bad))
         line = table[worst]
         raise InputError(
-            f"The policy {name} must give probabilities ≥ 0 that add up to 1; at {place} {first + worst + 1} they lie in "
-            f"[{line.min():.6g}, {line.max():.6g}] and add up to {line.sum():.9g} ({int(bad.sum())} such in all)."
+            f"The policy {name} must give probabilities ≥ 0 that add up to 1; at {place} {first + worst + 1} they "
+            f"lie in [{line.min():.6g}, {line.max():.6g}] and add up to {line.sum():.9g} ({int(bad.sum())} such)."
         )
 
 
@@ -102,7 +105,7 @@ def popularity(log: Log, name: str = "popularity") -> TablePolicy:
     """In proportion to how often the log shows each action, at any position; one scan."""
     count = np.zeros(log.actions)
     for chunk in log.chunks():
-        count += np.bincount(chunk.action, minlength=log.actions)
+        count += np.bincount(chunk.action, chunk.multiplicity, log.actions)
     return TablePolicy(name, np.tile(count / count.sum(), (log.positions, 1)))
 
 

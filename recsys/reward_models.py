@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -12,13 +12,16 @@ from recsys.logged import Chunk, Log
 Table = Float[np.ndarray, "positions A K"]
 
 
+@runtime_checkable
 class RewardModel(Protocol):
     """The expected reward of every action.
 
-    table: the whole model where it knows no more of a row than its position; None where it needs the row.
+    `table` is the whole model where it knows no more of a row than its position, and None where it needs the row.
     """
 
-    table: Table | None
+    @property
+    def table(self) -> Table | None:
+        """q(position, a), or None."""
 
     def predict(self, rows: Chunk) -> Float[np.ndarray, "n A K"]:
         """q(x, a) of few rows and all actions."""
@@ -53,8 +56,8 @@ def smoothed_mean(log: Log, prior_rows: float = 50.0) -> TableModel:
     count, total = np.zeros(cells), np.zeros((cells, len(log.signals)))
     for chunk in log.chunks():
         cell = chunk.position * log.actions + chunk.action
-        count += np.bincount(cell, minlength=cells)
-        for k, signal in enumerate(chunk.reward.T):
+        count += np.bincount(cell, chunk.multiplicity, cells)
+        for k, signal in enumerate(chunk.counted(chunk.reward).T):
             total[:, k] += np.bincount(cell, signal, cells)
     mean = total.sum(0) / count.sum()
     table = (total + prior_rows * mean) / (count + prior_rows)[:, None]

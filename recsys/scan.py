@@ -60,12 +60,13 @@ class Slot:
 class Sums:
     """What is kept of a log's rows for one policy: sums by cluster of every estimator's columns, and the weights' own.
 
-    total [F]: sums over all rows. by_cluster [C, F], rows [C]: the same for each cluster. largest: the largest weights,
-    in descending order, and largest_row the first row (from 1) of the very largest. events: rows whose signal is not 0.
+    n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [C, F], rows [C]: the same
+    for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
+    the very largest. events: rows whose signal is not 0.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
-    n: int = 0
+    n: float = 0.0
     total: np.ndarray = field(default_factory=lambda: np.zeros(0))
     by_cluster: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -77,7 +78,7 @@ class Sums:
 
     def estimate(self, name: str) -> Float[np.ndarray, " K"]:
         """The estimate by signal."""
-        return self.slots[name].estimate(self.total, np.asarray(float(self.n)))
+        return self.slots[name].estimate(self.total, np.asarray(self.n))
 
     @property
     def mean_weight(self) -> float:
@@ -102,7 +103,7 @@ class Sums:
 
     def add(self, part: Part) -> None:
         """One more chunk."""
-        if not self.n:
+        if not self.slots:
             self.slots = part.slots
             self.total = np.zeros_like(part.total)
             self.by_cluster = np.zeros((0, len(part.total)))
@@ -130,7 +131,7 @@ class Part:
     """What one chunk adds to `Sums`; `ids` are its clusters, ascending."""
 
     slots: dict[str, Slot]
-    n: int
+    n: float
     total: Float[np.ndarray, " F"]
     ids: Int[np.ndarray, " c"]
     by_cluster: Float[np.ndarray, "c F"]
@@ -152,6 +153,7 @@ def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
 def part_of(rows: Chunk, weighed: Weighed, estimators: Estimators, numbers: Int[np.ndarray, " n"]) -> Part:
     """The sums of some rows, which have these numbers in the log."""
     slots, columns = _columns(weighed, estimators)
+    columns = [rows.counted(column) for column in columns]
     ids, inverse = np.unique(rows.cluster, return_inverse=True)
     if len(ids) == len(rows):  # every row its own cluster: sorting them does it
         order = np.argsort(rows.cluster, kind="stable")
@@ -162,13 +164,13 @@ def part_of(rows: Chunk, weighed: Weighed, estimators: Estimators, numbers: Int[
     kept = min(LARGEST, len(weight))
     return Part(
         slots,
-        len(rows),
+        float(len(rows) if rows.multiplicity is None else rows.multiplicity.sum()),
         np.array([column.sum() for column in columns]),
         ids,
         by_cluster,
-        np.bincount(inverse, minlength=len(ids)).astype(np.float64),
-        float(weight.sum()),
-        float(weight @ weight),
+        np.bincount(inverse, rows.multiplicity, len(ids)).astype(np.float64),
+        float(rows.counted(weight).sum()),
+        float(rows.counted(weight) @ weight),
         np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
         int(numbers[np.argmax(weight)]),
         np.count_nonzero(weighed.reward, axis=0),
