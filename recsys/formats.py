@@ -113,7 +113,20 @@ def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segmen
     columns = Columns("item_id", ("click",), "propensity_score", "position", segments=tuple(segments))
     positions = Catalog.numbered(POSITIONS, 1, "position")
     name = str(found[0])
-    return Log(scan(found[:1], name, columns.numbers()), columns, Catalog.numbered(ITEMS[campaign]), positions, name)
+    frame = scan(found[:1], name, columns.numbers())
+    if logged_by == "bts":
+        frame = frame.with_columns(_sixteen_decimals(pl.col("propensity_score")))
+    return Log(frame, columns, Catalog.numbered(ITEMS[campaign]), positions, name)
+
+
+def _sixteen_decimals(propensity: pl.Expr) -> pl.Expr:
+    """Propensities cut after 16 decimals, as the reader of the published pipeline cuts them: at most 1e-13 of one.
+
+    It decides ties: 1/46 is in the logs with 18 decimals, and there a weight of (1/46) / (1/46) is above a threshold of
+    1 of switch_dr, here as in the reference values.
+    """
+    cut = propensity.cast(pl.String).str.slice(0, len("0.") + 16).cast(pl.Float64)
+    return pl.when(propensity > 1e-3).then(cut).otherwise(propensity)
 
 
 def open_bandit_policy(campaign: Campaign) -> Path:
