@@ -65,9 +65,10 @@ def bootstrap(
     """Quantiles of the estimate over resampled clusters.
 
     Assumes many independent clusters, none of which dominates; no bounds, no symmetry. `percentile` takes the plain
-    quantiles; `bca` corrects them for median bias and skewness (z0 from the share of replicates below the estimate, the
-    acceleration from the estimate without each cluster in turn). A resample without any weight counts as unbounded on both
-    sides. (Efron, Annals of Statistics 1979; BCa: Efron, JASA 1987; by cluster: Davison and Hinkley 1997, section 3.8.)
+    quantiles; `bca` corrects them for median bias and skewness (z0 from the share of replicates below the estimate,
+    the acceleration from the estimate without each cluster in turn). A resample without any weight counts as
+    unbounded on both sides. (Efron, Annals of Statistics 1979; BCa: Efron, JASA 1987; by cluster: Davison and Hinkley
+    1997, section 3.8.)
     """
     drawn = replicates(sums, replications, seed, workers)
     a, b = tails(level, side)
@@ -83,13 +84,16 @@ def simultaneous(
 ) -> list[Interval]:
     """Intervals of several segments (or policies, or estimators) that hold all at once, for each signal.
 
-    estimate_m ± q s_m, where q is the quantile of max_m |estimate*_m - estimate_m| / s_m over resamples of the clusters that
-    all segments share, and s_m the standard error. Narrower than Bonferroni where segments move together. Every segment
-    lists the same clusters in the same order, with zeros where a cluster has no row in it. (max-t: Romano and Wolf,
-    Econometrica 2005; sup-t bands: Montiel Olea and Plagborg-Møller, Journal of Applied Econometrics 2019.)
+    estimate_m ± q s_m, where q is the quantile of max_m |estimate*_m - estimate_m| / s_m over resamples of the
+    clusters that all segments share, and s_m the standard error. Narrower than Bonferroni where segments move
+    together. Every segment lists the same clusters in the same order, with zeros where a cluster has no row in it.
+    (max-t: Romano and Wolf, Econometrica 2005; sup-t bands: Montiel Olea and Plagborg-Møller, Journal of Applied
+    Econometrics 2019.)
     """
     if not segments or len({segment.clusters for segment in segments}) > 1:
-        raise InputError("Simultaneous intervals need at least one segment, and all segments must list the same clusters.")
+        raise InputError(
+            "Simultaneous intervals need at least one segment, and all segments must list the same clusters."
+        )
     value = np.stack([segment.value for segment in segments])
     error = np.stack([standard_error(segment) for segment in segments])
     drawn = np.stack([replicates(segment, replications, seed) for segment in segments], axis=1)
@@ -100,9 +104,7 @@ def simultaneous(
     half = np.quantile(worst, level, axis=0, method="higher") * error
     tail = tails(level, side)
     low, high = (value - half if tail[0] else value - math.inf), (value + half if tail[1] else value + math.inf)
-    return [
-        Interval(value[m], low[m], high[m], segment.clusters, level, "max_t") for m, segment in enumerate(segments)
-    ]
+    return [Interval(value[m], low[m], high[m], segment.clusters, level, "max_t") for m, segment in enumerate(segments)]
 
 
 def without_each(sums: ClusterSums) -> Float[np.ndarray, "C K"]:

@@ -23,17 +23,19 @@ def empirical_likelihood(
     side: Side = "both",
     given: Float[np.ndarray, "C M"] | None = None,
 ) -> Interval:
-    """The v with -2 log R(v) ≤ F_{1,C-1}'s quantile, where R is the profile likelihood ratio of multinomials on the clusters:
+    """The v with -2 log R(v) ≤ F_{1,C-1}'s quantile, where R is the profile likelihood ratio of multinomials on the
+    clusters:
 
     R(v) = max {Π_c C q_c : Σ q_c = 1, Σ q_c (numerator_c - v denominator_c) = 0}.
 
-    Assumes many independent clusters with finite variance, no bounds; the interval follows the data's skewness and never
-    leaves their range, which suits heavy weights on sparse rewards better than a symmetric one. The denominator makes it an
-    interval of a ratio such as SNIPS. `given` are moments known to be zero, such as Σ (w - 1) of each cluster: then R is
-    relative to the best q that has them, and `value` is the maximum empirical likelihood estimate, with E w = 1 built in.
-    (Owen, Biometrika 1988, and Empirical Likelihood, 2001, chapters 2 and 3; estimating equations: Qin and Lawless, Annals
-    of Statistics 1994; E w = 1: Karampatziakis, Langford and Mineiro, AISTATS 2020, here without their bound on unseen
-    weights; the quantile of F instead of χ² is Owen's correction for small samples.)
+    Assumes many independent clusters with finite variance, no bounds; the interval follows the data's skewness and
+    never leaves their range, which suits heavy weights on sparse rewards better than a symmetric one. The denominator
+    makes it an interval of a ratio such as SNIPS. `given` are moments known to be zero, such as Σ (w - 1) of each
+    cluster: then R is relative to the best q that has them, and `value` is the maximum empirical likelihood estimate,
+    with E w = 1 built in. (Owen, Biometrika 1988, and Empirical Likelihood, 2001, chapters 2 and 3; estimating
+    equations: Qin and Lawless, Annals of Statistics 1994; E w = 1: Karampatziakis, Langford and Mineiro, AISTATS
+    2020, here without their bound on unseen weights; the quantile of F instead of χ² is Owen's correction for small
+    samples.)
 
     Raises InputError for a sum of several ratios.
     """
@@ -98,7 +100,9 @@ def _pseudo_log(z: np.ndarray) -> float:
 def _ends(
     above: np.ndarray, below: np.ndarray, known: np.ndarray, reach: float, tail: tuple[float, float]
 ) -> tuple[float, float, float]:
-    """The estimate and both ends for one signal. The signed root of -2 log R is nearly linear in v, so few steps find it."""
+    """The estimate and both ends for one signal. The signed root of -2 log R is nearly linear in v, so few steps find
+    it.
+    """
     from scipy import optimize
 
     free, q = _dual(known) if known.shape[1] else (0.0, np.ones(len(above)))

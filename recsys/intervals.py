@@ -1,7 +1,8 @@
 """How sure an off-policy estimate is: sums over independent clusters, and intervals in closed form.
 
-Axes: n rows, C clusters (users; rows where a log has no user), J ratios in one estimate, K signals. Rows of one user are
-not independent, clusters are: every interval here, in `bootstrap` and in `empirical_likelihood` sees clusters only.
+Axes: n rows, C clusters (users; rows where a log has no user), J ratios in one estimate, K signals. Rows of one user
+are not independent, clusters are: every interval here, in `bootstrap` and in `empirical_likelihood` sees clusters
+only.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ class ClusterSums:
 
     estimate_k = Σ_j (Σ_c numerator[c,j,k]) / (Σ_c denominator[c,j])
 
-    A mean over rows has one ratio, whose denominator is the rows of each cluster; SNIPS has Σ w r over Σ w; SNDR is a mean
-    plus a ratio (J = 2); CWPDIS has one ratio for each step. The difference of two estimates on the same clusters, `a - b`, is
-    again such a sum, so every interval of an estimate is also a paired interval of a difference.
+    A mean over rows has one ratio, whose denominator is the rows of each cluster; SNIPS has Σ w r over Σ w; SNDR is a
+    mean plus a ratio (J = 2); CWPDIS has one ratio for each step. The difference of two estimates on the same
+    clusters, `a - b`, is again such a sum, so every interval of an estimate is also a paired interval of a
+    difference.
 
     Raises InputError for sums that are not finite or a denominator whose total is not positive.
     """
@@ -63,7 +65,7 @@ class ClusterSums:
         return ratios
 
     @property
-    def value(self) -> Float[np.ndarray, "K"]:
+    def value(self) -> Float[np.ndarray, " K"]:
         """The estimate."""
         return self.ratios.sum(axis=0)
 
@@ -91,9 +93,9 @@ class ClusterSums:
 class Interval:
     """An estimate of K signals between `low` and `high`, which are infinite where nothing bounds them."""
 
-    value: Float[np.ndarray, "K"]
-    low: Float[np.ndarray, "K"]
-    high: Float[np.ndarray, "K"]
+    value: Float[np.ndarray, " K"]
+    low: Float[np.ndarray, " K"]
+    high: Float[np.ndarray, " K"]
     clusters: int
     level: float
     method: str
@@ -108,11 +110,11 @@ class Interval:
 
 def cluster_sums(
     numerator: Float[np.ndarray, "n K"],
-    denominator: Float[np.ndarray, "n"] | None = None,
-    cluster: Int[np.ndarray, "n"] | None = None,
+    denominator: Float[np.ndarray, " n"] | None = None,
+    cluster: Int[np.ndarray, " n"] | None = None,
 ) -> ClusterSums:
-    """The sums of one ratio by cluster; J = 1. Without a denominator the estimate is the mean over rows, without a cluster
-    each row is its own. Clusters are numbered by any integers."""
+    """The sums of one ratio by cluster; J = 1. Without a denominator the estimate is the mean over rows, without a
+    cluster each row is its own. Clusters are numbered by any integers."""
     below = np.ones(len(numerator)) if denominator is None else denominator
     if cluster is None:
         return ClusterSums(numerator[:, None, :], below[:, None])
@@ -122,10 +124,11 @@ def cluster_sums(
 
 
 def influence(sums: ClusterSums) -> Float[np.ndarray, "C K"]:
-    """How far each cluster pulls the estimate, to first order: Σ_j (numerator_cj - R_j denominator_cj) / mean denominator_j.
+    """How far each cluster pulls the estimate, to first order: Σ_j (numerator_cj - R_j denominator_cj) / mean
+    denominator_j.
 
-    They add up to 0, and for a plain mean over clusters they are the deviations from it. (Taylor linearization of ratios:
-    Särndal, Swensson and Wretman, Model Assisted Survey Sampling, 1992, section 5.5.)
+    They add up to 0, and for a plain mean over clusters they are the deviations from it. (Taylor linearization of
+    ratios: Särndal, Swensson and Wretman, Model Assisted Survey Sampling, 1992, section 5.5.)
     """
     mean = sums.denominator.mean(axis=0)
     deviation = sums.numerator - sums.ratios * sums.denominator[:, :, None]
@@ -133,7 +136,7 @@ def influence(sums: ClusterSums) -> Float[np.ndarray, "C K"]:
     return pull
 
 
-def standard_error(sums: ClusterSums) -> Float[np.ndarray, "K"]:
+def standard_error(sums: ClusterSums) -> Float[np.ndarray, " K"]:
     """sqrt(Σ_c influence² / (C (C-1))); infinite for one cluster."""
     C = sums.clusters
     if C < 2:
@@ -145,8 +148,8 @@ def standard_error(sums: ClusterSums) -> Float[np.ndarray, "K"]:
 def student_t(sums: ClusterSums, level: float = 0.95, side: Side = "both") -> Interval:
     """estimate ± t_{C-1} · standard error.
 
-    Assumes many independent clusters with finite variance, no bounds. (Student, Biometrika 1908; for clusters: Liang and
-    Zeger, Biometrika 1986.)
+    Assumes many independent clusters with finite variance, no bounds. (Student, Biometrika 1908; for clusters: Liang
+    and Zeger, Biometrika 1986.)
     """
     from scipy import stats
 
@@ -167,10 +170,10 @@ def hoeffding(
 ) -> Interval:
     """Hoeffding's bound: holds for any number of clusters, at the price of width.
 
-    Each side errs with probability at most a: |mean numerator - v mean denominator| ≤ (R_num + |v| R_den) sqrt(log(1/a) / 2C)
-    at the true v, solved for v. For a mean of values in [l, h] this is mean ± (h-l) sqrt(log(1/a) / 2C). Needs bounds on a
-    cluster's numerator (and denominator, where it varies) that are known beforehand: the largest possible weight times the
-    largest reward, not the largest that was seen. (Hoeffding, JASA 1963.)
+    Each side errs with probability at most a: |mean numerator - v mean denominator| ≤ (R_num + |v| R_den)
+    sqrt(log(1/a) / 2C) at the true v, solved for v. For a mean of values in [l, h] this is mean ± (h-l) sqrt(log(1/a)
+    / 2C). Needs bounds on a cluster's numerator (and denominator, where it varies) that are known beforehand: the
+    largest possible weight times the largest reward, not the largest that was seen. (Hoeffding, JASA 1963.)
 
     Raises InputError for a sum of several ratios and for data outside the ranges.
     """
@@ -192,9 +195,9 @@ def empirical_bernstein(
 ) -> Interval:
     """The empirical Bernstein bound: as safe as Hoeffding's, and narrow where the variance is small beside the range.
 
-    For a mean of values in a range R, each side errs with probability at most a:
-    half width = sd sqrt(2 log(2/a) / C) + 7 R log(2/a) / (3 (C-1)). Ratios are solved for v as in `hoeffding`, with the
-    standard deviation of numerator - v denominator bounded by the sum of both. (Maurer and Pontil, COLT 2009, theorem 4.)
+    For a mean of values in a range R, each side errs with probability at most a: half width = sd sqrt(2 log(2/a) / C)
+    + 7 R log(2/a) / (3 (C-1)). Ratios are solved for v as in `hoeffding`, with the standard deviation of numerator -
+    v denominator bounded by the sum of both. (Maurer and Pontil, COLT 2009, theorem 4.)
 
     Raises InputError for a sum of several ratios and for data outside the ranges.
     """
@@ -213,7 +216,9 @@ def empirical_bernstein(
 
 
 def tails(level: float, side: Side) -> tuple[float, float]:
-    """The probability to err below and above; 0 where no bound is asked for. Raises InputError for a level outside (0, 1)."""
+    """The probability to err below and above; 0 where no bound is asked for. Raises InputError for a level outside
+    (0, 1).
+    """
     if not 0 < level < 1:
         raise InputError(f"The level of an interval lies between 0 and 1, for example 0.95; got {level}.")
     miss = 1 - level
@@ -237,7 +242,10 @@ def _widths(sums: ClusterSums, numerator_range: Range, denominator_range: Range 
             f"The denominator varies between clusters, from {seen[0]:.6g} to {seen[1]:.6g}: give denominator_range, the least "
             "and the most that one cluster can have (for a mean over rows, rows of a user; for SNIPS, its weight)."
         )
-    ranges = {"numerator": (sums.numerator, numerator_range), "denominator": (sums.denominator, denominator_range or seen)}
+    ranges = {
+        "numerator": (sums.numerator, numerator_range),
+        "denominator": (sums.denominator, denominator_range or seen),
+    }
     for name, (x, (low, high)) in ranges.items():
         if x.min() < low or x.max() > high:
             raise InputError(
@@ -248,7 +256,9 @@ def _widths(sums: ClusterSums, numerator_range: Range, denominator_range: Range 
     return numerator_range[1] - numerator_range[0], high - low
 
 
-def _solved(sums: ClusterSums, half: Callable[[float], tuple[np.ndarray, float]], level: float, side: Side, method: str) -> Interval:
+def _solved(
+    sums: ClusterSums, half: Callable[[float], tuple[np.ndarray, float]], level: float, side: Side, method: str
+) -> Interval:
     """Both ends of {v: |mean numerator - v mean denominator| ≤ above + |v| below}."""
     mean, per = sums.numerator[:, 0].mean(axis=0), float(sums.denominator.mean())
     a, b = tails(level, side)

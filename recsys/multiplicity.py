@@ -9,7 +9,7 @@ from envs.core import InputError
 from recsys.intervals import ClusterSums, standard_error
 
 
-def p_values(sums: ClusterSums, null: float = 0.0) -> Float[np.ndarray, "K"]:
+def p_values(sums: ClusterSums, null: float = 0.0) -> Float[np.ndarray, " K"]:
     """Two-sided p-values of Student's t for estimate = null: P(|t_{C-1}| ≥ |estimate - null| / standard error).
 
     Of a difference, the null is 0: both policies earn the same. Assumes what `student_t` assumes.
@@ -23,8 +23,9 @@ def p_values(sums: ClusterSums, null: float = 0.0) -> Float[np.ndarray, "K"]:
     return p
 
 
-def holm(p: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
-    """Adjusted p-values: rejecting those ≤ a, the chance of even one false rejection is at most a, whatever the dependence.
+def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """Adjusted p-values: rejecting those ≤ a, the chance of even one false rejection is at most a, whatever the
+    dependence.
 
     Sorted p_(i) becomes max_{j ≤ i} min(1, (m-j+1) p_(j)). (Holm, Scandinavian Journal of Statistics 1979.)
     """
@@ -33,11 +34,11 @@ def holm(p: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
     return _back(adjusted, order)
 
 
-def benjamini_hochberg(p: Float[np.ndarray, "tests"]) -> Float[np.ndarray, "tests"]:
+def benjamini_hochberg(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     """Adjusted p-values: rejecting those ≤ a, at most a share a of the rejections is false on average.
 
-    Sorted p_(i) becomes min_{j ≥ i} min(1, m p_(j) / j). Assumes independent or positively dependent tests. (Benjamini and
-    Hochberg, JRSS B 1995; dependence: Benjamini and Yekutieli, Annals of Statistics 2001.)
+    Sorted p_(i) becomes min_{j ≥ i} min(1, m p_(j) / j). Assumes independent or positively dependent tests.
+    (Benjamini and Hochberg, JRSS B 1995; dependence: Benjamini and Yekutieli, Annals of Statistics 2001.)
     """
     order, m = _order(p), len(p)
     raw = m * p[order] / np.arange(1, m + 1)

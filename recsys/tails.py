@@ -16,15 +16,17 @@ def tail_length(rows: int) -> int:
     return math.ceil(min(rows / 5, 3 * math.sqrt(rows)))
 
 
-def pareto_k(largest: Float[np.ndarray, "m"], rows: int) -> float:
-    """The shape k of a generalized Pareto distribution fitted to the tail of n weights, of which the m largest are given.
+def pareto_k(largest: Float[np.ndarray, " m"], rows: int) -> float:
+    """The shape k of a generalized Pareto distribution fitted to the tail of n weights, of which the m largest are
+    given.
 
-    Weights with shape k have finite moments below 1/k only: above 0.5 the variance, above 1 the mean is infinite. Large k means
-    that rows not yet seen would change the estimate. The tail are the `tail_length(rows)` largest weights (fewer where fewer
-    are given), their excess over the next one is fitted as in `generalized_pareto`, and k is shrunk towards 0.5 by a prior
-    worth ten values. NaN where there is no tail to fit: fewer than five values, or fewer than half of them distinct, as with
-    capped weights or a short list of actions, each of whose weights was seen many times; a continuous distribution fitted to
-    such ties finds any k. (Vehtari, Simpson, Gelman, Yao and Gabry, Pareto Smoothed Importance Sampling, JMLR 2024.)
+    Weights with shape k have finite moments below 1/k only: above 0.5 the variance, above 1 the mean is infinite.
+    Large k means that rows not yet seen would change the estimate. The tail are the `tail_length(rows)` largest
+    weights (fewer where fewer are given), their excess over the next one is fitted as in `generalized_pareto`, and k
+    is shrunk towards 0.5 by a prior worth ten values. NaN where there is no tail to fit: fewer than five values, or
+    fewer than half of them distinct, as with capped weights or a short list of actions, each of whose weights was
+    seen many times; a continuous distribution fitted to such ties finds any k. (Vehtari, Simpson, Gelman, Yao and
+    Gabry, Pareto Smoothed Importance Sampling, JMLR 2024.)
     """
     x = np.sort(np.asarray(largest, dtype=np.float64))
     length = min(tail_length(rows), len(x) - 1)
@@ -38,7 +40,7 @@ def pareto_k(largest: Float[np.ndarray, "m"], rows: int) -> float:
     return (length * k + PRIOR_DRAWS * PRIOR_SHAPE) / (length + PRIOR_DRAWS)
 
 
-def generalized_pareto(excess: Float[np.ndarray, "m"]) -> tuple[float, float]:
+def generalized_pareto(excess: Float[np.ndarray, " m"]) -> tuple[float, float]:
     """Shape k and scale σ of positive values with P(X > x) = (1 + k x / σ)^(-1/k).
 
     The posterior mean of θ = -k/σ on a grid, under the profile likelihood m (log(-θ / k(θ)) - k(θ) - 1) with
