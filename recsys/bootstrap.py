@@ -22,17 +22,32 @@ BLOCK = 8  # replications drawn together: 8 C counts in memory for each worker
 
 
 def replicates(
-    sums: ClusterSums, replications: int = 1_000, seed: int = 0, workers: int = 1
-) -> Float[np.ndarray, "R K"]:
-    """The estimate of each resample; NaN where a resample has no weight at all.
+    estimates: Sequence[ClusterSums], replications: int = 1_000, seed: int = 0, workers: int = 1
+) -> list[Float[np.ndarray, "R K"]]:
+    """Each estimate on the same resamples of the clusters; NaN where a resample has no weight at all.
 
-    Two estimates with equally many clusters, the same seed and number of replications see the same resamples, so their
-    replicates are paired.
+    All estimates of a log at once cost little more than one, and are paired. Estimates on other clusters see the same
+    resamples if there are equally many, with the same seed. Raises InputError where their clusters differ in number.
     """
+    if len({sums.clusters for sums in estimates}) != 1:
+        raise InputError(
+            "A joint bootstrap needs at least one estimate, and all must list the same clusters in the same order, "
+            f"with zeros where a cluster has no row; got {sorted({sums.clusters for sums in estimates})} clusters."
+        )
+    C = estimates[0].clusters
+    tables = [np.concatenate([sums.numerator.reshape(C, -1), sums.denominator], axis=1) for sums in estimates]
+    totals = resampled_totals(np.concatenate(tables, axis=1), replications, seed, workers)
+    parts = np.split(totals, np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
+    return [_values(part, *sums.numerator.shape[1:]) for part, sums in zip(parts, estimates)]
+
+
+def resampled_totals(
+    table: Float[np.ndarray, "C F"], replications: int = 1_000, seed: int = 0, workers: int = 1
+) -> Float[np.ndarray, "R F"]:
+    """Column sums over C clusters drawn with replacement from C: multinomial counts times the table."""
     if replications < 1 or workers < 1:
         raise InputError(f"A bootstrap needs replications and workers; got {replications} and {workers}.")
-    C, J, K = sums.numerator.shape
-    table = np.concatenate([sums.numerator.reshape(C, J * K), sums.denominator], axis=1)
+    C = len(table)
     blocks = range(math.ceil(replications / BLOCK))
 
     def draw(block: int) -> np.ndarray:
@@ -46,11 +61,7 @@ def replicates(
     else:
         with ThreadPoolExecutor(workers) as pool:
             drawn = list(pool.map(draw, blocks))
-    total = np.concatenate(drawn)[:replications]
-    above, below = total[:, : J * K].reshape(-1, J, K), total[:, J * K :, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values: np.ndarray = np.where(below > 0, above / below, math.nan).sum(axis=1)
-    return values
+    return np.concatenate(drawn)[:replications]
 
 
 def bootstrap(
@@ -70,7 +81,17 @@ def bootstrap(
     unbounded on both sides. (Efron, Annals of Statistics 1979; BCa: Efron, JASA 1987; by cluster: Davison and Hinkley
     1997, section 3.8.)
     """
-    drawn = replicates(sums, replications, seed, workers)
+    return quantile_interval(sums, replicates([sums], replications, seed, workers)[0], level, side, kind)
+
+
+def quantile_interval(
+    sums: ClusterSums,
+    drawn: Float[np.ndarray, "R K"],
+    level: float = 0.95,
+    side: Side = "both",
+    kind: Literal["percentile", "bca"] = "percentile",
+) -> Interval:
+    """The interval of `bootstrap` from replicates that were drawn before."""
     a, b = tails(level, side)
     shift = _bca_levels(sums, drawn) if kind == "bca" else _same_levels
     K = drawn.shape[1]
@@ -90,13 +111,9 @@ def simultaneous(
     (max-t: Romano and Wolf, Econometrica 2005; sup-t bands: Montiel Olea and Plagborg-Møller, Journal of Applied
     Econometrics 2019.)
     """
-    if not segments or len({segment.clusters for segment in segments}) > 1:
-        raise InputError(
-            "Simultaneous intervals need at least one segment, and all segments must list the same clusters."
-        )
     value = np.stack([segment.value for segment in segments])
     error = np.stack([standard_error(segment) for segment in segments])
-    drawn = np.stack([replicates(segment, replications, seed) for segment in segments], axis=1)
+    drawn = np.stack(replicates(segments, replications, seed), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(error > 0, (drawn - value) / error, 0.0)
     t = np.where(np.isnan(drawn), math.inf, t)
@@ -111,6 +128,14 @@ def without_each(sums: ClusterSums) -> Float[np.ndarray, "C K"]:
     """The estimate without each cluster in turn (the jackknife); NaN where nothing would be left."""
     above = sums.numerator.sum(axis=0) - sums.numerator
     below = (sums.denominator.sum(axis=0) - sums.denominator)[:, :, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values: np.ndarray = np.where(below > 0, above / below, math.nan).sum(axis=1)
+    return values
+
+
+def _values(totals: np.ndarray, J: int, K: int) -> np.ndarray:
+    """Ratios of resampled totals, whose columns are J K numerators and J denominators."""
+    above, below = totals[:, : J * K].reshape(-1, J, K), totals[:, J * K :, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         values: np.ndarray = np.where(below > 0, above / below, math.nan).sum(axis=1)
     return values

@@ -42,8 +42,7 @@ class WeightSums:
 
     @property
     def ess(self) -> float:
-        """Kish's effective sample size (Σ w)² / Σ w²: n for equal weights, 1 if one row has them all, 0 without any
-        weight.
+        """The effective sample size (Σ w)² / Σ w²: n for equal weights, 1 if one row has them all, 0 for no weight.
 
         (Kish, Survey Sampling, 1965; Kong, Liu and Wong, JASA 1994.)
         """
@@ -56,9 +55,7 @@ class WeightSums:
 
     @property
     def max_share(self) -> float:
-        """The largest weight's share of all weight; 1 where there is none, for then nothing else carries the
-        estimate.
-        """
+        """The largest weight's share of all weight; 1 where there is none, for then nothing carries the estimate."""
         return self.max_weight / self.total if self.total > 0 else 1.0
 
     @property
@@ -79,7 +76,7 @@ def weight_sums(weight: Float[np.ndarray, " n"]) -> WeightSums:
     if not len(weight) or not np.isfinite(weight).all() or (weight < 0).any():
         raise InputError(
             "Importance weights must be finite numbers of at least 0, and there must be some; got "
-            f"{len(weight)} rows, {int((~np.isfinite(weight)).sum())} of them not finite, {int((weight < 0).sum())} negative."
+            f"{len(weight)} rows, {int((~np.isfinite(weight)).sum())} not finite, {int((weight < 0).sum())} negative."
         )
     top = weight if len(weight) <= KEPT else np.partition(weight, len(weight) - KEPT)[-KEPT:]
     return WeightSums(len(weight), float(weight.sum()), float((weight**2).sum()), np.sort(top)[::-1].copy())
@@ -98,9 +95,7 @@ def unsupported_mass(
 
 
 def effective_events(weighted: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
-    """(Σ w r)² / Σ (w r)²: how many equally weighted events would be as informative as those of each signal; 0 for
-    none.
-    """
+    """(Σ w r)² / Σ (w r)²: how many equally weighted events would tell as much as each signal's; 0 for none."""
     squares = (weighted**2).sum(axis=0)
     events: np.ndarray = np.where(squares > 0, weighted.sum(axis=0) ** 2 / np.where(squares > 0, squares, 1.0), 0.0)
     return events

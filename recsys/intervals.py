@@ -19,7 +19,7 @@ from envs.core import InputError
 from marl.report import Metric
 
 Side = Literal["both", "low", "high"]
-Range = tuple[float, float]
+Range = tuple[int | float, int | float]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class ClusterSums:
             raise InputError("The sums of an estimate must be finite: look for NaN rewards and propensities of zero.")
         if not (self.denominator.sum(axis=0) > 0).all():
             raise InputError(
-                "The denominators of an estimate add up to nothing: the target policy chose none of the logged actions. "
+                "The denominators of an estimate add up to nothing: the target policy chose none of the logged "
+                "actions. "
                 "Such a log says nothing about this policy."
             )
 
@@ -239,7 +240,8 @@ def _widths(sums: ClusterSums, numerator_range: Range, denominator_range: Range 
     seen = float(sums.denominator.min()), float(sums.denominator.max())
     if denominator_range is None and seen[0] != seen[1]:
         raise InputError(
-            f"The denominator varies between clusters, from {seen[0]:.6g} to {seen[1]:.6g}: give denominator_range, the least "
+            f"The denominator varies between clusters, from {seen[0]:.6g} to {seen[1]:.6g}: give denominator_range, "
+            "the least "
             "and the most that one cluster can have (for a mean over rows, rows of a user; for SNIPS, its weight)."
         )
     ranges = {

@@ -54,8 +54,8 @@ def cross_validated_mse(
     taken = round(share * C)
     if not 0 < taken < C or folds < 1 or any(candidate.clusters != C for candidate in candidates):
         raise InputError(
-            f"Cross-validation splits the same clusters of all candidates in two parts; got {C} clusters, a share of {share} "
-            f"and {folds} folds."
+            f"Cross-validation splits the same clusters of all candidates in two parts; got {C} clusters, a share of "
+            f"{share} and {folds} folds."
         )
     random = np.random.default_rng(seed)
     squares = np.zeros((len(candidates), validator.numerator.shape[2]))

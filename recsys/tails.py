@@ -17,8 +17,7 @@ def tail_length(rows: int) -> int:
 
 
 def pareto_k(largest: Float[np.ndarray, " m"], rows: int) -> float:
-    """The shape k of a generalized Pareto distribution fitted to the tail of n weights, of which the m largest are
-    given.
+    """The shape k of a generalized Pareto fit to the tail of n weights, of which the m largest are given.
 
     Weights with shape k have finite moments below 1/k only: above 0.5 the variance, above 1 the mean is infinite.
     Large k means that rows not yet seen would change the estimate. The tail are the `tail_length(rows)` largest
