@@ -118,10 +118,10 @@ class Diagnosis:
     mean_weight: float
     mean_z: float
     tail_k: float
-    unsupported: float = math.nan
-    kept: float = math.nan
-    events: float = math.nan
-    effective_events: float = math.nan
+    unsupported: int | float = math.nan
+    kept: int | float = math.nan
+    events: int | float = math.nan
+    effective_events: int | float = math.nan
     model_only: bool = False
 
     @property
@@ -131,7 +131,7 @@ class Diagnosis:
 
 
 def diagnose(
-    weights: WeightSums, clusters: int | None = None, mean_z: float | None = None, **facts: float
+    weights: WeightSums, clusters: int | None = None, mean_z: float | None = None, **facts: int | float
 ) -> Diagnosis:
     """The facts that weights tell, with those of `facts` (`unsupported`, `kept`, `events`, `effective_events`,
     `model_only`).

@@ -255,7 +255,7 @@ def _widths(sums: ClusterSums, numerator_range: Range, denominator_range: Range 
                 f"{x.max():.6g}]: widen the range, or the bound is no bound."
             )
     low, high = denominator_range or seen
-    return numerator_range[1] - numerator_range[0], high - low
+    return float(numerator_range[1] - numerator_range[0]), float(high - low)
 
 
 def _solved(
@@ -271,6 +271,8 @@ def _solved(
 
 def _lower(mean: np.ndarray, per: float, above: np.ndarray, below: float) -> np.ndarray:
     """The v where mean - above = v per + |v| below; none where the denominator itself may be 0."""
+    if math.isinf(below):
+        return np.full_like(mean, -math.inf)
     least = mean - above
     negative = least / (per - below) if per > below else np.full_like(mean, -math.inf)
     bound: np.ndarray = np.where(least >= 0, least / (per + below), negative)

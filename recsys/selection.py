@@ -17,15 +17,16 @@ from recsys.verdict import Level, Verdict
 
 
 def slope(
-    value: Float[np.ndarray, "M K"], half_width: Float[np.ndarray, "M K"], factor: float = 2.0
+    value: Float[np.ndarray, "M K"], half_width: Float[np.ndarray, "M K"], factor: int | float = 2
 ) -> Int[np.ndarray, " K"]:
     """SLOPE: the narrowest candidate whose interval still meets those of all wider ones, for each signal.
 
     Candidates are taken from the widest confidence half width to the narrowest, which must be from the least biased
     to the most, as caps and shrinkage are when loosened to tightened. I_i = value_i ± factor · half_width_i, and the
     choice is max {i : I_1 ∩ … ∩ I_i is not empty}; its error is within a constant of the best candidate's. The
-    deviations alone are compared, so no bias has to be known. (Su, Srinath and Krishnamurthy, ICML 2020, with factor
-    2; after Lepski.)
+    deviations alone are compared, so no bias has to be known. A half width of one standard error tolerates a bias of
+    about the size of the noise; that of a 95 % interval, as in the theorem, twice as much. (Su, Srinath and
+    Krishnamurthy, ICML 2020, with factor 2; after Lepski.)
     """
     chosen = np.empty(value.shape[1], dtype=np.int64)
     for k in range(value.shape[1]):
@@ -40,8 +41,7 @@ def slope(
 def cross_validated_mse(
     candidates: Sequence[ClusterSums], validator: ClusterSums, folds: int = 20, share: float = 0.5, seed: int = 0
 ) -> Float[np.ndarray, "M K"]:
-    """How far each candidate on one part of the clusters lies from an unbiased estimate on the rest: mean square over
-    splits.
+    """The mean square distance of each candidate on one part of the clusters from an unbiased estimate on the rest.
 
     E (candidate - validator)² = the candidate's squared error + the validator's variance, which is the same for all
     candidates: their order is that of their errors at `share` of the data, which makes variance weigh more than it
@@ -92,7 +92,7 @@ class Split:
 
 
 def fit_subsampling(
-    target: Float[np.ndarray, "n A"], logging: Float[np.ndarray, "n A"], share: float = 0.2, grid: int = 81
+    target: Float[np.ndarray, "n A"], logging: Float[np.ndarray, "n A"], share: float = 0.2, grid: int = 21
 ) -> Float[np.ndarray, "n A"]:
     """The probability ρ(x, a) with which PAS-IF gives a row to its pseudo target policy, fitted to the real weights.
 
@@ -173,27 +173,26 @@ class Recommendation:
 def recommend(
     verdicts: Mapping[str, Verdict],
     value: Mapping[str, float],
-    half_width: Mapping[str, float],
-    errors: Mapping[str, float] | None = None,
+    error: Mapping[str, float],
+    mse: Mapping[str, float] | None = None,
 ) -> Recommendation:
-    """Which estimator to read: of those with the best verdict, the one with the least estimated error; without
-    errors, SLOPE's.
+    """Which estimator to read: of those with the best verdict, that of least estimated error, or else SLOPE's.
 
-    `errors` are mean squared errors such as those of `pas_if` or `cross_validated_mse`. Where all are UNRELIABLE none
-    is recommended, for picking among them would only pick an error.
+    `error` are standard errors, for SLOPE; `mse` are estimates such as those of `pas_if` or `cross_validated_mse`.
+    Where all are UNRELIABLE none is recommended, for picking among them would only pick an error.
     """
     best = min(verdict.level for verdict in verdicts.values())
     names = [name for name, verdict in verdicts.items() if verdict.level == best]
     if best is Level.UNRELIABLE:
         return Recommendation(None, f"Read none of these estimates. {verdicts[names[0]].reason}")
-    if errors is not None:
-        known = {name: errors[name] for name in names if np.isfinite(errors.get(name, np.nan))}
+    if mse is not None:
+        known = {name: mse[name] for name in names if np.isfinite(mse.get(name, np.nan))}
         if known:
             chosen = min(known, key=lambda name: known[name])
             how = f"its estimated error is the least of {len(known)}, a root mean square of {known[chosen] ** 0.5:.3g}"
             return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
-    values, half_widths = [np.array([[numbers[name]] for name in names]) for numbers in (value, half_width)]
-    chosen = names[int(slope(values, half_widths)[0])]
+    values, widths = [np.array([[numbers[name]] for name in names]) for numbers in (value, error)]
+    chosen = names[int(slope(values, widths)[0])]
     how = f"its interval is the narrowest of {len(names)} that agrees with all wider ones (SLOPE)"
     return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
 
@@ -222,11 +221,14 @@ def _induced(rule: np.ndarray, logging: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _at_share(logit: np.ndarray, logging: np.ndarray, share: float) -> np.ndarray:
-    """sigmoid(logit + c) with c such that its mean over the logging policy is the share, by bisection."""
-    low, high = -40.0 - logit.max(), 40.0 - logit.min()
-    for _ in range(60):
-        middle = (low + high) / 2
-        rule = 1 / (1 + np.exp(-np.clip(logit + middle, -500, 500)))
-        mean = float((logging * rule).sum(axis=1).mean())
-        low, high = (middle, high) if mean < share else (low, middle)
-    return rule
+    """sigmoid(logit + c) with c such that its mean over the logging policy is the share."""
+    from scipy import optimize, special
+
+    def rule(c: float) -> np.ndarray:
+        sigmoid: np.ndarray = special.expit(logit + c)
+        return sigmoid
+
+    def excess(c: float) -> float:
+        return float((logging * rule(c)).sum(axis=1).mean()) - share
+
+    return rule(float(optimize.brentq(excess, -40.0 - logit.max(), 40.0 - logit.min(), xtol=1e-12)))

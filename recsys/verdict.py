@@ -26,9 +26,9 @@ class Check:
     """
 
     name: str
-    badness: Callable[[Diagnosis], float]
-    caution: float
-    unreliable: float
+    badness: Callable[[Diagnosis], int | float]
+    caution: int | float
+    unreliable: int | float
     says: str
     why: str
 
@@ -176,5 +176,5 @@ def verdict(diagnosis: Diagnosis) -> Verdict:
     return Verdict(worst, check.name, said[0].upper() + said[1:] + ".")
 
 
-def _over(check: Check, diagnosis: Diagnosis, threshold: float) -> bool:
+def _over(check: Check, diagnosis: Diagnosis, threshold: int | float) -> bool:
     return check.badness(diagnosis) > threshold
