@@ -129,3 +129,13 @@ class RewardModelConfig(Section):
     """The model that dm, dr and their kin use: a smoothed mean for each action and position."""
 
     prior_rows: float = Field(50.0, gt=0, description="as if so many rows of the log's mean had been seen in each cell")
+
+
+class IntervalsConfig(Section):
+    """How sure the estimates are: by users where the log has them."""
+
+    method: Literal["bootstrap", "bca", "t"] = Field(
+        "bootstrap", description="percentiles, corrected ones, or Student's"
+    )
+    level: float = Field(0.95, gt=0, lt=1, description="the probability with which an interval should hold the truth")
+    replications: int = Field(1000, ge=1, description="of bootstrap and bca, drawn from the run's seed")

@@ -1,6 +1,7 @@
 """Offline evaluation of bandit policies: from a log and policies that were not run to a table of what they would earn.
 
-`concord run ope/open_bandit` does it on real logs; docs/ope.md has the equations. Nothing here is random.
+`concord run ope/open_bandit` does it on real logs; docs/ope.md has the equations. Estimates depend on no seed; a
+bootstrap's intervals do.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,14 +17,27 @@ from pydantic import Field, model_validator
 from marl.report import Metric, Report
 from marl.run import Run
 from recsys import estimators, formats, policies
-from recsys.config import DataConfig, EstimatorsConfig, OfflineConfig, RewardModelConfig, TargetConfig
+from recsys.bootstrap import quantile_interval, replicates
+from recsys.config import (
+    DataConfig,
+    EstimatorsConfig,
+    IntervalsConfig,
+    OfflineConfig,
+    RewardModelConfig,
+    TargetConfig,
+)
+from recsys.diagnostics import diagnose
 from recsys.estimators import Ratio
+from recsys.intervals import Interval, student_t
 from recsys.logged import Columns, Log
 from recsys.policies import Policy
 from recsys.reward_models import smoothed_mean
-from recsys.scan import Slot, Sums, Weighed, sum_up
+from recsys.scan import Sums, Weighed, sum_up
+from recsys.verdict import verdict
 
 __all__ = ["Config", "recipe"]
+
+LOGGED = "logged"  # the log's own mean reward, beside the estimates
 
 
 class Config(OfflineConfig):
@@ -33,6 +47,7 @@ class Config(OfflineConfig):
     policy: TargetConfig
     estimators: EstimatorsConfig = EstimatorsConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    intervals: IntervalsConfig = IntervalsConfig()
     workers: int = Field(
         2, ge=1, le=256, description="threads that scan the log; the result is the same for any number"
     )
@@ -52,7 +67,7 @@ def recipe(config: Config, run: Run) -> Report:
     """Scan the log twice, once for the reward model, and tell what each policy would earn."""
     log = open_log(config)
     targets = [make_policy(name, config, log) for name in config.policy.target]
-    found = run.once("evaluation", lambda: evaluate(config, log, targets))
+    found = run.once("evaluation", lambda: evaluate(config, log, targets, run.stage_seeds("bootstrap")[0]))
     metrics = {name: Metric(*values) for name, values in found["metrics"].items()}
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, found["tables"])
     report.save(run.folder / "report.json")
@@ -118,49 +133,93 @@ def standard(settings: EstimatorsConfig) -> dict[str, Callable[[Weighed], Ratio]
     }
 
 
-def evaluate(config: Config, log: Log, targets: list[Policy]) -> dict[str, Any]:
+def evaluate(config: Config, log: Log, targets: list[Policy], seed: int) -> dict[str, Any]:
     """Metrics `<signal>/<policy>/<estimator>` as (value, low, high, n), and tables."""
     model = smoothed_mean(log, config.reward_model.prior_rows)
     known = standard(config.estimators)
     chosen = {name: known[name] for name in config.estimators.names or known}
-    sums = sum_up(log, targets, model, {"logged": _logged, **chosen}, config.workers)
+    sums = sum_up(log, targets, model, {LOGGED: _logged, **chosen}, config.workers)
     metrics: dict[str, Metric] = {}
+    verdicts: list[dict[str, Any]] = []
     for policy in targets:
-        metrics |= metrics_of(policy.name, sums[policy.name], log.signals)
+        of = sums[policy.name]
+        intervals = intervals_of(of, config.intervals, seed, config.workers)
+        metrics |= metrics_of(policy.name, of, log.signals, intervals)
+        verdicts += verdicts_of(policy.name, of, log.signals)
     first = sums[targets[0].name]
     if len(targets) == 1:
         metrics |= {name: Metric.exact(value) for name, value in weights_of(first).items()}
     metrics["rows"] = Metric.exact(first.n)
     metrics["clusters"] = Metric.exact(len(first.clusters[1]))
     told = {name: (metric.value, metric.low, metric.high, metric.n) for name, metric in metrics.items()}
-    tables = {"notes": [{"note": _clusters_note(log)}]}
+    tables = {"verdicts": verdicts, "notes": [{"note": _clusters_note(log)}]}
     if log.columns.segments:
-        tables["segments"] = segments(sums, log.signals)
+        tables["segments"] = segments(sums, log.signals, config.intervals.level)
     return {"metrics": told, "tables": tables}
 
 
-def metrics_of(policy: str, sums: Sums, signals: tuple[str, ...]) -> dict[str, Metric]:
+def intervals_of(sums: Sums, settings: IntervalsConfig, seed: int, workers: int) -> dict[str, Interval]:
+    """Every estimate's interval; those of a bootstrap see the same resamples."""
+    estimates = {name: sums.cluster_sums(name) for name in sums.slots if np.isfinite(sums.estimate(name)).all()}
+    if settings.method == "t":
+        return {name: student_t(estimate, settings.level) for name, estimate in estimates.items()}
+    kind: Literal["percentile", "bca"] = "bca" if settings.method == "bca" else "percentile"
+    drawn = replicates(list(estimates.values()), settings.replications, seed, workers)
+    return {
+        name: quantile_interval(estimate, values, settings.level, kind=kind)
+        for (name, estimate), values in zip(estimates.items(), drawn, strict=True)
+    }
+
+
+def metrics_of(policy: str, sums: Sums, signals: tuple[str, ...], intervals: dict[str, Interval]) -> dict[str, Metric]:
     """Every estimate of one policy with its interval, `<signal>/logged`, and what the weights are like."""
     metrics = {}
+    clusters = len(sums.clusters[1])
     for k, signal in enumerate(signals):
-        for name, slot in sums.slots.items():
-            metrics[f"{signal}/logged" if name == "logged" else f"{signal}/{policy}/{name}"] = interval(sums, slot, k)
+        for name in sums.slots:
+            value = float(sums.estimate(name)[k])
+            low, high = -math.inf, math.inf
+            if name in intervals:
+                low, high = float(intervals[name].low[k]), float(intervals[name].high[k])
+            key = f"{signal}/{LOGGED}" if name == LOGGED else f"{signal}/{policy}/{name}"
+            metrics[key] = Metric(value, low, high, clusters)
         metrics |= {f"{signal}/{policy}/{name}": Metric.exact(value) for name, value in weights_of(sums).items()}
         metrics[f"{signal}/events"] = Metric.exact(int(sums.events[k]))
     return metrics
 
 
-def segments(sums: dict[str, Sums], signals: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The same for each value of each segment column, a row an estimate."""
+def verdicts_of(policy: str, sums: Sums, signals: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Whether each estimate may be relied on, and why."""
+    found = []
+    for k, signal in enumerate(signals):
+        for name in sums.slots.keys() - {LOGGED}:
+            facts = diagnose(sums.weights, len(sums.clusters[1]), events=int(sums.events[k]), model_only=name == "dm")
+            judged = verdict(facts)
+            found.append(
+                {
+                    "estimate": f"{signal}/{policy}/{name}",
+                    "verdict": judged.level.name,
+                    "check": judged.check,
+                    "reason": judged.reason,
+                }
+            )
+    return sorted(found, key=lambda row: list(sums.slots).index(row["estimate"].rpartition("/")[2]))
+
+
+def segments(sums: dict[str, Sums], signals: tuple[str, ...], level: float) -> list[dict[str, Any]]:
+    """The same for each value of each segment column, a row an estimate, with Student's intervals."""
     rows = []
     for place, of in sums.items():
         policy, bar, segment = place.partition("|")
-        for k, signal in enumerate(signals if bar else ()):
-            for name, slot in of.slots.items():
-                metric = interval(of, slot, k)
+        for name in of.slots if bar else ():
+            value = of.estimate(name)
+            if not np.isfinite(value).all():
+                continue
+            interval = student_t(of.cluster_sums(name), level)
+            for k, signal in enumerate(signals):
                 row = {"segment": segment, "signal": signal, "policy": policy, "estimator": name, "rows": of.n}
-                row |= {"value": metric.value, "low": metric.low, "high": metric.high}
-                rows.append({**row, "ess": of.ess, "max_weight": of.max_weight, "events": int(of.events[k])})
+                row |= {"value": float(value[k]), "low": float(interval.low[k]), "high": float(interval.high[k])}
+                rows.append({**row, **weights_of(of), "events": int(of.events[k])})
     return rows
 
 
@@ -171,31 +230,7 @@ def _logged(x: Weighed) -> Ratio:
 
 def weights_of(sums: Sums) -> dict[str, float]:
     """What the weights are like."""
-    return {"ess": sums.ess, "max_weight": sums.max_weight, "mean_weight": sums.mean_weight}
-
-
-def interval(sums: Sums, slot: Slot, signal: int) -> Metric:
-    """The estimate with Student's 95 % interval over clusters, by linearizing the ratio.
-
-    An estimate plain / n + a / b moves with cluster c by (plain_c - n_c plain / n) / n + (a_c - (a / b) b_c) / b; the
-    sum of squares of these, times C / (C - 1), is its variance. Means over rows that are their own clusters get the
-    usual interval.
-    """
-    from scipy import stats
-
-    by_cluster, rows = sums.clusters
-    value, count = float(slot.estimate(sums.total, np.asarray(sums.n))[signal]), len(rows)
-    if count < 2 or not math.isfinite(value):
-        return Metric(value, -math.inf, math.inf, count)
-    moves = np.zeros(count)
-    if slot.plain is not None:
-        column = slot.plain.start + signal
-        moves += (by_cluster[:, column] - rows * sums.total[column] / sums.n) / sums.n
-    if slot.numerator is not None:
-        column, below = slot.numerator.start + signal, sums.total[slot.denominator]
-        moves += (by_cluster[:, column] - sums.total[column] / below * by_cluster[:, slot.denominator]) / below
-    half = float(stats.t.ppf(0.975, count - 1)) * math.sqrt(float(moves @ moves) * count / (count - 1))
-    return Metric(value, value - half, value + half, count)
+    return {"ess": sums.weights.ess, "max_weight": sums.weights.max_weight, "mean_weight": sums.weights.mean}
 
 
 def _clusters_note(log: Log) -> str:

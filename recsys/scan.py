@@ -15,12 +15,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from recsys.diagnostics import KEPT, WeightSums
 from recsys.estimators import Ratio
+from recsys.intervals import ClusterSums
 from recsys.logged import Chunk, Log
 from recsys.policies import Policy, expected_reward
 from recsys.reward_models import RewardModel
 
-LARGEST = 10_000  # weights that are kept, for tail diagnostics
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -81,19 +82,18 @@ class Sums:
         return self.slots[name].estimate(self.total, np.asarray(self.n))
 
     @property
-    def mean_weight(self) -> float:
-        """1 in expectation, if the propensities are right and the target has support."""
-        return self.weight / self.n
+    def weights(self) -> WeightSums:
+        """What diagnostics need to know of the weights."""
+        return WeightSums(round(self.n), self.weight, self.squared_weight, self.largest)
 
-    @property
-    def ess(self) -> float:
-        """(Σ w)² / Σ w², the effective sample size (Kish, 1965)."""
-        return self.weight**2 / self.squared_weight if self.squared_weight else 0.0
-
-    @property
-    def max_weight(self) -> float:
-        """The largest weight."""
-        return float(self.largest[0])
+    def cluster_sums(self, name: str) -> ClusterSums:
+        """An estimate's sums by cluster, as intervals want them."""
+        by_cluster, rows = self.clusters
+        slot = self.slots[name]
+        parts = [] if slot.plain is None else [(by_cluster[:, slot.plain], rows)]
+        if slot.numerator is not None:
+            parts.append((by_cluster[:, slot.numerator], by_cluster[:, slot.denominator]))
+        return ClusterSums(*(np.stack(column, 1) for column in zip(*parts)))
 
     @property
     def clusters(self) -> tuple[Float[np.ndarray, "C F"], Float[np.ndarray, " C"]]:
@@ -123,7 +123,7 @@ class Sums:
         if not len(self.largest) or part.largest[0] > self.largest[0]:
             self.largest_row = part.largest_row
         both = np.concatenate([self.largest, part.largest])
-        self.largest = np.sort(both)[::-1][:LARGEST]
+        self.largest = np.sort(both)[::-1][:KEPT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def part_of(rows: Chunk, weighed: Weighed, estimators: Estimators, numbers: Int[
     else:
         by_cluster = np.stack([np.bincount(inverse, column, len(ids)) for column in columns], 1)
     weight = weighed.weight
-    kept = min(LARGEST, len(weight))
+    kept = min(KEPT, len(weight))
     return Part(
         slots,
         float(len(rows) if rows.multiplicity is None else rows.multiplicity.sum()),

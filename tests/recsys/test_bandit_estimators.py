@@ -65,9 +65,9 @@ def test_real_logs_give_another_implementations_values(case: str) -> None:
     for name, value in expected["values"].items():
         assert sums.estimate(name)[0] == pytest.approx(value, rel=1e-10), name
     assert sums.estimate("ncis10")[0] == pytest.approx(expected["ncis10"], rel=1e-10)
-    assert sums.ess == pytest.approx(expected["ess"], rel=1e-10)
-    assert sums.max_weight == pytest.approx(expected["w_max"], rel=1e-10)
-    assert sums.mean_weight == pytest.approx(expected["w_mean"], rel=1e-10)
+    assert sums.weights.ess == pytest.approx(expected["ess"], rel=1e-10)
+    assert sums.weights.max_weight == pytest.approx(expected["w_max"], rel=1e-10)
+    assert sums.weights.mean == pytest.approx(expected["w_mean"], rel=1e-10)
     assert sums.n == expected["n"]
 
 

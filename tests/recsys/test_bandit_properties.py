@@ -40,8 +40,8 @@ def test_the_order_of_rows_and_the_size_of_chunks_do_not_matter(rows: int, seed:
     mixed = table.sample(fraction=1.0, shuffle=True, seed=seed)
     one, other = summed(log_of(table, USERS)), summed(log_of(mixed, USERS, chunk_rows=chunk))
     np.testing.assert_allclose(estimates(one), estimates(other), rtol=1e-12, atol=1e-15)
-    assert one.ess == pytest.approx(other.ess, rel=1e-12)
-    assert one.max_weight == other.max_weight
+    assert one.weights.ess == pytest.approx(other.weights.ess, rel=1e-12)
+    assert one.weights.max_weight == other.weights.max_weight
     np.testing.assert_allclose(sorted(one.clusters[0][:, 0]), sorted(other.clusters[0][:, 0]), rtol=1e-12, atol=1e-12)
 
 
@@ -64,7 +64,7 @@ def test_rows_that_count_nothing_change_nothing_and_repeated_rows_count_twice() 
     short = pl.concat([table.with_columns(times=1.0), more.with_columns(times=2.0)])
     repeated, counted_twice = summed(log_of(twice)), summed(log_of(short, counted))
     np.testing.assert_allclose(estimates(counted_twice), estimates(repeated), rtol=1e-12)
-    assert counted_twice.ess == pytest.approx(repeated.ess, rel=1e-12)
+    assert counted_twice.weights.ess == pytest.approx(repeated.weights.ess, rel=1e-12)
     assert counted_twice.n == 300
 
 
@@ -77,7 +77,7 @@ def test_rows_that_the_target_would_never_show_leave_what_is_normalized_by_weigh
     one, other = summed(log_of(table), policy), summed(log_of(shown), policy)
     for name in ("snips", "ncis"):
         np.testing.assert_allclose(one.estimate(name), other.estimate(name), rtol=1e-12)
-    assert one.ess == pytest.approx(other.ess, rel=1e-12)
+    assert one.weights.ess == pytest.approx(other.weights.ess, rel=1e-12)
 
 
 @pytest.mark.parametrize("factor", [0.01, 7.0])
@@ -95,8 +95,8 @@ def test_the_logging_policy_itself_earns_the_mean_with_weights_of_1() -> None:
     mean = table["click", "watch"].to_numpy().mean(0)
     for name in ("ips", "snips", "capped_ips", "ncis", "subgaussian_ips"):
         np.testing.assert_allclose(sums.estimate(name), mean, rtol=1e-12)
-    assert sums.mean_weight == sums.max_weight == 1
-    assert sums.ess == pytest.approx(300, rel=1e-12)
+    assert sums.weights.mean == sums.weights.max_weight == 1
+    assert sums.weights.ess == pytest.approx(300, rel=1e-12)
 
 
 def test_any_number_of_workers_gives_the_same_bits() -> None:
@@ -121,7 +121,7 @@ def test_the_largest_weights_are_kept_with_the_row_of_the_very_largest() -> None
     sums = summed(log_of(table, chunk_rows=64))
     weights = bandit().target[table["place"], table["item"]] / table["p"].to_numpy()
     np.testing.assert_array_equal(sums.largest, np.sort(weights)[::-1])
-    assert weights[sums.largest_row - 1] == sums.max_weight == weights.max()
+    assert weights[sums.largest_row - 1] == sums.weights.max_weight == weights.max()
 
 
 def test_segments_are_what_their_rows_alone_would_give() -> None:
