@@ -31,7 +31,7 @@ from recsys.estimators import Ratio
 from recsys.intervals import Interval, student_t
 from recsys.logged import Columns, Log
 from recsys.policies import Policy
-from recsys.reward_models import smoothed_mean
+from recsys.reward_models import RewardModel, smoothed_mean
 from recsys.scan import Sums, Weighed, sum_up
 from recsys.verdict import verdict
 
@@ -67,7 +67,8 @@ def recipe(config: Config, run: Run) -> Report:
     """Scan the log twice, once for the reward model, and tell what each policy would earn."""
     log = open_log(config)
     targets = [make_policy(name, config, log) for name in config.policy.target]
-    found = run.once("evaluation", lambda: evaluate(config, log, targets, run.stage_seeds("bootstrap")[0]))
+    model = smoothed_mean(log, config.reward_model.prior_rows)  # reads all rows: a bad log leaves no folder behind
+    found = run.once("evaluation", lambda: evaluate(config, log, targets, model, run.stage_seeds("bootstrap")[0]))
     metrics = {name: Metric(*values) for name, values in found["metrics"].items()}
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, found["tables"])
     report.save(run.folder / "report.json")
@@ -133,9 +134,8 @@ def standard(settings: EstimatorsConfig) -> dict[str, Callable[[Weighed], Ratio]
     }
 
 
-def evaluate(config: Config, log: Log, targets: list[Policy], seed: int) -> dict[str, Any]:
+def evaluate(config: Config, log: Log, targets: list[Policy], model: RewardModel, seed: int) -> dict[str, Any]:
     """Metrics `<signal>/<policy>/<estimator>` as (value, low, high, n), and tables."""
-    model = smoothed_mean(log, config.reward_model.prior_rows)
     known = standard(config.estimators)
     chosen = {name: known[name] for name in config.estimators.names or known}
     sums = sum_up(log, targets, model, {LOGGED: _logged, **chosen}, config.workers)
