@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from envs.core import InputError
 
-CHUNK_ROWS = 2**17
+CHUNK_ROWS = 2**16
+ROW_CLUSTERS = 2**17  # that the rows of a log without users are dealt into; a multiple of CHUNK_ROWS
 TOLD_ROWS = 5  # row numbers that an error names
 
 
@@ -52,8 +53,8 @@ class Chunk:
     """n rows of a log.
 
     first: the log's rows before these. action, position: indices into the catalog and the log's positions. cluster: a
-    number for each user; without users, rows are dealt into `CHUNK_ROWS` clusters in turn. multiplicity: how many rows
-    each stands for; None is one.
+    number for each user; without users, rows are dealt into `ROW_CLUSTERS` clusters in turn. multiplicity: how many
+    rows each stands for; None is one.
     """
 
     first: int
@@ -204,7 +205,7 @@ class Log:
         if "user" in frame.columns:
             cluster = users.encode(frame["user"].to_numpy())
         else:
-            cluster = np.arange(first, first + len(frame)) % CHUNK_ROWS
+            cluster = np.arange(first, first + len(frame)) % ROW_CLUSTERS
         return Chunk(
             first,
             frame["action"].to_numpy(),
@@ -310,24 +311,36 @@ class Problems:
 
 
 class Clusters:
-    """Numbers for users in the order in which they appear, so that sums by user are arrays."""
+    """Numbers for users, given as they come, so that sums by user are arrays."""
 
     def __init__(self) -> None:
         self._keys, self._codes = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     def encode(self, users: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """0, 1, … for the users so far; the same user always has the same number."""
-        keys, first, inverse = np.unique(users, return_index=True, return_inverse=True)
+        low, span = int(users.min()), int(users.max()) - int(users.min()) + 1
+        if span > 4 * len(users):
+            keys, inverse = np.unique(users, return_inverse=True)
+            return self._numbers(keys)[inverse]
+        # Numbers close to each other need no sorting.
+        table = np.full(span, -1)
+        table[users - low] = 0
+        keys = np.flatnonzero(table == 0)
+        table[keys] = self._numbers(keys + low)
+        return table[users - low]
+
+    def _numbers(self, keys: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """The numbers of users that are sorted and distinct."""
         place = np.searchsorted(self._keys, keys)
-        known = np.zeros(len(keys), bool)
         inside = place < len(self._keys)
+        known = np.zeros(len(keys), bool)
         known[inside] = self._keys[place[inside]] == keys[inside]
         codes = np.empty(len(keys), np.int64)
         codes[known] = self._codes[place[known]]
-        codes[~known] = len(self._keys) + np.argsort(np.argsort(first[~known]))
+        codes[~known] = len(self._keys) + np.arange(int((~known).sum()))
         self._keys = np.insert(self._keys, place[~known], keys[~known])
         self._codes = np.insert(self._codes, place[~known], codes[~known])
-        return codes[inverse]
+        return codes
 
 
 def require_columns(names: Sequence[str], known: Collection[str], what: str, where: str) -> None:
@@ -353,10 +366,10 @@ def exact_batches(frame: pl.LazyFrame, rows: int, name: str) -> Iterator[pl.Data
             waiting.append(batch)
             count += len(batch)
             if count >= rows:
-                whole = pl.concat(waiting)
+                whole = waiting[0] if len(waiting) == 1 else pl.concat(waiting)
                 for start in range(0, count - count % rows, rows):
                     yield whole.slice(start, rows)
-                waiting = [whole.slice(count - count % rows)]
+                waiting = [whole.slice(count - count % rows)] if count % rows else []
                 count %= rows
     except pl.exceptions.PolarsError as error:
         raise _unreadable(name, error) from error

@@ -61,7 +61,7 @@ class Slot:
 class Sums:
     """What is kept of a log's rows for one policy: sums by cluster of every estimator's columns, and the weights' own.
 
-    n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [C, F], rows [C]: the same
+    n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [F, C], rows [C]: the same
     for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
     the very largest. events: rows whose signal is not 0.
     """
@@ -97,24 +97,25 @@ class Sums:
 
     @property
     def clusters(self) -> tuple[Float[np.ndarray, "C F"], Float[np.ndarray, " C"]]:
-        """by_cluster and rows of the clusters that have any."""
+        """Sums and rows of the clusters that have any."""
         some = self.rows > 0
-        return self.by_cluster[some], self.rows[some]
+        return self.by_cluster.T[some], self.rows[some]
 
     def add(self, part: Part) -> None:
         """One more chunk."""
         if not self.slots:
             self.slots = part.slots
             self.total = np.zeros_like(part.total)
-            self.by_cluster = np.zeros((0, len(part.total)))
+            self.by_cluster = np.zeros((len(part.total), 0))
             self.events = np.zeros_like(part.events)
-        needed = int(part.ids[-1]) + 1
-        if needed > len(self.rows):  # doubled, so that growing costs no more than filling
-            room = max(needed, 2 * len(self.rows))
-            self.by_cluster = np.vstack([self.by_cluster, np.zeros((room - len(self.rows), len(part.total)))])
-            self.rows = np.concatenate([self.rows, np.zeros(room - len(self.rows))])
-        self.by_cluster[part.ids] += part.by_cluster
-        self.rows[part.ids] += part.rows
+        grown = part.clusters - len(self.rows)
+        if grown > 0:  # doubled, so that growing costs no more than filling
+            grown = max(grown, len(self.rows))
+            self.by_cluster = np.pad(self.by_cluster, ((0, 0), (0, grown)))
+            self.rows = np.pad(self.rows, (0, grown))
+        for sums, more in zip(self.by_cluster, part.by_cluster, strict=True):
+            sums[part.place] += more
+        self.rows[part.place] += part.rows
         self.n += part.n
         self.total = self.total + part.total
         self.weight += part.weight
@@ -122,19 +123,20 @@ class Sums:
         self.events = self.events + part.events
         if not len(self.largest) or part.largest[0] > self.largest[0]:
             self.largest_row = part.largest_row
-        both = np.concatenate([self.largest, part.largest])
-        self.largest = np.sort(both)[::-1][:KEPT]
+        if len(self.largest) < KEPT or part.largest[0] > self.largest[-1]:
+            self.largest = np.sort(np.concatenate([self.largest, part.largest]))[::-1][:KEPT]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one chunk adds to `Sums`; `ids` are its clusters, ascending."""
+    """What one chunk adds to `Sums`: `by_cluster` (F columns) and `rows` belong at `place` of all clusters' sums."""
 
     slots: dict[str, Slot]
     n: float
     total: Float[np.ndarray, " F"]
-    ids: Int[np.ndarray, " c"]
-    by_cluster: Float[np.ndarray, "c F"]
+    place: slice | Int[np.ndarray, " c"]
+    clusters: int
+    by_cluster: list[np.ndarray]
     rows: Float[np.ndarray, " c"]
     weight: float
     squared_weight: float
@@ -154,27 +156,41 @@ def part_of(rows: Chunk, weighed: Weighed, estimators: Estimators, numbers: Int[
     """The sums of some rows, which have these numbers in the log."""
     slots, columns = _columns(weighed, estimators)
     columns = [rows.counted(column) for column in columns]
-    ids, inverse = np.unique(rows.cluster, return_inverse=True)
-    if len(ids) == len(rows):  # every row its own cluster: sorting them does it
-        order = np.argsort(rows.cluster, kind="stable")
-        by_cluster = np.stack([column[order] for column in columns], 1)
-    else:
-        by_cluster = np.stack([np.bincount(inverse, column, len(ids)) for column in columns], 1)
+    count = np.ones(len(rows)) if rows.multiplicity is None else rows.multiplicity
+    place, (count_by_cluster, *by_cluster) = _by_cluster(rows.cluster, [count, *columns])
     weight = weighed.weight
+    counted_weight = rows.counted(weight)
     kept = min(KEPT, len(weight))
     return Part(
         slots,
-        float(len(rows) if rows.multiplicity is None else rows.multiplicity.sum()),
+        float(count.sum()),
         np.array([column.sum() for column in columns]),
-        ids,
+        place,
+        int(rows.cluster.max()) + 1,
         by_cluster,
-        np.bincount(inverse, rows.multiplicity, len(ids)).astype(np.float64),
-        float(rows.counted(weight).sum()),
-        float(rows.counted(weight) @ weight),
+        count_by_cluster,
+        float(counted_weight.sum()),
+        float(counted_weight @ weight),
         np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
         int(numbers[np.argmax(weight)]),
         np.count_nonzero(weighed.reward, axis=0),
     )
+
+
+def _by_cluster(
+    cluster: Int[np.ndarray, " n"], columns: list[np.ndarray]
+) -> tuple[slice | Int[np.ndarray, " c"], list[np.ndarray]]:
+    """Sums of each column by cluster, and the places of these among all clusters."""
+    first, rows = int(cluster[0]), len(cluster)
+    if int(cluster[-1]) - first == rows - 1 and bool((np.diff(cluster) == 1).all()):
+        return slice(first, first + rows), columns  # every row its own
+    runs = np.flatnonzero(np.diff(cluster, prepend=first - 1))
+    if 2 * len(runs) < rows:  # a log that is sorted by users
+        cluster, columns = cluster[runs], [np.add.reduceat(column, runs) for column in columns]
+    if int(cluster.max()) < 2 * rows:
+        return slice(0, int(cluster.max()) + 1), [np.bincount(cluster, column) for column in columns]
+    ids, inverse = np.unique(cluster, return_inverse=True)
+    return ids, [np.bincount(inverse, column, len(ids)) for column in columns]
 
 
 def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot], list[np.ndarray]]:

@@ -108,11 +108,20 @@ def test_any_number_of_workers_gives_the_same_bits() -> None:
         assert (other.weight, other.squared_weight) == (found[0].weight, found[0].squared_weight)
 
 
-def test_sums_by_cluster_add_up_to_the_total() -> None:
-    sums = summed(log_of(frame(500), USERS, chunk_rows=64))
+@pytest.mark.parametrize("order", ["mixed", "sorted", "far apart"])
+def test_sums_by_cluster_are_those_of_each_users_rows(order: str) -> None:
+    table = frame(500)
+    table = table.sort("user") if order == "sorted" else table
+    table = table.with_columns(pl.col("user") * 10**9) if order == "far apart" else table
+    sums = summed(log_of(table, USERS, chunk_rows=64))
     by_cluster, rows = sums.clusters
+    weights = bandit().target[table["place"], table["item"]] / table["p"].to_numpy()
+    alone = (
+        table.with_columns(wr=pl.Series(weights) * table["click"]).group_by("user").agg(pl.len(), pl.col("wr").sum())
+    )
+    found = sorted(zip(rows, by_cluster[:, 0]))
+    np.testing.assert_allclose(found, sorted(alone["len", "wr"].iter_rows()), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(by_cluster.sum(0), sums.total, rtol=1e-12)
-    assert len(rows) == frame(500)["user"].n_unique()
     assert rows.sum() == sums.n == 500
 
 
