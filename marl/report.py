@@ -121,7 +121,7 @@ def cannot_write(path: Path, error: OSError) -> ConcordError:
 def versions() -> dict[str, str]:
     """What the result may depend on."""
     found = {"python": platform.python_version(), "machine": machine()}
-    for package in ("concord-rl", "torch", "numpy", "pettingzoo", "mpe2", "vmas"):
+    for package in ("concord-rl", "torch", "numpy", "polars", "pettingzoo", "mpe2", "vmas"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

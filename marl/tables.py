@@ -39,7 +39,17 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
     edges = report.tables.get("edges", [])
     if any("worth" in row for row in edges):
         print_table("edges", edges, console)
+    _print_verdicts(report.tables.get("verdicts", []), console)
     print_files([folder / file for file in FILES.values() if (folder / file).exists()], console)
+
+
+def _print_verdicts(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Each verdict on estimates once, with its reason and those it is about."""
+    about: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        about.setdefault((row["verdict"], row["reason"]), []).append(row["estimate"])
+    for (level, reason), estimates in about.items():
+        console.print(f"{level}: {reason} ({', '.join(estimates)})", markup=False)
 
 
 def print_files(paths: Sequence[Path], console: Console) -> None:

@@ -1,0 +1,159 @@
+"""Readers of log formats: the Open Bandit Dataset, KuaiRand, and any CSV or Parquet table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from envs.core import InputError
+from recsys.logged import Catalog, Columns, Log, require_columns, schema_of
+
+SAMPLE = Path(__file__).parent / "data" / "open_bandit"
+POSITIONS = 3  # of the Open Bandit Dataset, numbered from 1
+ITEMS = {"all": 80, "men": 34, "women": 46}
+INFER_ROWS = 10_000  # of a CSV, from which the kinds of its columns are told
+
+Campaign = Literal["all", "men", "women"]
+Logger = Literal["random", "bts"]
+Version = Literal["pure", "1k", "27k"]
+
+KUAIRAND_POOL = 7583  # videos of which the random slice draws one at a time
+KUAIRAND_LOGS = {
+    "random": ("log_random_4_22_to_5_08",),
+    "standard": ("log_standard_4_08_to_4_21", "log_standard_4_22_to_5_08"),
+}
+KUAIRAND_SIGNALS = (
+    "is_click",
+    "is_like",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+    "long_view",
+    "play_time_ms",
+)
+KUAIRAND_COLUMNS = (
+    *("user_id", "video_id", "date", "hourmin", "time_ms"),
+    *KUAIRAND_SIGNALS,
+    *("duration_ms", "profile_stay_time", "comment_stay_time", "is_profile_enter", "is_rand", "tab"),
+)
+
+
+def scan(paths: Sequence[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
+    """The rows of CSV, gzipped CSV or Parquet files, one after the other. Raises InputError for others, or none.
+
+    reals: columns that a CSV may begin with whole numbers and go on with fractions.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise InputError(f"There is no log {missing[0] if missing else name}.")
+    kinds = {_kind(path) for path in paths}
+    if kinds == {"parquet"}:
+        return pl.scan_parquet(list(paths), glob=False)
+    if kinds == {"csv"}:
+        return _scan_csv(list(paths), name, reals)
+    raise InputError(f"A log is .csv, .csv.gz or .parquet, its parts alike; got {', '.join(p.name for p in paths)}.")
+
+
+def _kind(path: Path) -> str:
+    return path.name.lower().removesuffix(".gz").rpartition(".")[2]
+
+
+def _scan_csv(paths: list[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
+    first = schema_of(pl.scan_csv(paths[:1], infer_schema_length=INFER_ROWS, glob=False), name)
+    kinds = {column: pl.Float64 for column, kind in first.items() if kind.is_float() or column in reals}
+    kinds = {column: kind for column, kind in kinds.items() if first[column].is_numeric()}
+    return pl.scan_csv(paths, infer_schema_length=INFER_ROWS, schema_overrides=kinds, glob=False)
+
+
+def table(path: str, columns: Columns, actions: int | None = None) -> Log:
+    """Any table: a file, a folder of files, or a pattern such as logs/*.parquet; read in the order of names.
+
+    actions: the labels are 0, …, actions - 1; without it, whatever the log shows.
+    """
+    return Log(
+        scan(matching(path), path, columns.numbers()),
+        columns,
+        None if actions is None else Catalog.numbered(actions),
+        name=path,
+    )
+
+
+def matching(path: str) -> list[Path]:
+    """The files that a path, a folder or a pattern names, by name. Raises InputError for none."""
+    place = Path(path)
+    if place.is_dir():
+        found = sorted(p for p in place.iterdir() if p.is_file() and _kind(p) in ("csv", "parquet"))
+    elif any(sign in place.name for sign in "*?["):
+        found = sorted(place.parent.glob(place.name))
+    else:
+        found = [place]
+    if not found:
+        raise InputError(f"{path} matches no file: expected .csv, .csv.gz or .parquet.")
+    return found
+
+
+def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segments: Sequence[str] = ()) -> Log:
+    """One log of the Open Bandit Dataset: the sample that comes with Concord, or a folder of your own.
+
+    A folder holds <logger>_<campaign>.csv[.gz], as the sample, or <logger>/<campaign>/<campaign>.csv, as published.
+    It has no column of users.
+    """
+    folder = SAMPLE if path is None else path
+    stems = (f"{logged_by}_{campaign}.csv", f"{logged_by}/{campaign}/{campaign}.csv")
+    options = [folder / f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz")]
+    found = [option for option in options if option.is_file()]
+    if not found:
+        raise InputError(
+            f"{folder} holds no log of {campaign} by {logged_by}: expected {options[1].name} or {stems[1]}."
+        )
+    columns = Columns("item_id", ("click",), "propensity_score", "position", segments=tuple(segments))
+    positions = Catalog.numbered(POSITIONS, 1, "position")
+    name = str(found[0])
+    frame = scan(found[:1], name, columns.numbers())
+    if logged_by == "bts":
+        frame = frame.with_columns(_sixteen_decimals(pl.col("propensity_score")))
+    return Log(frame, columns, Catalog.numbered(ITEMS[campaign]), positions, name)
+
+
+def _sixteen_decimals(propensity: pl.Expr) -> pl.Expr:
+    """Propensities cut after 16 decimals, as the reader of the published pipeline cuts them: at most 1e-13 of one.
+
+    It decides ties: 1/46 is in the logs with 18 decimals, and there a weight of (1/46) / (1/46) is above a threshold of
+    1 of switch_dr, here as in the reference values.
+    """
+    cut = propensity.cast(pl.String).str.slice(0, len("0.") + 16).cast(pl.Float64)
+    return pl.when(propensity > 1e-3).then(cut).otherwise(propensity)
+
+
+def open_bandit_policy(campaign: Campaign) -> Path:
+    """The table of Thompson sampling's choices, from the prior it was deployed with."""
+    return SAMPLE / f"bts_action_dist_{campaign}.csv"
+
+
+def kuairand(
+    folder: Path,
+    version: Version,
+    logged_by: Literal["random", "standard"],
+    signals: Sequence[str] = KUAIRAND_SIGNALS,
+    segments: Sequence[str] = (),
+) -> Log:
+    """KuaiRand's random slice or its standard log, as published: Pure, 1K or 27K (whose logs come in parts).
+
+    Random rows were drawn uniformly from a pool of 7,583 videos: their propensity, given that a video was replaced, is
+    1/7583. For the standard log there are none; it has a column of NaN, which no estimator accepts. Users are clusters.
+    Source: Gao et al., CIKM 2022 (arXiv 2208.08696).
+    """
+    paths = [path for base in KUAIRAND_LOGS[logged_by] for path in sorted(folder.glob(f"{base}_{version}*.csv*"))]
+    bases = [base for base in KUAIRAND_LOGS[logged_by] if not any(path.name.startswith(base) for path in paths)]
+    if bases:
+        raise InputError(f"{folder} lacks {bases[0]}_{version}.csv, a log of KuaiRand-{version}.")
+    name = f"KuaiRand-{version}, {logged_by}"
+    frame = scan(paths, name, signals)
+    require_columns(KUAIRAND_COLUMNS, schema_of(frame, name), "columns", f"the columns of {paths[0].name}")
+    propensity = 1 / KUAIRAND_POOL if logged_by == "random" else float("nan")
+    columns = Columns("video_id", tuple(signals), "propensity", user="user_id", segments=tuple(segments))
+    return Log(frame.with_columns(propensity=pl.lit(propensity)), columns, name=name)

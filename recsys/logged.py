@@ -1,0 +1,401 @@
+"""Logs of what was shown and what users did, read in chunks: memory does not grow with the rows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float, Int
+
+from envs.core import InputError
+
+CHUNK_ROWS = 2**16
+ROW_CLUSTERS = 2**17  # that the rows of a log without users are dealt into; a multiple of CHUNK_ROWS
+TOLD_ROWS = 5  # row numbers that an error names
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a log calls its columns. None and () are what it does not have.
+
+    user: whose rows belong together, and are drawn together by a bootstrap. episode, step: checked to occur once.
+    multiplicity: how many rows a row stands for, where a log was thinned. segments: results are told for each of their
+    values. context: handed to policies and reward models.
+    """
+
+    action: str
+    rewards: tuple[str, ...]
+    propensity: str
+    position: str | None = None
+    user: str | None = None
+    episode: str | None = None
+    step: str | None = None
+    multiplicity: str | None = None
+    segments: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+
+    def numbers(self) -> list[str]:
+        """Those that must hold real numbers."""
+        return [name for name in (self.propensity, self.multiplicity, *self.rewards) if name]
+
+    def named(self) -> list[str]:
+        """All columns that are read, each once."""
+        single = [self.action, self.propensity, self.position, self.user, self.episode, self.step, self.multiplicity]
+        return list(dict.fromkeys(name for name in (*single, *self.rewards, *self.segments, *self.context) if name))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """n rows of a log.
+
+    first: the log's rows before these. action, position: indices into the catalog and the log's positions. cluster: a
+    number for each user; without users, rows are dealt into `ROW_CLUSTERS` clusters in turn. multiplicity: how many
+    rows each stands for; None is one.
+    """
+
+    first: int
+    action: Int[np.ndarray, " n"]
+    position: Int[np.ndarray, " n"]
+    propensity: Float[np.ndarray, " n"]
+    reward: Float[np.ndarray, "n K"]
+    cluster: Int[np.ndarray, " n"]
+    multiplicity: Float[np.ndarray, " n"] | None = None
+    segments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def take(self, rows: Any) -> Chunk:
+        """Some rows, by slice, mask or indices; of a slice, `first` stays true."""
+        segments, context = ({k: x[rows] for k, x in columns.items()} for columns in (self.segments, self.context))
+        return Chunk(
+            self.first + ((rows.start or 0) if isinstance(rows, slice) else 0),
+            self.action[rows],
+            self.position[rows],
+            self.propensity[rows],
+            self.reward[rows],
+            self.cluster[rows],
+            None if self.multiplicity is None else self.multiplicity[rows],
+            segments,
+            context,
+        )
+
+    def counted(self, column: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
+        """A column, each row as often as it counts."""
+        if self.multiplicity is None:
+            return column
+        return column * self.multiplicity.reshape(-1, *[1] * (column.ndim - 1))
+
+    def blocks(self, size: int) -> Iterator[Chunk]:
+        """The rows in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The A labels that a column may hold, in order: all actions that any policy could choose."""
+
+    labels: pl.Series
+    what: str = "action"
+
+    @classmethod
+    def numbered(cls, count: int, first: int = 0, what: str = "action") -> Catalog:
+        """The labels first, …, first + count - 1."""
+        return cls(pl.int_range(first, first + count, eager=True), what)
+
+    @classmethod
+    def found(cls, frame: pl.LazyFrame, column: str, what: str = "action") -> Catalog:
+        """What a column holds, sorted; one scan."""
+        return cls(_collect(frame.select(pl.col(column).drop_nulls().unique())).to_series().sort(), what)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def index(self, column: str, kind: Any) -> pl.Expr:
+        """The place of each value, -1 where it has none. Raises InputError for a column of another kind of values."""
+        if kind.is_integer() != self.labels.dtype.is_integer():
+            raise InputError(
+                f"Column {column!r} must hold {self.what} labels such as {self.labels[0]!r} ({self.labels.dtype}); it "
+                f"holds {kind}."
+            )
+        value = pl.col(column)
+        if self.labels.dtype.is_integer() and int(self.labels[-1]) - int(self.labels[0]) == len(self) - 1:
+            inside = value.is_between(self.labels[0], self.labels[-1])
+            place = pl.when(inside).then(value.cast(pl.Int64) - int(self.labels[0])).otherwise(-1)
+        else:
+            place = value.replace_strict(self.labels, range(len(self)), default=-1, return_dtype=pl.Int64)
+        return place.fill_null(-1)
+
+
+class Log:
+    """A log and the meaning of its columns; `chunks` reads it anew each time, always in the same chunks.
+
+    Raises InputError for columns that are missing or not numbers where numbers are needed. Bad rows are told while
+    reading, all of them counted.
+    """
+
+    def __init__(
+        self,
+        frame: pl.LazyFrame,
+        columns: Columns,
+        catalog: Catalog | None = None,
+        positions: Catalog | None = None,
+        name: str = "the log",
+        chunk_rows: int = CHUNK_ROWS,
+    ):
+        self.frame, self.columns, self.name, self._chunk_rows = frame, columns, name, min(chunk_rows, CHUNK_ROWS)
+        self.schema = schema_of(frame, name)
+        require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
+        self._require_numbers(columns.numbers())
+        self.catalog = Catalog.found(frame, columns.action) if catalog is None else catalog
+        if positions is None and columns.position is not None:
+            positions = Catalog.found(frame, columns.position, "position")
+        self.position_catalog = positions if columns.position is not None else None
+        if not len(self.catalog):
+            raise InputError(f"{name} has no rows with an action in column {columns.action!r}.")
+
+    @property
+    def actions(self) -> int:
+        """A, the size of the catalog."""
+        return len(self.catalog)
+
+    @property
+    def positions(self) -> int:
+        """How many positions there are; 1 where the log has no such column."""
+        return 1 if self.position_catalog is None else len(self.position_catalog)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The names of the K rewards."""
+        return self.columns.rewards
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """The columns that policies may read."""
+        return self.columns.context
+
+    def with_context(self, names: Sequence[str]) -> Log:
+        """The same log with these columns in `Chunk.context` too."""
+        context = tuple(dict.fromkeys((*self.columns.context, *names)))
+        columns = replace(self.columns, context=context)
+        return Log(self.frame, columns, self.catalog, self.position_catalog, self.name, self._chunk_rows)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""
+        self._require_distinct_steps()
+        problems, users, first = Problems(self.name), Clusters(), 0
+        for frame in self._frames():
+            chunk = self._chunk(frame, first, users)
+            self._look_for_problems(problems, chunk, frame)
+            first += len(chunk)
+            if not problems:
+                yield chunk
+        problems.tell()
+        if first == 0:
+            raise InputError(f"{self.name} has no rows.")
+
+    def _chunk(self, frame: pl.DataFrame, first: int, users: Clusters) -> Chunk:
+        signals = range(len(self.signals))
+        if "user" in frame.columns:
+            cluster = users.encode(frame["user"].to_numpy())
+        else:
+            cluster = np.arange(first, first + len(frame)) % ROW_CLUSTERS
+        return Chunk(
+            first,
+            frame["action"].to_numpy(),
+            frame["position"].to_numpy() if "position" in frame.columns else np.zeros(len(frame), np.int64),
+            frame["propensity"].to_numpy(),
+            np.stack([frame[f"reward{k}"].to_numpy() for k in signals], 1),
+            cluster,
+            frame["multiplicity"].to_numpy() if "multiplicity" in frame.columns else None,
+            {name: frame[f"segment{i}"].to_numpy() for i, name in enumerate(self.columns.segments)},
+            {name: frame[f"context{i}"].to_numpy() for i, name in enumerate(self.columns.context)},
+        )
+
+    def _look_for_problems(self, problems: Problems, chunk: Chunk, frame: pl.DataFrame) -> None:
+        columns, first = self.columns, chunk.first
+        problems.look(f"{columns.action} not in the catalog of {self.actions} actions", chunk.action < 0, first)
+        problems.look(f"{columns.position} not among the {self.positions} positions", chunk.position < 0, first)
+        p = chunk.propensity
+        problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
+        for name, signal in zip(self.signals, chunk.reward.T, strict=True):
+            problems.look(f"{name} missing or not finite", ~np.isfinite(signal), first)
+        if chunk.multiplicity is not None:
+            bad = ~(np.isfinite(chunk.multiplicity) & (chunk.multiplicity >= 0))
+            problems.look(f"{columns.multiplicity} not a number ≥ 0", bad, first)
+        if "user" in frame.columns and frame["user_missing"].any():
+            problems.look(f"{columns.user} missing", frame["user_missing"].to_numpy(), first)
+
+    def _frames(self) -> Iterator[pl.DataFrame]:
+        """The columns that a chunk needs, renamed to what they mean."""
+        columns = self.columns
+        wanted = [
+            self.catalog.index(columns.action, self.schema[columns.action]).alias("action"),
+            _number(columns.propensity).alias("propensity"),
+            *(_number(name).alias(f"reward{k}") for k, name in enumerate(columns.rewards)),
+            *(pl.col(name).alias(f"segment{i}") for i, name in enumerate(columns.segments)),
+            *(pl.col(name).alias(f"context{i}") for i, name in enumerate(columns.context)),
+        ]
+        if columns.position is not None and self.position_catalog is not None:
+            kind = self.schema[columns.position]
+            wanted.append(self.position_catalog.index(columns.position, kind).alias("position"))
+        if columns.multiplicity is not None:
+            wanted.append(_number(columns.multiplicity).alias("multiplicity"))
+        if columns.user is not None:
+            user = pl.col(columns.user)
+            key = (
+                user.cast(pl.Int64) if self.schema[columns.user].is_integer() else user.hash(0).reinterpret(signed=True)
+            )
+            wanted += [key.fill_null(-1).alias("user"), user.is_null().alias("user_missing")]
+        return exact_batches(self.frame.select(wanted), self._chunk_rows, self.name)
+
+    def _require_numbers(self, names: Sequence[str]) -> None:
+        for name in names:
+            kind = self.schema[name]
+            if not (kind.is_numeric() or kind == pl.Boolean):
+                raise InputError(f"Column {name!r} of {self.name} must hold numbers; it holds {kind}.")
+
+    def _require_distinct_steps(self) -> None:
+        """Raise InputError where a step of an episode occurs twice. This alone needs memory for all steps."""
+        names = [self.columns.episode, self.columns.step]
+        if None in names:
+            return
+        groups = self.frame.select(*names).with_row_index("row").group_by(names).agg(pl.col("row"))
+        again = pl.col("row").list.slice(1).explode(empty_as_null=False).sort()
+        rows = _collect(groups.filter(pl.col("row").list.len() > 1).select(again), self.name).to_series().to_numpy()
+        problems = Problems(self.name)
+        problems.add(f"{names[0]} and {names[1]} as in an earlier row", len(rows), rows[:TOLD_ROWS])
+        problems.tell()
+
+
+class Problems:
+    """What is wrong with a log: how many rows, and which the first are."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._counts: dict[str, int] = {}
+        self._rows: dict[str, list[int]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def look(self, what: str, bad: np.ndarray, first: int) -> None:
+        """Count the rows that are bad; `first` rows came before these."""
+        if bad.any():
+            self.add(what, int(bad.sum()), first + np.flatnonzero(bad)[:TOLD_ROWS])
+
+    def add(self, what: str, count: int, rows: np.ndarray) -> None:
+        """So many more, beginning with these rows."""
+        if count:
+            self._counts[what] = self._counts.get(what, 0) + count
+            self._rows[what] = (self._rows.get(what, []) + [int(row) + 1 for row in rows])[:TOLD_ROWS]
+
+    def tell(self) -> None:
+        """Raise InputError if anything is wrong."""
+        if not self:
+            return
+        told = []
+        for what, count in self._counts.items():
+            rows = ", ".join(map(str, self._rows[what])) + (", …" if count > len(self._rows[what]) else "")
+            told.append(f"{what} in {count:,} {'row' if count == 1 else 'rows'} ({rows})")
+        raise InputError(
+            f"{self.name} cannot be evaluated: {'; '.join(told)}. Rows are counted from 1, without the header. Mend or "
+            "remove them; nothing is dropped silently."
+        )
+
+
+class Clusters:
+    """Numbers for users, given as they come, so that sums by user are arrays."""
+
+    def __init__(self) -> None:
+        self._keys, self._codes = np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    def encode(self, users: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """0, 1, … for the users so far; the same user always has the same number."""
+        low, span = int(users.min()), int(users.max()) - int(users.min()) + 1
+        if span > 4 * len(users):
+            keys, inverse = np.unique(users, return_inverse=True)
+            return self._numbers(keys)[inverse]
+        # Numbers close to each other need no sorting.
+        table = np.full(span, -1)
+        table[users - low] = 0
+        keys = np.flatnonzero(table == 0)
+        table[keys] = self._numbers(keys + low)
+        return table[users - low]
+
+    def _numbers(self, keys: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """The numbers of users that are sorted and distinct."""
+        place = np.searchsorted(self._keys, keys)
+        inside = place < len(self._keys)
+        known = np.zeros(len(keys), bool)
+        known[inside] = self._keys[place[inside]] == keys[inside]
+        codes = np.empty(len(keys), np.int64)
+        codes[known] = self._codes[place[known]]
+        codes[~known] = len(self._keys) + np.arange(int((~known).sum()))
+        self._keys = np.insert(self._keys, place[~known], keys[~known])
+        self._codes = np.insert(self._codes, place[~known], codes[~known])
+        return codes
+
+
+def require_columns(names: Sequence[str], known: Collection[str], what: str, where: str) -> None:
+    """Raise InputError for names that are not known, each with the nearest that is."""
+    missing = [name for name in names if name not in known]
+    if not missing:
+        return
+    told = []
+    for name in missing[:TOLD_ROWS]:
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        told.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    more = f" and {len(missing) - TOLD_ROWS} more" if len(missing) > TOLD_ROWS else ""
+    listed = ", ".join(list(known)[:30]) or "none"
+    raise InputError(f"Missing {what}: {', '.join(told)}{more}. There are, as {where}: {listed}.")
+
+
+def exact_batches(frame: pl.LazyFrame, rows: int, name: str) -> Iterator[pl.DataFrame]:
+    """All rows in order, `rows` at a time wherever the files' own parts end, so that sums by chunk always agree."""
+    waiting: list[pl.DataFrame] = []
+    count = 0
+    try:
+        for batch in frame.collect_batches(chunk_size=rows, maintain_order=True):
+            waiting.append(batch)
+            count += len(batch)
+            if count >= rows:
+                whole = waiting[0] if len(waiting) == 1 else pl.concat(waiting)
+                for start in range(0, count - count % rows, rows):
+                    yield whole.slice(start, rows)
+                waiting = [whole.slice(count - count % rows)] if count % rows else []
+                count %= rows
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable(name, error) from error
+    if count:
+        yield pl.concat(waiting)
+
+
+def schema_of(frame: pl.LazyFrame, name: str) -> Mapping[str, Any]:
+    """The columns and their kinds. Raises InputError where the files are no table."""
+    try:
+        return frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _collect(frame: pl.LazyFrame, name: str = "the log") -> pl.DataFrame:
+    try:
+        return frame.collect(engine="streaming")
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable(name, error) from error
+
+
+def _number(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.Float64).fill_null(float("nan"))
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return InputError(f"{name} cannot be read: {lines[0] if lines else type(error).__name__}.")

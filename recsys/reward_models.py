@@ -1,0 +1,64 @@
+"""What a model expects an action to earn: the q of DM, DR and their kin."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from recsys.logged import Chunk, Log
+
+Table = Float[np.ndarray, "positions A K"]
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """The expected reward of every action.
+
+    `table` is the whole model where it knows no more of a row than its position, and None where it needs the row.
+    """
+
+    @property
+    def table(self) -> Table | None:
+        """q(position, a), or None."""
+
+    def predict(self, rows: Chunk) -> Float[np.ndarray, "n A K"]:
+        """q(x, a) of few rows and all actions."""
+
+    def predict_logged(self, rows: Chunk) -> Float[np.ndarray, "n K"]:
+        """q(x, a) of the logged actions."""
+
+
+class TableModel:
+    """q(position, action), whatever the context."""
+
+    def __init__(self, table: Table):
+        self.table = table
+
+    def predict(self, rows: Chunk) -> Float[np.ndarray, "n A K"]:
+        """The rows of the table."""
+        return self.table[rows.position]
+
+    def predict_logged(self, rows: Chunk) -> Float[np.ndarray, "n K"]:
+        """The entries of the table."""
+        return self.table[rows.position, rows.action]
+
+
+def smoothed_mean(log: Log, prior_rows: float = 50.0) -> TableModel:
+    """The mean reward of each action at each position, as if `prior_rows` rows of the log's mean had been seen there.
+
+    q(a, position) = (Σ r + prior_rows · mean of r) / (rows + prior_rows), fitted on the rows that are evaluated, by one
+    scan. With a whole log's few thousand cells the rows' own part in their prediction is small; where it is not, DM
+    and DR lean towards what was logged.
+    """
+    cells = log.positions * log.actions
+    count, total = np.zeros(cells), np.zeros((cells, len(log.signals)))
+    for chunk in log.chunks():
+        cell = chunk.position * log.actions + chunk.action
+        count += np.bincount(cell, chunk.multiplicity, cells)
+        for k, signal in enumerate(chunk.counted(chunk.reward).T):
+            total[:, k] += np.bincount(cell, signal, cells)
+    mean = total.sum(0) / count.sum()
+    table = (total + prior_rows * mean) / (count + prior_rows)[:, None]
+    return TableModel(table.reshape(log.positions, log.actions, -1))

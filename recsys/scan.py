@@ -1,0 +1,259 @@
+"""One scan of a log for all estimators, policies and signals: sums by chunk, combined in the order of chunks.
+
+What a chunk adds is computed apart from all others, by as many threads as there are, and added up in order; so the
+result has the same bits whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from recsys.diagnostics import KEPT, WeightSums
+from recsys.estimators import Ratio
+from recsys.intervals import ClusterSums
+from recsys.logged import Chunk, Log
+from recsys.policies import Policy, expected_reward
+from recsys.reward_models import RewardModel
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """Rows as estimators see them: `weight`, `reward`, `q_logged` and `value`, and the target's probability."""
+
+    weight: Float[np.ndarray, " n"]
+    reward: Float[np.ndarray, "n K"]
+    q_logged: Float[np.ndarray, "n K"]
+    value: Float[np.ndarray, "n K"]
+    target: Float[np.ndarray, " n"]
+
+
+Estimators = Mapping[str, Callable[[Weighed], Ratio]]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where an estimator's columns lie among the sums; None for a part that it does not have."""
+
+    plain: slice | None
+    numerator: slice | None
+    denominator: int | None
+
+    def estimate(self, sums: Float[np.ndarray, "*B F"], rows: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B K"]:
+        """The estimate that sums over `rows` rows make."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = 0.0 if self.plain is None else sums[..., self.plain] / rows[..., None]
+            if self.numerator is not None:
+                found = found + sums[..., self.numerator] / sums[..., self.denominator, None]
+        return np.asarray(found)
+
+
+@dataclass
+class Sums:
+    """What is kept of a log's rows for one policy: sums by cluster of every estimator's columns, and the weights' own.
+
+    n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [F, C], rows [C]: the same
+    for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
+    the very largest. events: rows whose signal is not 0.
+    """
+
+    slots: dict[str, Slot] = field(default_factory=dict)
+    n: float = 0.0
+    total: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    by_cluster: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    weight: float = 0.0
+    squared_weight: float = 0.0
+    largest: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    largest_row: int = 0
+    events: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def estimate(self, name: str) -> Float[np.ndarray, " K"]:
+        """The estimate by signal."""
+        return self.slots[name].estimate(self.total, np.asarray(self.n))
+
+    @property
+    def weights(self) -> WeightSums:
+        """What diagnostics need to know of the weights."""
+        return WeightSums(round(self.n), self.weight, self.squared_weight, self.largest)
+
+    def cluster_sums(self, name: str) -> ClusterSums:
+        """An estimate's sums by cluster, as intervals want them."""
+        by_cluster, rows = self.clusters
+        slot = self.slots[name]
+        parts = [] if slot.plain is None else [(by_cluster[:, slot.plain], rows)]
+        if slot.numerator is not None:
+            parts.append((by_cluster[:, slot.numerator], by_cluster[:, slot.denominator]))
+        return ClusterSums(*(np.stack(column, 1) for column in zip(*parts)))
+
+    @property
+    def clusters(self) -> tuple[Float[np.ndarray, "C F"], Float[np.ndarray, " C"]]:
+        """Sums and rows of the clusters that have any."""
+        some = self.rows > 0
+        return self.by_cluster.T[some], self.rows[some]
+
+    def add(self, part: Part) -> None:
+        """One more chunk."""
+        if not self.slots:
+            self.slots = part.slots
+            self.total = np.zeros_like(part.total)
+            self.by_cluster = np.zeros((len(part.total), 0))
+            self.events = np.zeros_like(part.events)
+        grown = part.clusters - len(self.rows)
+        if grown > 0:  # doubled, so that growing costs no more than filling
+            grown = max(grown, len(self.rows))
+            self.by_cluster = np.pad(self.by_cluster, ((0, 0), (0, grown)))
+            self.rows = np.pad(self.rows, (0, grown))
+        for sums, more in zip(self.by_cluster, part.by_cluster, strict=True):
+            sums[part.place] += more
+        self.rows[part.place] += part.rows
+        self.n += part.n
+        self.total = self.total + part.total
+        self.weight += part.weight
+        self.squared_weight += part.squared_weight
+        self.events = self.events + part.events
+        if not len(self.largest) or part.largest[0] > self.largest[0]:
+            self.largest_row = part.largest_row
+        if len(self.largest) < KEPT or part.largest[0] > self.largest[-1]:
+            self.largest = np.sort(np.concatenate([self.largest, part.largest]))[::-1][:KEPT]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one chunk adds to `Sums`: `by_cluster` (F columns) and `rows` belong at `place` of all clusters' sums."""
+
+    slots: dict[str, Slot]
+    n: float
+    total: Float[np.ndarray, " F"]
+    place: slice | Int[np.ndarray, " c"]
+    clusters: int
+    by_cluster: list[np.ndarray]
+    rows: Float[np.ndarray, " c"]
+    weight: float
+    squared_weight: float
+    largest: Float[np.ndarray, " m"]
+    largest_row: int
+    events: Int[np.ndarray, " K"]
+
+
+def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
+    """The columns that estimators need."""
+    target = policy.probability(rows)
+    value = expected_reward(policy, model, rows)
+    return Weighed(target / rows.propensity, rows.reward, model.predict_logged(rows), value, target)
+
+
+def part_of(rows: Chunk, weighed: Weighed, estimators: Estimators, numbers: Int[np.ndarray, " n"]) -> Part:
+    """The sums of some rows, which have these numbers in the log."""
+    slots, columns = _columns(weighed, estimators)
+    columns = [rows.counted(column) for column in columns]
+    count = np.ones(len(rows)) if rows.multiplicity is None else rows.multiplicity
+    place, (count_by_cluster, *by_cluster) = _by_cluster(rows.cluster, [count, *columns])
+    weight = weighed.weight
+    counted_weight = rows.counted(weight)
+    kept = min(KEPT, len(weight))
+    return Part(
+        slots,
+        float(count.sum()),
+        np.array([column.sum() for column in columns]),
+        place,
+        int(rows.cluster.max()) + 1,
+        by_cluster,
+        count_by_cluster,
+        float(counted_weight.sum()),
+        float(counted_weight @ weight),
+        np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
+        int(numbers[np.argmax(weight)]),
+        np.count_nonzero(weighed.reward, axis=0),
+    )
+
+
+def _by_cluster(
+    cluster: Int[np.ndarray, " n"], columns: list[np.ndarray]
+) -> tuple[slice | Int[np.ndarray, " c"], list[np.ndarray]]:
+    """Sums of each column by cluster, and the places of these among all clusters."""
+    first, rows = int(cluster[0]), len(cluster)
+    if int(cluster[-1]) - first == rows - 1 and bool((np.diff(cluster) == 1).all()):
+        return slice(first, first + rows), columns  # every row its own
+    runs = np.flatnonzero(np.diff(cluster, prepend=first - 1))
+    if 2 * len(runs) < rows:  # a log that is sorted by users
+        cluster, columns = cluster[runs], [np.add.reduceat(column, runs) for column in columns]
+    if int(cluster.max()) < 2 * rows:
+        return slice(0, int(cluster.max()) + 1), [np.bincount(cluster, column) for column in columns]
+    ids, inverse = np.unique(cluster, return_inverse=True)
+    return ids, [np.bincount(inverse, column, len(ids)) for column in columns]
+
+
+def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot], list[np.ndarray]]:
+    """Every estimator's columns side by side, and where each one's lie."""
+    slots: dict[str, Slot] = {}
+    columns: list[np.ndarray] = []
+    signals = weighed.reward.shape[1]
+
+    def place(x: np.ndarray) -> slice:
+        columns.extend(np.ascontiguousarray(signal) for signal in x.T)
+        return slice(len(columns) - signals, len(columns))
+
+    for name, estimator in estimators.items():
+        found = estimator(weighed)
+        plain = None if found.plain is None else place(found.plain)
+        numerator = None if found.numerator is None else place(found.numerator)
+        if found.denominator is not None:
+            columns.append(found.denominator)
+        slots[name] = Slot(plain, numerator, None if found.denominator is None else len(columns) - 1)
+    return slots, columns
+
+
+def sum_up(
+    log: Log, policies: Sequence[Policy], model: RewardModel, estimators: Estimators, workers: int = 1
+) -> dict[str, Sums]:
+    """Sums of the whole log by policy, and by `policy|segment=value` for each value of a segment column."""
+    sums: dict[str, Sums] = {policy.name: Sums() for policy in policies}
+
+    def work(chunk: Chunk) -> dict[str, Part]:
+        found = {}
+        numbers = np.arange(chunk.first + 1, chunk.first + 1 + len(chunk))
+        for policy in policies:
+            weighed = weigh(chunk, policy, model)
+            found[policy.name] = part_of(chunk, weighed, estimators, numbers)
+            for segment, values in chunk.segments.items():
+                for value in np.unique(values):
+                    at = np.flatnonzero(values == value)
+                    part = part_of(chunk.take(at), _take(weighed, at), estimators, numbers[at])
+                    found[f"{policy.name}|{segment}={value}"] = part
+        return found
+
+    for parts in in_order(work, log.chunks(), workers):
+        for name, part in parts.items():
+            sums.setdefault(name, Sums()).add(part)
+    return sums
+
+
+def _take(weighed: Weighed, rows: np.ndarray) -> Weighed:
+    return Weighed(
+        *(x[rows] for x in (weighed.weight, weighed.reward, weighed.q_logged, weighed.value, weighed.target))
+    )
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """`function` of every item, in order, by several threads; few items wait at a time."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,201 @@
+import csv
+import gzip
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import recsys
+from envs.core import InputError
+from recsys.diagnostics import (
+    KEPT,
+    Diagnosis,
+    diagnose,
+    effective_events,
+    unsupported_mass,
+    weight_sums,
+)
+from recsys.tails import generalized_pareto, pareto_k, tail_length
+from recsys.verdict import CHECKS, Level, verdict
+
+LOGS = Path(recsys.__file__).parent / "data" / "open_bandit"
+HEALTHY = Diagnosis(
+    rows=100_000,
+    clusters=5_000,
+    ess=40_000.0,
+    max_weight=12.0,
+    max_share=0.0001,
+    mean_weight=1.001,
+    mean_z=0.4,
+    tail_k=0.2,
+    unsupported=0.0,
+    events=4_000,
+    effective_events=900.0,
+)
+
+
+def open_bandit(campaign, logged_by):
+    """Weights of the other policy than the logging one, and clicks."""
+    with gzip.open(LOGS / f"{logged_by}_{campaign}.csv.gz", "rt") as file:
+        rows = list(csv.DictReader(file))
+    item, position = (np.array([int(row[name]) for row in rows]) for name in ("item_id", "position"))
+    propensity = np.array([float(row["propensity_score"]) for row in rows])
+    table = np.loadtxt(LOGS / f"bts_action_dist_{campaign}.csv", delimiter=",", skiprows=1)[:, 1:]
+    target = table[item, position - 1] if logged_by == "random" else np.full(len(rows), 1 / len(table))
+    return target / propensity, np.array([float(row["click"]) for row in rows])
+
+
+def judged(weight, click):
+    weighted = effective_events((weight * click)[:, None])[0]
+    return diagnose(weight_sums(weight), events=float(click.sum()), effective_events=float(weighted))
+
+
+def test_women_bts_to_random_is_refused_for_its_effective_sample_size():
+    found = judged(*open_bandit("women", "bts"))
+    assert found.ess == pytest.approx(2.077822692483707, rel=1e-10)
+    assert found.max_weight == pytest.approx(21739.130434782608)
+    assert found.mean_weight == pytest.approx(3.13419002089746)
+    answer = verdict(found)
+    assert answer.level is Level.UNRELIABLE
+    assert answer.check == "ess"
+    assert str(answer) == "UNRELIABLE: The weights leave an effective sample of 2.1 of 10,000 rows."
+    assert found.max_share > 0.3  # which alone would be enough
+    for other in (replace(found, model_only=True), replace(found, kept=0.76)):  # no cap or model repairs this
+        assert verdict(other).level is Level.UNRELIABLE
+
+
+def test_all_random_to_bts_is_let_pass_with_its_few_clicks_named():
+    found = judged(*open_bandit("all", "random"))
+    assert found.ess == pytest.approx(1639.5018736079446, rel=1e-10)
+    assert found.mean_weight == pytest.approx(0.9533163999999998)
+    assert found.mean_z == pytest.approx(-2.2, abs=0.05)
+    answer = verdict(found)
+    assert answer.level is Level.CAUTION
+    assert answer.reason == "Only 38 events stand behind this signal."
+
+
+@pytest.mark.parametrize("campaign", ["all", "men", "women"])
+def test_uniform_logs_are_never_unreliable(campaign):
+    assert verdict(judged(*open_bandit(campaign, "random"))).level < Level.UNRELIABLE
+
+
+def test_effective_sample_sizes_that_are_known():
+    assert weight_sums(np.full(40, 0.3)).ess == pytest.approx(40)
+    assert weight_sums(np.array([0.0, 7.0, 0.0])).ess == 1
+    assert weight_sums(np.zeros(3)).ess == 0
+    weight = np.random.default_rng(0).lognormal(0, 1, 500)
+    cv = weight.std() / weight.mean()
+    assert weight_sums(weight).ess == pytest.approx(500 / (1 + cv**2))
+    assert weight_sums(weight * 9).ess == pytest.approx(weight_sums(weight).ess)
+
+
+def test_the_mean_weights_z_by_hand():
+    sums = weight_sums(np.array([0.0, 2.0, 3.0, 1.0]))
+    assert sums.mean_z == pytest.approx(0.5 / math.sqrt((5 / 3) / 4))
+    assert weight_sums(np.ones(5)).mean_z == 0
+    assert weight_sums(np.full(5, 2.0)).mean_z == math.inf
+    assert weight_sums(np.zeros(5)).max_share == 1
+
+
+def test_weights_of_chunks_add_up_to_those_of_the_log():
+    weight = np.random.default_rng(0).lognormal(0, 2, 3 * KEPT)
+    parts = [weight_sums(part) for part in np.split(weight, [100, KEPT, 2 * KEPT + 7])]
+    total, whole = parts[0] + parts[1] + parts[2] + parts[3], weight_sums(weight)
+    np.testing.assert_array_equal(total.largest, whole.largest)
+    assert total.rows == whole.rows
+    assert total.ess == pytest.approx(whole.ess, rel=1e-12)
+    assert diagnose(total).tail_k == diagnose(whole).tail_k == pareto_k(weight, len(weight))
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [1.0, -0.1]])
+def test_weights_that_are_none_are_refused(bad):
+    with pytest.raises(InputError, match="finite numbers of at least 0"):
+        weight_sums(np.array(bad))
+
+
+@pytest.mark.parametrize("k", [-0.3, 0.1, 0.5, 0.8, 1.2])
+def test_the_pareto_fit_finds_the_shape_and_scale_of_a_known_distribution(k):
+    random = np.random.default_rng(0)
+    fits = [generalized_pareto(2.0 * (random.random(2_000) ** -k - 1) / k) for _ in range(40)]
+    shape, scale = np.mean(fits, axis=0)
+    assert shape == pytest.approx(k, abs=0.03)
+    assert scale == pytest.approx(2, rel=0.03)
+
+
+@pytest.mark.parametrize("k", [0.3, 0.7, 1.0])
+def test_pareto_k_of_weights_with_a_known_tail(k):
+    random = np.random.default_rng(1)
+    found = [pareto_k(random.random(20_000) ** -k, 20_000) for _ in range(40)]
+    assert np.mean(found) == pytest.approx(k, abs=0.05)
+    weight = random.random(5_000) ** -k
+    assert pareto_k(weight * 1e3, 5_000) == pytest.approx(pareto_k(weight, 5_000))
+
+
+def test_ties_are_no_tail():
+    random = np.random.default_rng(0)
+    assert math.isnan(pareto_k(random.choice([0.5, 3.0, 9.0], 10_000), 10_000))
+    assert math.isnan(pareto_k(np.minimum(random.lognormal(0, 2, 10_000), 10.0), 10_000))
+    assert math.isnan(pareto_k(np.arange(4.0), 4))
+    assert tail_length(10_000) == 300
+    assert tail_length(100) == 20
+
+
+def test_unsupported_mass_is_the_targets_probability_where_the_logger_has_next_to_none():
+    logging = np.array([[0.5, 0.5, 0.0], [0.0, 0.001, 0.999]])
+    target = np.array([[0.5, 0.3, 0.2], [0.4, 0.5, 0.1]])
+    assert unsupported_mass(target, logging) == pytest.approx((0.2 + 0.9) / 2)
+    assert unsupported_mass(target, logging, eps=1e-6) == pytest.approx((0.2 + 0.4) / 2)
+
+
+def test_effective_events_discount_weights():
+    weighted = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [8.0, 0.0]])
+    np.testing.assert_allclose(effective_events(weighted), [100 / 66, 0])
+
+
+def test_a_healthy_estimate_is_reliable():
+    assert verdict(HEALTHY).level is Level.RELIABLE
+    assert str(verdict(HEALTHY)).startswith("RELIABLE: An effective sample of 40,000 of 100,000 rows")
+    unknown = replace(HEALTHY, tail_k=math.nan, unsupported=math.nan, events=math.nan, effective_events=math.nan)
+    assert verdict(unknown).level is Level.RELIABLE
+
+
+@pytest.mark.parametrize(
+    ("trouble", "check", "level", "says"),
+    [
+        ({"ess": 49.9}, "ess", Level.UNRELIABLE, "49.9 of 100,000 rows"),
+        ({"ess": 150.0}, "ess", Level.CAUTION, "150.0"),
+        ({"ess": 800.0}, "ess_share", Level.CAUTION, "0.80%"),
+        ({"max_share": 0.31}, "max_share", Level.UNRELIABLE, "31%"),
+        ({"max_share": 0.06}, "max_share", Level.CAUTION, "6%"),
+        ({"mean_weight": 1.2, "mean_z": 4.5}, "mean_weight", Level.UNRELIABLE, "1.200"),
+        ({"mean_weight": 0.8, "mean_z": -3.5}, "mean_weight", Level.CAUTION, "z = -3.5"),
+        ({"tail_k": 0.72}, "tail", Level.UNRELIABLE, "k = 0.72"),
+        ({"tail_k": 0.6}, "tail", Level.CAUTION, "k = 0.60"),
+        ({"tail_k": 0.6, "rows": 200, "ess": 200.0}, "tail", Level.UNRELIABLE, "k = 0.60"),
+        ({"unsupported": 0.11}, "support", Level.UNRELIABLE, "11.0%"),
+        ({"unsupported": 0.02}, "support", Level.CAUTION, "2.0%"),
+        ({"events": 9}, "events", Level.UNRELIABLE, "9 events"),
+        ({"events": 30}, "events", Level.CAUTION, "30 events"),
+        ({"effective_events": 1.5}, "effective_events", Level.UNRELIABLE, "no more than 1.5"),
+        ({"clusters": 8}, "clusters", Level.UNRELIABLE, "only 8 users"),
+        ({"kept": 0.4}, "kept", Level.UNRELIABLE, "40%"),
+        ({"kept": 0.8}, "kept", Level.CAUTION, "80%"),
+        ({"model_only": True}, "model", Level.CAUTION, "reward model alone"),
+    ],
+)
+def test_each_trouble_is_named_with_its_number(trouble, check, level, says):
+    answer = verdict(replace(HEALTHY, **trouble))
+    assert (answer.check, answer.level) == (check, level)
+    assert says.lower() in answer.reason.lower()
+
+
+def test_a_significant_but_tiny_deviation_of_the_mean_weight_is_let_pass():
+    assert verdict(replace(HEALTHY, mean_weight=1.004, mean_z=9.0)).level is Level.RELIABLE
+
+
+def test_the_worst_trouble_decides_and_every_threshold_has_its_reason():
+    answer = verdict(replace(HEALTHY, ess=150.0, events=3))
+    assert (answer.level, answer.check) == (Level.UNRELIABLE, "events")
+    assert all(check.caution < check.unreliable and len(check.why) > 40 for check in CHECKS)
