@@ -1,13 +1,10 @@
-import csv
-import gzip
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from open_bandit_logs import open_bandit
 
-import recsys
 from envs.core import InputError
 from recsys.diagnostics import (
     KEPT,
@@ -20,7 +17,6 @@ from recsys.diagnostics import (
 from recsys.tails import generalized_pareto, pareto_k, tail_length
 from recsys.verdict import CHECKS, Level, verdict
 
-LOGS = Path(recsys.__file__).parent / "data" / "open_bandit"
 HEALTHY = Diagnosis(
     rows=100_000,
     clusters=5_000,
@@ -34,17 +30,6 @@ HEALTHY = Diagnosis(
     events=4_000,
     effective_events=900.0,
 )
-
-
-def open_bandit(campaign, logged_by):
-    """Weights of the other policy than the logging one, and clicks."""
-    with gzip.open(LOGS / f"{logged_by}_{campaign}.csv.gz", "rt") as file:
-        rows = list(csv.DictReader(file))
-    item, position = (np.array([int(row[name]) for row in rows]) for name in ("item_id", "position"))
-    propensity = np.array([float(row["propensity_score"]) for row in rows])
-    table = np.loadtxt(LOGS / f"bts_action_dist_{campaign}.csv", delimiter=",", skiprows=1)[:, 1:]
-    target = table[item, position - 1] if logged_by == "random" else np.full(len(rows), 1 / len(table))
-    return target / propensity, np.array([float(row["click"]) for row in rows])
 
 
 def judged(weight, click):
