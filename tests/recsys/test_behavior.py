@@ -49,6 +49,16 @@ def test_the_temperature_takes_back_confidence(t):
     assert temperature(np.log(truth) * t, action) == pytest.approx(t, rel=0.06)
 
 
+def test_an_overconfident_model_is_tempered():
+    features, action, truth = softmax_log()
+
+    def boastful(features, action):
+        predict = logistic(4)(features, action)
+        return lambda x: 3 * predict(x)
+
+    assert np.abs(cross_fit(boastful, features, action) - truth).mean() < 0.015
+
+
 def test_frequencies_by_hand():
     features = np.array([[0.0], [0.0], [0.0], [2.0]])
     predict = frequency(2, strength=1.0)(features, np.array([0, 0, 1, 1]))

@@ -127,6 +127,19 @@ def test_ties_are_no_tail():
     assert tail_length(100) == 20
 
 
+def test_ties_at_the_threshold_are_no_excess():
+    random = np.random.default_rng(0)
+    tails = 2 + (random.random((40, 200)) ** -0.3 - 1) / 0.3
+    found = [pareto_k(np.concatenate([np.full(9_800, 2.0), tail]), 10_000) for tail in tails]
+    assert np.mean(found) == pytest.approx(0.3, abs=0.05)
+
+
+def test_short_tails_are_shrunk_to_a_half():
+    weight = np.random.default_rng(0).random(100)
+    tail = np.sort(weight)[-20:] - np.sort(weight)[-21]
+    assert pareto_k(weight, 100) == pytest.approx((20 * generalized_pareto(tail)[0] + 5) / 30)
+
+
 def test_unsupported_mass_is_the_targets_probability_where_the_logger_has_next_to_none():
     logging = np.array([[0.5, 0.5, 0.0], [0.0, 0.001, 0.999]])
     target = np.array([[0.5, 0.3, 0.2], [0.4, 0.5, 0.1]])
