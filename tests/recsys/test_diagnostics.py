@@ -1,13 +1,10 @@
-import csv
-import gzip
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from open_bandit_logs import open_bandit
 
-import recsys
 from envs.core import InputError
 from recsys.diagnostics import (
     KEPT,
@@ -20,7 +17,6 @@ from recsys.diagnostics import (
 from recsys.tails import generalized_pareto, pareto_k, tail_length
 from recsys.verdict import CHECKS, Level, verdict
 
-LOGS = Path(recsys.__file__).parent / "data" / "open_bandit"
 HEALTHY = Diagnosis(
     rows=100_000,
     clusters=5_000,
@@ -34,17 +30,6 @@ HEALTHY = Diagnosis(
     events=4_000,
     effective_events=900.0,
 )
-
-
-def open_bandit(campaign, logged_by):
-    """Weights of the other policy than the logging one, and clicks."""
-    with gzip.open(LOGS / f"{logged_by}_{campaign}.csv.gz", "rt") as file:
-        rows = list(csv.DictReader(file))
-    item, position = (np.array([int(row[name]) for row in rows]) for name in ("item_id", "position"))
-    propensity = np.array([float(row["propensity_score"]) for row in rows])
-    table = np.loadtxt(LOGS / f"bts_action_dist_{campaign}.csv", delimiter=",", skiprows=1)[:, 1:]
-    target = table[item, position - 1] if logged_by == "random" else np.full(len(rows), 1 / len(table))
-    return target / propensity, np.array([float(row["click"]) for row in rows])
 
 
 def judged(weight, click):
@@ -140,6 +125,19 @@ def test_ties_are_no_tail():
     assert math.isnan(pareto_k(np.arange(4.0), 4))
     assert tail_length(10_000) == 300
     assert tail_length(100) == 20
+
+
+def test_ties_at_the_threshold_are_no_excess():
+    random = np.random.default_rng(0)
+    tails = 2 + (random.random((40, 200)) ** -0.3 - 1) / 0.3
+    found = [pareto_k(np.concatenate([np.full(9_800, 2.0), tail]), 10_000) for tail in tails]
+    assert np.mean(found) == pytest.approx(0.3, abs=0.05)
+
+
+def test_short_tails_are_shrunk_to_a_half():
+    weight = np.random.default_rng(0).random(100)
+    tail = np.sort(weight)[-20:] - np.sort(weight)[-21]
+    assert pareto_k(weight, 100) == pytest.approx((20 * generalized_pareto(tail)[0] + 5) / 30)
 
 
 def test_unsupported_mass_is_the_targets_probability_where_the_logger_has_next_to_none():

@@ -135,6 +135,24 @@ def test_knowing_that_the_mean_weight_is_1_narrows_the_interval():
     assert knowing.value[0] == pytest.approx(1.2, abs=0.02)
 
 
+def test_known_moments_are_the_baseline_that_values_are_held_against():
+    """A mean weight of 1.3 is itself improbable; that must not narrow the interval of the value."""
+    weight, reward, _ = log(rows=200, signals=1)
+    weight *= 1.3 / weight.mean()
+    above, known = weight[:, None] * reward, (weight - 1)[:, None]
+    found = empirical_likelihood(cluster_sums(above), given=known)
+    edge = stats.f.ppf(0.95, 1, 199)
+    assert log_ratio(known) > 10
+    for end in (found.low[0], found.high[0]):
+        moments = np.concatenate([above - end, known], axis=1)
+        assert log_ratio(moments) - log_ratio(known) == pytest.approx(edge, rel=1e-5)
+    assert log_ratio(np.concatenate([above - found.value, known], axis=1)) == pytest.approx(log_ratio(known), rel=1e-9)
+
+
+def test_moments_that_no_reweighting_has_are_improbable_not_an_error():
+    assert 100 < log_ratio(np.linspace(1, 2, 30)[:, None]) < math.inf
+
+
 def test_signals_do_not_touch_each_other():
     weight, reward, user = log(signals=3)
     together = every_interval(cluster_sums(weight[:, None] * reward, weight, user))

@@ -1,10 +1,13 @@
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from open_bandit_logs import open_bandit
 
 from envs.core import InputError
-from recsys.intervals import cluster_sums
+from recsys.intervals import cluster_sums, student_t
 from recsys.selection import (
     cross_validated_mse,
     fit_subsampling,
@@ -16,6 +19,7 @@ from recsys.selection import (
 )
 from recsys.verdict import Level, Verdict
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOOD, SO_SO, BAD = (Verdict(level, "ess", f"It is {level.name.lower()}.") for level in Level)
 
 
@@ -173,3 +177,18 @@ def test_none_is_recommended_where_none_is_reliable():
     found = recommend({"ips": BAD, "dm": BAD}, {}, {})
     assert found.estimator is None
     assert found.sentence == "Read none of these estimates. It is unreliable."
+
+
+@pytest.mark.parametrize("campaign", ["all", "women"])
+@pytest.mark.parametrize(("logged_by", "target"), [("random", "bts"), ("bts", "random")])
+def test_slope_chooses_the_peers_cap_on_real_logs(campaign, logged_by, target):
+    """The recorded choice of obp 0.5.7 and its estimate, from plain 95 % intervals."""
+    peer = json.loads((FIXTURES / "expected_obp_0.5.7.json").read_text())["cases"][f"{campaign}:{logged_by}->{target}"]
+    weight, click = open_bandit(campaign, logged_by)
+    caps = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 1_000.0]
+    capped = [cluster_sums((np.minimum(weight, cap) * click)[:, None]) for cap in caps]
+    found = [student_t(sums) for sums in capped]
+    value = np.stack([interval.value for interval in found])
+    chosen = slope(value, value - np.stack([interval.low for interval in found]), factor=1)[0]
+    assert caps[chosen] == peer["tuned"]["ipw_slope"]
+    assert value[chosen, 0] == pytest.approx(peer["values"]["ipw_slope"], rel=1e-10)
