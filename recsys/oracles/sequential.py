@@ -194,7 +194,7 @@ def recipe(config: Config, run: Run) -> Report:
     rows = judgements(samples, truth)
     for row in rows:
         row["unbiased"] = "yes" if row["estimator"] in UNBIASED else ""
-    metrics = metrics_of("sequential", samples, rows) | summary(problem, rows, found["gap_to_dp"])
+    metrics = metrics_of("sequential", samples, rows) | summary(problem, rows, found["gap_to_dp"], config.cap)
     tables = {"estimators": rows}
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
     report.save(run.folder / "report.json")
@@ -202,7 +202,7 @@ def recipe(config: Config, run: Run) -> Report:
     return report
 
 
-def summary(problem: FiniteProblem, rows: list[dict[str, Any]], gap_to_dp: float) -> dict[str, Metric]:
+def summary(problem: FiniteProblem, rows: list[dict[str, Any]], gap_to_dp: float, cap: float) -> dict[str, Metric]:
     """What is claimed of all together."""
     by_name = {row["estimator"]: row for row in rows}
     of_dr, of_pdis = by_name["dr_exact_q"]["variance"], by_name["pdis"]["variance"]
@@ -212,8 +212,16 @@ def summary(problem: FiniteProblem, rows: list[dict[str, Any]], gap_to_dp: float
         "sequential/logging_value": Metric.exact(problem.value(problem.logging)),
         "sequential/dr_exact_q/variance_ratio": Metric.exact(ratio),
         "sequential/fqe/gap_to_dp": Metric.exact(gap_to_dp),
+        "sequential/ncis/limit_bias": Metric.exact(ncis_limit(problem, cap) - problem.value(problem.target)),
         "sequential/unbiased/max_abs_z": Metric.exact(max(abs(by_name[name]["z"]) for name in UNBIASED)),
     }
+
+
+def ncis_limit(problem: FiniteProblem, cap: float) -> float:
+    """What NCIS tends to with more and more data: Σ_t γ^t E_b[min(w_t, c) r_t] / E_b[min(w_t, c)]."""
+    chance = problem.visits(problem.logging)[..., None] * problem.logging * np.minimum(problem.weight(), cap)
+    mean_reward = (chance * problem.reward_mean).sum((1, 2)) / chance.sum((1, 2))
+    return float(problem.discount ** np.arange(problem.horizon) @ mean_reward)
 
 
 def replicate(problem: FiniteProblem, config: Config, seed: int) -> dict[str, Any]:

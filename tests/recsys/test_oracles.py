@@ -55,6 +55,9 @@ def test_the_sequential_comparison(
 def test_ncis_is_reported_biased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = run(tmp_path, monkeypatch, "sequential", quick="replications=100")
     assert abs(report.metrics["sequential/ncis/z"].value) > 4
+    found, limit = report.metrics["sequential/ncis/mean"], report.metrics["sequential/ncis/limit_bias"].value
+    assert limit < -0.03
+    assert found.value - 2.426734914315522 == pytest.approx(limit, abs=2 * (found.high - found.low))
 
 
 def test_the_slate_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
