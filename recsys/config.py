@@ -6,22 +6,24 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from marl.config import EvaluationConfig, RunConfig, Section, TrainConfig
+from marl.config import EnvConfig, EvaluationConfig, RunConfig, Section, TrainConfig
 from recsys.formats import KUAIRAND_SIGNALS
 
 NAMED = ("random", "uniform", "popularity", "bts", "table", "softmax", "epsilon_greedy")
 SCORED = ("softmax", "epsilon_greedy")
+NOWHERE = EnvConfig.model_construct()  # the environment of what plays in none
 
 
 class OfflineConfig(RunConfig):
     """A recipe that plays in no world and trains nothing."""
 
-    env: None = Field(None, description="logs have no environment")  # type: ignore[assignment]
+    env: EnvConfig = Field(NOWHERE, exclude=True, description="not used: everything comes from data.path")
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> OfflineConfig:
         idle = {
             "compile": self.compile,
+            "env": self.env != NOWHERE,
             "train": self.train != TrainConfig(),
             "evaluation": self.evaluation != EvaluationConfig(),
         }

@@ -29,9 +29,11 @@ def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
 
     Sorted p_(i) becomes max_{j ≤ i} min(1, (m-j+1) p_(j)). (Holm, Scandinavian Journal of Statistics 1979.)
     """
-    order, m = _order(p), len(p)
-    adjusted = np.maximum.accumulate((m - np.arange(m)) * p[order])
-    return _back(adjusted, order)
+    _require_probabilities(p)
+    order, m = np.argsort(p, kind="stable"), len(p)
+    adjusted = np.empty(m)
+    adjusted[order] = np.maximum.accumulate((m - np.arange(m)) * p[order]).clip(max=1.0)
+    return adjusted
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
@@ -40,18 +42,13 @@ def benjamini_hochberg(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " te
     Sorted p_(i) becomes min_{j ≥ i} min(1, m p_(j) / j). Assumes independent or positively dependent tests.
     (Benjamini and Hochberg, JRSS B 1995; dependence: Benjamini and Yekutieli, Annals of Statistics 2001.)
     """
-    order, m = _order(p), len(p)
-    raw = m * p[order] / np.arange(1, m + 1)
-    return _back(np.minimum.accumulate(raw[::-1])[::-1], order)
+    from scipy import stats
+
+    _require_probabilities(p)
+    adjusted: np.ndarray = stats.false_discovery_control(p, method="bh")
+    return adjusted
 
 
-def _order(p: np.ndarray) -> np.ndarray:
+def _require_probabilities(p: np.ndarray) -> None:
     if not ((p >= 0) & (p <= 1)).all():
         raise InputError(f"p-values lie between 0 and 1; got {p.tolist()[:10]}.")
-    return np.argsort(p, kind="stable")
-
-
-def _back(adjusted: np.ndarray, order: np.ndarray) -> np.ndarray:
-    result = np.empty_like(adjusted)
-    result[order] = np.minimum(adjusted, 1.0)
-    return result

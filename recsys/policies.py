@@ -136,12 +136,13 @@ def stored_table(log: Log, path: Path, name: str = "table") -> TablePolicy:
 
 def softmax(log: Log, scores: Sequence[str], temperature: float = 1.0, name: str = "softmax") -> ContextPolicy:
     """exp(score / temperature), normalized: one column of scores for each action, in the catalog's order."""
+    from scipy import special
+
     _require_scores(log, scores)
 
     def choose(rows: Chunk) -> Distribution:
-        logits = _scores(rows, scores) / temperature
-        found = np.exp(logits - logits.max(1, keepdims=True))
-        return found / found.sum(1, keepdims=True)
+        chances: Distribution = special.softmax(_scores(rows, scores) / temperature, axis=1)
+        return chances
 
     return ContextPolicy(name, log.actions, choose)
 

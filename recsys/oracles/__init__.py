@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from envs.core import InputError
-from marl.config import EnvConfig, EvaluationConfig, RunConfig, Section, TrainConfig
+from marl.config import Section
 from marl.display import console
 from marl.report import Metric
 from marl.tables import print_table
+from recsys.config import OfflineConfig
 
 PROBLEMS = Path(__file__).resolve().parent.parent / "data" / "oracles"
 ROUNDED = 1e-6  # probabilities in a file may be off by this much, and known answers by this share
 EXACT = 1e-12  # below this share of the truth, estimates that do not vary count as the truth
-NOWHERE = EnvConfig.model_construct()
 MAPPINGS = ("value", "expectation", "sd")  # what a file tells by name; everything else is one table
 
 
@@ -34,26 +34,12 @@ class ProblemConfig(Section):
     path: str | None = Field(None, description="a problem's JSON file; null is the one that comes with Concord")
 
 
-class OracleConfig(RunConfig):
-    """Replications of logs from an exact problem. Nobody acts or is trained, so env, train and evaluation stay out."""
+class OracleConfig(OfflineConfig):
+    """Replications of logs from an exact problem."""
 
-    env: EnvConfig = Field(NOWHERE, exclude=True, description="not used: logs come from data.path")
     data: ProblemConfig = ProblemConfig()
     replications: int = Field(400, ge=2, description="logs that are drawn and estimated from, each by itself")
     q_noise: float = Field(0.3, ge=0, description="standard deviation of what is added to the exact q, once for all")
-
-    @model_validator(mode="after")
-    def _nothing_idle(self) -> OracleConfig:
-        idle = {
-            "compile": self.compile,
-            "env": self.env != NOWHERE,
-            "train": self.train != TrainConfig(),
-            "evaluation": self.evaluation != EvaluationConfig(),
-        }
-        for section, changed in idle.items():
-            if changed:
-                raise ValueError(f"{section} says nothing here: the logs come from data.path. Leave it out")
-        return self
 
 
 def read_problem(path: Path, needed: Sequence[str], known: Sequence[str]) -> dict[str, Any]:

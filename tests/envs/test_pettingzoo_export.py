@@ -64,6 +64,9 @@ def test_every_native_world_passes_pettingzoos_own_tests(path: str, capsys: Any)
         for message in UNUSUAL.get(name, ()):
             warnings.filterwarnings("ignore", message)
         run_pettingzoos_own_tests(lambda: parallel_env(world, time_limit=25, name=NAMES.get(name)))
+    said = capsys.readouterr().out
+    assert "Passed Parallel API test" in said
+    assert "Passed API test" in said
 
 
 def run_pettingzoos_own_tests(make: Callable[[], Any]) -> None:
