@@ -14,8 +14,8 @@ from small_logs import ACTIONS, COLUMNS, CONTEXTS, bandit, frame, log_of, writte
 
 from recsys import formats
 from recsys.config import EstimatorsConfig
+from recsys.evaluation import standard
 from recsys.logged import Log
-from recsys.ope import standard
 from recsys.policies import TablePolicy
 from recsys.reward_models import smoothed_mean
 from recsys.scan import Sums, sum_up
