@@ -39,17 +39,24 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
     edges = report.tables.get("edges", [])
     if any("worth" in row for row in edges):
         print_table("edges", edges, console)
-    _print_verdicts(report.tables.get("verdicts", []), console)
+    print_judgments(report.tables, console)
     print_files([folder / file for file in FILES.values() if (folder / file).exists()], console)
 
 
-def _print_verdicts(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Each verdict on estimates once, with its reason and those it is about."""
+def print_judgments(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
+    """Each verdict on estimates once, with its reason and those it is about; what to read, and what it would change."""
     about: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+    for row in tables.get("verdicts", []):
         about.setdefault((row["verdict"], row["reason"]), []).append(row["estimate"])
     for (level, reason), estimates in about.items():
         console.print(f"{level}: {reason} ({', '.join(estimates)})", markup=False)
+    chosen = {(row["signal"], row["policy"]): row for row in tables.get("recommendations", [])}
+    for (signal, policy), row in chosen.items():
+        console.print(f"{signal}, {policy}: {row['sentence']}", markup=False)
+    for row in tables.get("differences", []):
+        if chosen[row["signal"], row["policy"]]["estimator"] == row["estimator"]:
+            told = f"{row['value']:+.4g} [{row['low']:+.4g}, {row['high']:+.4g}]"
+            console.print(f"{row['signal']}, {row['policy']} - {row['against']}: {told}", markup=False)
 
 
 def print_files(paths: Sequence[Path], console: Console) -> None:

@@ -1,1 +1,10 @@
-"""Recommendation: logged data, estimators and learners."""
+"""Recommendation: logged data, estimators and learners.
+
+log = recsys.dataframe(frame, action="item", rewards=["click"], propensity="p", user="user_id")
+recsys.evaluate(log, {"new": new_policy, "uniform": "uniform"}).show()
+"""
+
+from recsys.evaluation import Evaluation, evaluate
+from recsys.formats import dataframe
+
+__all__ = ["Evaluation", "dataframe", "evaluate"]

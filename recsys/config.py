@@ -65,8 +65,24 @@ class DataConfig(Section):
     actions: int | None = Field(
         None, ge=1, description="of table: labels are 0 to actions - 1; null takes what is shown"
     )
+    logging: str | None = Field(
+        None,
+        description="the whole policy that chose: uniform, a CSV as policy.table, or module:name; for mips, support",
+    )
+    categories: str | None = Field(None, description="of mips: a CSV, an action a line, its label and its category")
+    loggers: dict[str, float] = Field(
+        default_factory=dict,
+        description="of balanced_ips: the columns of each logger's propensities: its share of rows",
+    )
     segments: tuple[str, ...] = Field((), description="columns for each of whose values results are told too")
     context: tuple[str, ...] = Field((), description="columns that policies of your own read")
+
+    @field_validator("loggers")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and not (min(value.values()) >= 0 and abs(sum(value.values()) - 1) <= 1e-6):
+            raise ValueError(f"expected shares of rows that add up to 1; got {value}")
+        return value
 
     @model_validator(mode="after")
     def _fits_the_format(self) -> DataConfig:
@@ -120,7 +136,9 @@ class TargetConfig(Section):
 class EstimatorsConfig(Section):
     """Which estimators, and their settings."""
 
-    names: tuple[str, ...] = Field((), description="those to compute; empty is all")
+    names: tuple[str, ...] = Field(
+        (), description="those to compute; empty is all that need no more than a row's own columns"
+    )
     cap: float = Field(10.0, gt=0, description="largest weight of capped_ips, ncis, capped_dr")
     threshold: float = Field(10.0, ge=0, description="switch_dr trusts the model where the weight is larger")
     shrinkage: float = Field(10.0, gt=0, description="λ of dros; ∞ would be dr")
@@ -133,11 +151,36 @@ class RewardModelConfig(Section):
     prior_rows: float = Field(50.0, gt=0, description="as if so many rows of the log's mean had been seen in each cell")
 
 
+class BoundsConfig(Section):
+    """What no row and no user exceeds, known before the log was seen."""
+
+    reward: tuple[float, float] = Field((0.0, 1.0), description="the least and the most that a row can earn")
+    weight: float = Field(gt=0, description="the most that a weight can be: the target's over the logger's probability")
+    rows: int = Field(1, ge=1, description="the most rows of one user")
+
+    @field_validator("reward")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"expected the least and then the most; got {list(value)}")
+        return value
+
+
 class IntervalsConfig(Section):
     """How sure the estimates are: by users where the log has them."""
 
-    method: Literal["bootstrap", "bca", "t"] = Field(
-        "bootstrap", description="percentiles, corrected ones, or Student's"
+    method: Literal["bootstrap", "bca", "t", "hoeffding", "bernstein", "empirical_likelihood"] = Field(
+        "bootstrap", description="percentiles, corrected ones, Student's, or bounds that hold for any number of users"
     )
     level: float = Field(0.95, gt=0, lt=1, description="the probability with which an interval should hold the truth")
     replications: int = Field(1000, ge=1, description="of bootstrap and bca, drawn from the run's seed")
+    bounds: BoundsConfig | None = Field(None, description="of hoeffding and bernstein: what nothing exceeds")
+    multiplicity: Literal["holm", "bh"] = Field(
+        "holm", description="how p-values of segments are adjusted: no false alarm at all, or a share of them"
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> IntervalsConfig:
+        if (self.method in ("hoeffding", "bernstein")) != (self.bounds is not None):
+            raise ValueError("method=hoeffding or bernstein and bounds belong together; bounds are known beforehand")
+        return self

@@ -107,7 +107,8 @@ class Diagnosis:
 
     `kept` is the mean of the weights that the estimator really uses, after capping, shrinking or switching, when it
     changes them; `events` the rows whose reward is not zero (NaN for a dense signal, of which every row is an
-    observation); `clusters` the users, or the rows where there are none.
+    observation); `clusters` the users, or the rows where there are none; `model_share` how much of the target's choices
+    the reward model alone speaks for: all of them for DM, what the shrunken weights leave for DR's kin.
     """
 
     rows: int
@@ -122,7 +123,7 @@ class Diagnosis:
     kept: int | float = math.nan
     events: int | float = math.nan
     effective_events: int | float = math.nan
-    model_only: bool = False
+    model_share: int | float = 0.0
 
     @property
     def ess_share(self) -> float:
@@ -134,7 +135,7 @@ def diagnose(
     weights: WeightSums, clusters: int | None = None, mean_z: float | None = None, **facts: int | float
 ) -> Diagnosis:
     """The facts that weights tell, with those of `facts` (`unsupported`, `kept`, `events`, `effective_events`,
-    `model_only`).
+    `model_share`).
 
     `clusters` are the rows if not given. `mean_z` replaces the z of independent rows where users have several.
     """
@@ -147,5 +148,5 @@ def diagnose(
         mean_weight=weights.mean,
         mean_z=weights.mean_z if mean_z is None else mean_z,
         tail_k=pareto_k(weights.largest, weights.rows),
-        **facts,  # type: ignore[arg-type]
+        **facts,
     )

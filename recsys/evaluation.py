@@ -1,4 +1,4 @@
-"""What policies would have earned by a log: estimates with intervals, verdicts, and what each segment says.
+"""What policies would have earned by a log: estimates with intervals, differences, verdicts and what to read.
 
 `evaluate` is the whole of it for logs with propensities; docs/ope.md has the equations. Estimates depend on no seed; a
 bootstrap's intervals do.
@@ -7,26 +7,28 @@ bootstrap's intervals do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
+from envs.core import InputError
+from marl.display import console
 from marl.report import Metric
-from recsys import estimators
-from recsys.bootstrap import quantile_interval, replicates
-from recsys.config import EstimatorsConfig, IntervalsConfig
-from recsys.diagnostics import diagnose
-from recsys.estimators import Ratio
-from recsys.intervals import Interval, student_t
+from marl.tables import print_judgments, print_metrics
+from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig
+from recsys.intervals import ClusterSums, Interval, standard_error
+from recsys.judged import judge
 from recsys.logged import Log
-from recsys.policies import Policy
-from recsys.reward_models import RewardModel
-from recsys.scan import Sums, Weighed, sum_up
-from recsys.verdict import verdict
+from recsys.policies import Policy, policy_of
+from recsys.reward_models import RewardModel, smoothed_mean
+from recsys.scan import Sums, scan
+from recsys.segments import estimates_of, segments
+from recsys.selection import recommend
+from recsys.uncertainty import Intervals
+from recsys.verdict import Verdict
+from recsys.weighing import LOGGED, SEPARATOR, WEIGHT, Known, weighers_of
 
-LOGGED = "logged"  # the log's own mean reward, beside the estimates
+UNREAD = ("dm",)  # never recommended: no interval holds the error of its model
 
 
 @dataclass(frozen=True)
@@ -41,135 +43,160 @@ class Evaluation:
         told = {name: (metric.value, metric.low, metric.high, metric.n) for name, metric in self.metrics.items()}
         return {"metrics": told, "tables": self.tables}
 
+    def show(self) -> None:
+        """Print the estimates with their intervals and verdicts, as `concord run` does."""
+        print_metrics(self.metrics, "evaluation", console)
+        print_judgments(self.tables, console)
+
     @classmethod
     def from_json(cls, kept: dict[str, Any]) -> Evaluation:
         """What `to_json` gave."""
         return cls({name: Metric(*values) for name, values in kept["metrics"].items()}, kept["tables"])
 
 
-def standard(settings: EstimatorsConfig) -> dict[str, Callable[[Weighed], Ratio]]:
-    """The estimators that any log with propensities allows, by name."""
-    cap, threshold = settings.cap, settings.threshold
-    shrinkage, subgaussian = settings.shrinkage, settings.subgaussian
+@dataclass(frozen=True)
+class Found:
+    """One policy's sums by the kind of weights; those of the plain ones, "", come first."""
 
-    def model(x: Weighed) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return x.weight, x.reward, x.q_logged, x.value
+    policy: str
+    sums: dict[str, Sums]
 
-    return {
-        "ips": lambda x: estimators.ips(x.weight, x.reward),
-        "snips": lambda x: estimators.snips(x.weight, x.reward),
-        "capped_ips": lambda x: estimators.capped_ips(x.weight, x.reward, cap),
-        "ncis": lambda x: estimators.ncis(x.weight, x.reward, cap),
-        "subgaussian_ips": lambda x: estimators.subgaussian_ips(x.weight, x.reward, subgaussian),
-        "dm": lambda x: estimators.dm(x.value),
-        "dr": lambda x: estimators.dr(*model(x)),
-        "sndr": lambda x: estimators.sndr(*model(x)),
-        "capped_dr": lambda x: estimators.capped_dr(*model(x), cap),
-        "switch_dr": lambda x: estimators.switch_dr(*model(x), threshold),
-        "dros": lambda x: estimators.dros(*model(x), shrinkage),
-        "subgaussian_dr": lambda x: estimators.subgaussian_dr(*model(x), subgaussian),
-    }
+    @property
+    def plain(self) -> Sums:
+        """By the plain weights."""
+        return self.sums[""]
+
+    def estimates(self) -> dict[str, Sums]:
+        """By estimator, where to find it; in the order of computation, those without a finite value too."""
+        return {name: of for of in self.sums.values() for name in of.slots if name not in (LOGGED, WEIGHT)}
+
+    def verdicts(self) -> dict[str, list[Verdict]]:
+        """By estimator and signal."""
+        judged = [judge(of, (name for name in of.slots if name not in (LOGGED, WEIGHT))) for of in self.sums.values()]
+        return {name: by_signal for part in judged for name, by_signal in part.items()}
+
+    def cluster_sums(self) -> dict[str, ClusterSums]:
+        """Of the estimates that are finite."""
+        return {name: of.cluster_sums(name) for of in self.sums.values() for name in estimates_of(of)}
 
 
 def evaluate(
     log: Log,
-    targets: Sequence[Policy],
-    model: RewardModel,
-    settings: EstimatorsConfig,
-    sure: IntervalsConfig,
+    targets: Sequence[Policy] | Mapping[str, Any],
+    model: RewardModel | None = None,
+    known: Known | None = None,
+    *,
+    estimators: EstimatorsConfig | None = None,
+    reward_model: RewardModelConfig | None = None,
+    intervals: IntervalsConfig | None = None,
     seed: int = 0,
     workers: int = 2,
 ) -> Evaluation:
-    """Metrics `<signal>/<policy>/<estimator>`, verdicts, and what segments say; the log is scanned once."""
-    known = standard(settings)
-    chosen = {name: known[name] for name in settings.names or known}
-    sums = sum_up(log, targets, model, {LOGGED: _logged, **chosen}, workers)
-    metrics: dict[str, Metric] = {}
-    verdicts: list[dict[str, Any]] = []
-    for policy in targets:
-        of = sums[policy.name]
-        intervals = intervals_of(of, sure, seed, workers)
-        metrics |= metrics_of(policy.name, of, log.signals, intervals)
-        verdicts += verdicts_of(policy.name, of, log.signals)
-    first = sums[targets[0].name]
+    """Metrics `<signal>/<policy>/<estimator>` and tables of differences, verdicts, what to read, and segments.
+
+    targets: policies, or by name what `policies.policy_of` makes one of. model: by default `smoothed_mean`, which takes
+    a scan of its own; `mrdr` takes one for each policy; all the rest takes one together.
+    """
+    settings, sure = estimators or EstimatorsConfig(), intervals or IntervalsConfig()
+    means = reward_model or RewardModelConfig()
+    if isinstance(targets, Mapping):
+        targets = [policy_of(what, log, name) for name, what in targets.items()]
+    if not targets:
+        raise InputError("There is nothing to evaluate: give at least one policy.")
+    model = model or smoothed_mean(log, means.prior_rows)
+    ways = {p.name: weighers_of(log, p, model, settings, known or Known(), means.prior_rows) for p in targets}
+    sums = scan(log, [weigher for of in ways.values() for weigher in of], workers)
+    found = [Found(policy, {w.name.partition(SEPARATOR)[2]: sums[w.name] for w in of}) for policy, of in ways.items()]
+    how = Intervals(sure, settings, seed, workers)
+    metrics: dict[str, Metric] = logged_metrics(found[0].plain, log.signals, how)
+    tables: dict[str, list[dict[str, Any]]] = {"recommendations": [], "verdicts": []}
+    for of in found:
+        metrics |= metrics_of(of, log.signals, how.of(of.cluster_sums()))
+        verdicts = of.verdicts()
+        tables["verdicts"] += verdict_rows(of.policy, log.signals, verdicts)
+        tables["recommendations"] += recommendations(of, log.signals, verdicts)
     if len(targets) == 1:
-        metrics |= {name: Metric.exact(value) for name, value in weights_of(first).items()}
-    metrics["rows"] = Metric.exact(first.n)
-    metrics["clusters"] = Metric.exact(len(first.clusters[1]))
-    tables = {"verdicts": verdicts, "notes": [{"note": _clusters_note(log)}]}
+        metrics |= {name: Metric.exact(value) for name, value in weights_of(found[0].plain).items()}
+    tables["differences"] = differences(found, log.signals, how)
     if log.columns.segments:
-        tables["segments"] = segments(sums, log.signals, sure.level)
+        tables["segments"] = segments(sums, log.signals, sure.level, sure.multiplicity)
+    tables["notes"] = [{"note": note} for note in (_clusters_note(log), *_without_note(how))]
     return Evaluation(metrics, tables)
 
 
-def intervals_of(sums: Sums, settings: IntervalsConfig, seed: int, workers: int) -> dict[str, Interval]:
-    """Every estimate's interval; those of a bootstrap see the same resamples."""
-    estimates = {name: sums.cluster_sums(name) for name in sums.slots if np.isfinite(sums.estimate(name)).all()}
-    if settings.method == "t":
-        return {name: student_t(estimate, settings.level) for name, estimate in estimates.items()}
-    kind: Literal["percentile", "bca"] = "bca" if settings.method == "bca" else "percentile"
-    drawn = replicates(list(estimates.values()), settings.replications, seed, workers)
-    return {
-        name: quantile_interval(estimate, values, settings.level, kind=kind)
-        for (name, estimate), values in zip(estimates.items(), drawn, strict=True)
-    }
-
-
-def metrics_of(policy: str, sums: Sums, signals: tuple[str, ...], intervals: dict[str, Interval]) -> dict[str, Metric]:
-    """Every estimate of one policy with its interval, `<signal>/logged`, and what the weights are like."""
-    metrics = {}
-    clusters = len(sums.clusters[1])
-    for k, signal in enumerate(signals):
-        for name in sums.slots:
-            value = float(sums.estimate(name)[k])
-            low, high = -math.inf, math.inf
-            if name in intervals:
-                low, high = float(intervals[name].low[k]), float(intervals[name].high[k])
-            key = f"{signal}/{LOGGED}" if name == LOGGED else f"{signal}/{policy}/{name}"
-            metrics[key] = Metric(value, low, high, clusters)
-        metrics |= {f"{signal}/{policy}/{name}": Metric.exact(value) for name, value in weights_of(sums).items()}
-        metrics[f"{signal}/events"] = Metric.exact(int(sums.events[k]))
+def logged_metrics(sums: Sums, signals: Sequence[str], intervals: Intervals) -> dict[str, Metric]:
+    """`<signal>/logged`, `<signal>/events`, and how many rows and clusters there are."""
+    own = intervals.of({LOGGED: sums.cluster_sums(LOGGED)})[LOGGED]
+    metrics = {"rows": Metric.exact(sums.n), "clusters": Metric.exact(len(sums.clusters[1]))}
+    for signal, metric, events in zip(signals, own.metrics(), sums.events, strict=True):
+        metrics |= {f"{signal}/{LOGGED}": metric, f"{signal}/events": Metric.exact(int(events))}
     return metrics
 
 
-def verdicts_of(policy: str, sums: Sums, signals: tuple[str, ...]) -> list[dict[str, Any]]:
+def metrics_of(found: Found, signals: Sequence[str], intervals: Mapping[str, Interval]) -> dict[str, Metric]:
+    """Every estimate of one policy with its interval, and what the weights are like."""
+    metrics: dict[str, Metric] = {}
+    for name, of in found.estimates().items():
+        endless = Metric(math.nan, -math.inf, math.inf, len(of.clusters[1]))
+        by_signal = intervals[name].metrics() if name in intervals else [endless] * len(signals)
+        metrics |= {f"{signal}/{found.policy}/{name}": m for signal, m in zip(signals, by_signal, strict=True)}
+    for kind, of in found.sums.items():
+        told = {f"{kind}_{name}" if kind else name: Metric.exact(value) for name, value in weights_of(of).items()}
+        metrics |= {f"{signal}/{found.policy}/{name}": value for signal in signals for name, value in told.items()}
+    return metrics
+
+
+def verdict_rows(
+    policy: str, signals: Sequence[str], verdicts: Mapping[str, Sequence[Verdict]]
+) -> list[dict[str, Any]]:
     """Whether each estimate may be relied on, and why."""
-    found = []
-    for k, signal in enumerate(signals):
-        for name in sums.slots.keys() - {LOGGED}:
-            facts = diagnose(sums.weights, len(sums.clusters[1]), events=int(sums.events[k]), model_only=name == "dm")
-            judged = verdict(facts)
-            found.append(
-                {
-                    "estimate": f"{signal}/{policy}/{name}",
-                    "verdict": judged.level.name,
-                    "check": judged.check,
-                    "reason": judged.reason,
-                }
-            )
-    return sorted(found, key=lambda row: list(sums.slots).index(row["estimate"].rpartition("/")[2]))
+    return [
+        {
+            "estimate": f"{signal}/{policy}/{name}",
+            "verdict": by_signal[k].level.name,
+            "check": by_signal[k].check,
+            "reason": by_signal[k].reason,
+        }
+        for name, by_signal in verdicts.items()
+        for k, signal in enumerate(signals)
+    ]
 
 
-def segments(sums: dict[str, Sums], signals: tuple[str, ...], level: float) -> list[dict[str, Any]]:
-    """The same for each value of each segment column, a row an estimate, with Student's intervals."""
+def recommendations(
+    found: Found, signals: Sequence[str], verdicts: Mapping[str, Sequence[Verdict]]
+) -> list[dict[str, Any]]:
+    """Which estimate of each signal to read, and why."""
+    sums = {name: of for name, of in found.cluster_sums().items() if name not in UNREAD}
     rows = []
-    for place, of in sums.items():
-        policy, bar, segment = place.partition("|")
-        for name in of.slots if bar else ():
-            value = of.estimate(name)
-            if not np.isfinite(value).all():
-                continue
-            interval = student_t(of.cluster_sums(name), level)
-            for k, signal in enumerate(signals):
-                row = {"segment": segment, "signal": signal, "policy": policy, "estimator": name, "rows": of.n}
-                row |= {"value": float(value[k]), "low": float(interval.low[k]), "high": float(interval.high[k])}
-                rows.append({**row, **weights_of(of), "events": int(of.events[k])})
+    for k, signal in enumerate(signals):
+        if not sums:
+            told = verdicts[next(iter(verdicts))][k]
+            rows.append({"signal": signal, "policy": found.policy, "estimator": None, "sentence": told.reason})
+            continue
+        value = {name: float(of.value[k]) for name, of in sums.items()}
+        error = {name: float(standard_error(of)[k]) for name, of in sums.items()}
+        best = recommend({name: verdicts[name][k] for name in sums}, value, error)
+        row = {"signal": signal, "policy": found.policy, "estimator": best.estimator, "sentence": best.sentence}
+        rows.append(row)
     return rows
 
 
-def _logged(x: Weighed) -> Ratio:
-    """The log's own mean reward."""
-    return Ratio(x.reward)
+def differences(found: Sequence[Found], signals: Sequence[str], intervals: Intervals) -> list[dict[str, Any]]:
+    """What a launch would change: each policy minus the log's own mean, and minus the first policy; paired by users."""
+    rows = []
+    first = found[0].cluster_sums()
+    logged = found[0].plain.cluster_sums(LOGGED)
+    for place, of in enumerate(found):
+        for name, sums in of.cluster_sums().items():
+            against = {LOGGED: (LOGGED, logged)}
+            if place and name in first:
+                against[found[0].policy] = (name, first[name])
+            for other, (their, theirs) in against.items():
+                interval = intervals.of_difference((name, their), sums, theirs)
+                for signal, metric in zip(signals, interval.metrics(), strict=True):
+                    row = {"signal": signal, "policy": of.policy, "against": other, "estimator": name}
+                    rows.append({**row, "value": metric.value, "low": metric.low, "high": metric.high})
+    return rows
 
 
 def weights_of(sums: Sums) -> dict[str, float]:
@@ -181,3 +208,10 @@ def _clusters_note(log: Log) -> str:
     if log.columns.user is not None:
         return f"Intervals take the rows of one {log.columns.user} as one draw."
     return "There is no column of users, so intervals take every row as independent of the others."
+
+
+def _without_note(intervals: Intervals) -> list[str]:
+    if not intervals.without:
+        return []
+    names = ", ".join(sorted(intervals.without))
+    return [f"{intervals.config.method} bounds one ratio of sums, so there is no such interval of {names}."]

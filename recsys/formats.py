@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from jaxtyping import Int
 
 from envs.core import InputError
 from recsys.logged import Catalog, Columns, Log, require_columns, schema_of
@@ -80,6 +82,44 @@ def table(path: str, columns: Columns, actions: int | None = None) -> Log:
         None if actions is None else Catalog.numbered(actions),
         name=path,
     )
+
+
+def categories(log: Log, path: Path) -> Int[np.ndarray, " A"]:
+    """A number for the category of each action, from a CSV: its label in the first column, its category in the second.
+
+    Raises InputError for other files, and for actions without a category or with several.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no table of categories at {path}.")
+    table = pl.read_csv(path)
+    if table.width < 2:
+        raise InputError(f"{path} must have a column of actions and one of categories; it has {table.columns[0]} only.")
+    place = table.select(log.catalog.index(table.columns[0], table.schema[table.columns[0]])).to_series().to_numpy()
+    if sorted(place[place >= 0].tolist()) != list(range(log.actions)) or table[:, 1].has_nulls():
+        raise InputError(f"{path} must give each of the {log.actions} actions of the catalog one category.")
+    number = table[:, 1].rank("dense").to_numpy() - 1
+    found = np.empty(log.actions, np.int64)
+    found[place[place >= 0]] = number[place >= 0]
+    return found
+
+
+def dataframe(data: Any, *, actions: int | None = None, **columns: Any) -> Log:
+    """A log from a DataFrame of polars or pandas, an Arrow table, or a dict of columns.
+
+    columns: as in `logged.Columns`, so at least action, rewards and propensity. Raises InputError for what is no table.
+    """
+    frame = data if isinstance(data, pl.DataFrame | pl.LazyFrame) else None
+    if frame is None:
+        try:
+            frame = pl.DataFrame(data) if isinstance(data, dict) else pl.DataFrame(pl.from_dataframe(data))
+        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            raise InputError(f"A log is a DataFrame or a dict of columns; got {type(data).__name__}: {error}") from None
+    rewards = columns.get("rewards", ())
+    columns["rewards"] = (rewards,) if isinstance(rewards, str) else tuple(rewards)
+    missing = [name for name in ("action", "rewards", "propensity") if not columns.get(name)]
+    if missing:
+        raise InputError(f"A log needs the names of its columns; {', '.join(missing)} missing.")
+    return Log(frame.lazy(), Columns(**columns), None if actions is None else Catalog.numbered(actions))
 
 
 def matching(path: str) -> list[Path]:

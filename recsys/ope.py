@@ -22,10 +22,11 @@ from recsys.config import (
     RewardModelConfig,
     TargetConfig,
 )
-from recsys.evaluation import Evaluation, evaluate, standard
+from recsys.evaluation import Evaluation, evaluate
 from recsys.logged import Columns, Log
 from recsys.policies import Policy
 from recsys.reward_models import smoothed_mean
+from recsys.weighing import APART, Known, standard
 
 __all__ = ["Config", "recipe"]
 
@@ -44,10 +45,15 @@ class Config(OfflineConfig):
 
     @model_validator(mode="after")
     def _known(self) -> Config:
-        known = standard(self.estimators)
+        known = (*standard(self.estimators), *APART)
         for name in self.estimators.names:
             if name not in known:
                 raise ValueError(f"estimators.names: expected {', '.join(known)}; got {name!r}")
+        needs = {"mips": ("categories",), "balanced_ips": ("loggers",)}
+        for name in self.estimators.names:
+            for key in needs.get(name.removeprefix("sn_"), ()):
+                if not getattr(self.data, key):
+                    raise ValueError(f"estimators.names: {name} needs data.{key}")
         if "bts" in self.policy.target and self.data.format != "open_bandit":
             raise ValueError("policy.target=bts is the stored policy of data.format=open_bandit")
         return self
@@ -61,7 +67,17 @@ def recipe(config: Config, run: Run) -> Report:
     seed = run.stage_seeds("bootstrap")[0]
     kept = run.once(
         "evaluation",
-        lambda: evaluate(log, targets, model, config.estimators, config.intervals, seed, config.workers).to_json(),
+        lambda: evaluate(
+            log,
+            targets,
+            model,
+            known_of(config, log),
+            estimators=config.estimators,
+            reward_model=config.reward_model,
+            intervals=config.intervals,
+            seed=seed,
+            workers=config.workers,
+        ).to_json(),
     )
     found = Evaluation.from_json(kept)
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
@@ -82,7 +98,20 @@ def open_log(config: Config) -> Log:
     else:
         path = None if data.path is None else Path(data.path)
         log = formats.open_bandit(path, data.campaign, data.logged_by, data.segments)
-    return log.with_context((*data.context, *_score_columns(target, log)))
+    return log.with_context((*data.context, *data.loggers, *_score_columns(target, log)))
+
+
+def known_of(config: Config, log: Log) -> Known:
+    """What the config tells of the log beyond its columns; a uniform logger is known where the format says so."""
+    data, uniform = config.data, config.data.format == "kuairand" or config.data.logged_by == "random"
+    how = data.logging or ("uniform" if uniform and data.format != "table" else None)
+    logging: Policy | None = None
+    if how == "uniform":
+        logging = policies.uniform(log, "logging")
+    elif how is not None:
+        logging = policies.own(log, how, "logging") if ":" in how else policies.stored_table(log, Path(how), "logging")
+    category = None if data.categories is None else formats.categories(log, Path(data.categories))
+    return Known(logging, category, data.loggers or None)
 
 
 def _score_columns(target: TargetConfig, log: Log) -> list[str]:

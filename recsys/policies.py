@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -165,6 +166,29 @@ def own(log: Log, path: str, name: str | None = None) -> ContextPolicy:
     if not callable(function):
         raise InputError(f"A policy by dotted path is a function of a Chunk, module:name; {path} is no such thing.")
     return ContextPolicy(name or path.rpartition(":")[2], log.actions, function)
+
+
+def policy_of(what: Any, log: Log, name: str) -> Policy:
+    """A policy of a name ("uniform", "popularity", "module:function"), of probabilities, or of a function of a Chunk.
+
+    Probabilities are [A], or [positions, A]; a function gives [n, A]. Raises InputError for anything else.
+    """
+    if isinstance(what, Policy):
+        renamed = copy.copy(what)
+        renamed.name = name
+        return renamed
+    if isinstance(what, str):
+        known = {"uniform": uniform, "popularity": popularity}
+        return known[what](log, name) if what in known else own(log, what, name)
+    if callable(what):
+        return ContextPolicy(name, log.actions, what)
+    table = np.atleast_2d(np.asarray(what, dtype=np.float64))
+    if table.ndim != 2 or table.shape[1] != log.actions or len(table) not in (1, log.positions):
+        raise InputError(
+            f"The policy {name} must give each of {log.actions} actions a probability, at {log.positions} positions or "
+            f"at all alike; got an array {list(table.shape)}."
+        )
+    return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
 
 
 def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np.ndarray, "n K"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -52,13 +53,24 @@ def smoothed_mean(log: Log, prior_rows: float = 50.0) -> TableModel:
     scan. With a whole log's few thousand cells the rows' own part in their prediction is small; where it is not, DM
     and DR lean towards what was logged.
     """
+    return fitted_means(log, prior_rows)
+
+
+def fitted_means(
+    log: Log, prior_rows: float, weight: Callable[[Chunk], Float[np.ndarray, " n"]] | None = None
+) -> TableModel:
+    """`smoothed_mean` with rows that count as much as `weight` says, scaled to a mean of 1."""
     cells = log.positions * log.actions
-    count, total = np.zeros(cells), np.zeros((cells, len(log.signals)))
+    count, total, rows = np.zeros(cells), np.zeros((cells, len(log.signals))), 0.0
     for chunk in log.chunks():
         cell = chunk.position * log.actions + chunk.action
-        count += np.bincount(cell, chunk.multiplicity, cells)
-        for k, signal in enumerate(chunk.counted(chunk.reward).T):
+        counts = chunk.counted(np.ones(len(chunk)) if weight is None else weight(chunk))
+        count += np.bincount(cell, counts, cells)
+        rows += chunk.counted(np.ones(len(chunk))).sum()
+        for k, signal in enumerate((counts[:, None] * chunk.reward).T):
             total[:, k] += np.bincount(cell, signal, cells)
-    mean = total.sum(0) / count.sum()
-    table = (total + prior_rows * mean) / (count + prior_rows)[:, None]
+    if count.sum() == 0:  # nothing that the policy would show was logged
+        return TableModel(np.zeros((log.positions, log.actions, len(log.signals))))
+    mean, scale = total.sum(0) / count.sum(), 1.0 if weight is None else rows / count.sum()
+    table = (total * scale + prior_rows * mean) / (count * scale + prior_rows)[:, None]
     return TableModel(table.reshape(log.positions, log.actions, -1))

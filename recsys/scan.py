@@ -6,10 +6,12 @@ result has the same bits whatever their number.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -28,16 +30,35 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """Rows as estimators see them: `weight`, `reward`, `q_logged` and `value`, and the target's probability."""
+    """Rows as estimators see them: `weight`, `reward`, `q_logged` and `value`, and the target's probability.
+
+    unsupported: the target's probability of what the logger could not show, where that is known.
+    """
 
     weight: Float[np.ndarray, " n"]
     reward: Float[np.ndarray, "n K"]
     q_logged: Float[np.ndarray, "n K"]
     value: Float[np.ndarray, "n K"]
     target: Float[np.ndarray, " n"]
+    unsupported: Float[np.ndarray, " n"] | None = None
+
+    def take(self, rows: np.ndarray) -> Weighed:
+        """Some of the rows."""
+        columns = (self.weight, self.reward, self.q_logged, self.value, self.target, self.unsupported)
+        return Weighed(*(None if x is None else x[rows] for x in columns))  # type: ignore[arg-type]
 
 
 Estimators = Mapping[str, Callable[[Weighed], Ratio]]
+
+
+@dataclass(frozen=True)
+class Weigher:
+    """One way to weigh rows, the estimators that are computed from it, and the weights that these use instead of w."""
+
+    name: str
+    weigh: Callable[[Chunk], Weighed]
+    estimators: Estimators
+    used: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,9 @@ class Sums:
 
     n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [F, C], rows [C]: the same
     for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
-    the very largest. events: rows whose signal is not 0.
+    the very largest. events: rows whose signal is not 0; weighted, weighted_squares [K]: Σ w r and Σ (w r)². kept: by
+    estimator, the sum of the weights that it uses instead of w. unsupported: of the target's probabilities of what the
+    logger could not show, NaN where that is not known.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -76,6 +99,10 @@ class Sums:
     largest: np.ndarray = field(default_factory=lambda: np.zeros(0))
     largest_row: int = 0
     events: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    weighted: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    weighted_squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    kept: dict[str, float] = field(default_factory=dict)
+    unsupported: float = 0.0
 
     def estimate(self, name: str) -> Float[np.ndarray, " K"]:
         """The estimate by signal."""
@@ -108,6 +135,7 @@ class Sums:
             self.total = np.zeros_like(part.total)
             self.by_cluster = np.zeros((len(part.total), 0))
             self.events = np.zeros_like(part.events)
+            self.weighted = self.weighted_squares = np.zeros(len(part.events))
         grown = part.clusters - len(self.rows)
         if grown > 0:  # doubled, so that growing costs no more than filling
             grown = max(grown, len(self.rows))
@@ -121,6 +149,10 @@ class Sums:
         self.weight += part.weight
         self.squared_weight += part.squared_weight
         self.events = self.events + part.events
+        self.weighted = self.weighted + part.weighted
+        self.weighted_squares = self.weighted_squares + part.weighted_squares
+        self.kept = {name: self.kept.get(name, 0.0) + more for name, more in part.kept.items()}
+        self.unsupported += part.unsupported
         if not len(self.largest) or part.largest[0] > self.largest[0]:
             self.largest_row = part.largest_row
         if len(self.largest) < KEPT or part.largest[0] > self.largest[-1]:
@@ -143,6 +175,10 @@ class Part:
     largest: Float[np.ndarray, " m"]
     largest_row: int
     events: Int[np.ndarray, " K"]
+    weighted: Float[np.ndarray, " K"]
+    weighted_squares: Float[np.ndarray, " K"]
+    kept: dict[str, float]
+    unsupported: float
 
 
 def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
@@ -152,15 +188,17 @@ def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
     return Weighed(target / rows.propensity, rows.reward, model.predict_logged(rows), value, target)
 
 
-def part_of(rows: Chunk, weighed: Weighed, estimators: Estimators, numbers: Int[np.ndarray, " n"]) -> Part:
+def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.ndarray, " n"]) -> Part:
     """The sums of some rows, which have these numbers in the log."""
-    slots, columns = _columns(weighed, estimators)
+    slots, columns = _columns(weighed, weigher.estimators)
     columns = [rows.counted(column) for column in columns]
     count = np.ones(len(rows)) if rows.multiplicity is None else rows.multiplicity
     place, (count_by_cluster, *by_cluster) = _by_cluster(rows.cluster, [count, *columns])
     weight = weighed.weight
     counted_weight = rows.counted(weight)
     kept = min(KEPT, len(weight))
+    counted_reward = weight[:, None] * weighed.reward
+    unsupported = math.nan if weighed.unsupported is None else float(rows.counted(weighed.unsupported).sum())
     return Part(
         slots,
         float(count.sum()),
@@ -174,6 +212,10 @@ def part_of(rows: Chunk, weighed: Weighed, estimators: Estimators, numbers: Int[
         np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
         int(numbers[np.argmax(weight)]),
         np.count_nonzero(weighed.reward, axis=0),
+        rows.counted(counted_reward).sum(0),
+        np.einsum("nk,nk->k", rows.counted(counted_reward), counted_reward),
+        {name: float(rows.counted(used(weight)).sum()) for name, used in weigher.used.items()},
+        unsupported,
     )
 
 
@@ -197,11 +239,10 @@ def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot],
     """Every estimator's columns side by side, and where each one's lie."""
     slots: dict[str, Slot] = {}
     columns: list[np.ndarray] = []
-    signals = weighed.reward.shape[1]
 
     def place(x: np.ndarray) -> slice:
         columns.extend(np.ascontiguousarray(signal) for signal in x.T)
-        return slice(len(columns) - signals, len(columns))
+        return slice(len(columns) - x.shape[1], len(columns))
 
     for name, estimator in estimators.items():
         found = estimator(weighed)
@@ -217,31 +258,30 @@ def sum_up(
     log: Log, policies: Sequence[Policy], model: RewardModel, estimators: Estimators, workers: int = 1
 ) -> dict[str, Sums]:
     """Sums of the whole log by policy, and by `policy|segment=value` for each value of a segment column."""
-    sums: dict[str, Sums] = {policy.name: Sums() for policy in policies}
+    return scan(log, [Weigher(p.name, partial(weigh, policy=p, model=model), estimators) for p in policies], workers)
+
+
+def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[str, Sums]:
+    """Sums of the whole log by weigher, and by `weigher|segment=value` for each value of a segment column."""
+    sums: dict[str, Sums] = {weigher.name: Sums() for weigher in weighers}
 
     def work(chunk: Chunk) -> dict[str, Part]:
         found = {}
         numbers = np.arange(chunk.first + 1, chunk.first + 1 + len(chunk))
-        for policy in policies:
-            weighed = weigh(chunk, policy, model)
-            found[policy.name] = part_of(chunk, weighed, estimators, numbers)
+        for weigher in weighers:
+            weighed = weigher.weigh(chunk)
+            found[weigher.name] = part_of(chunk, weighed, weigher, numbers)
             for segment, values in chunk.segments.items():
                 for value in np.unique(values):
                     at = np.flatnonzero(values == value)
-                    part = part_of(chunk.take(at), _take(weighed, at), estimators, numbers[at])
-                    found[f"{policy.name}|{segment}={value}"] = part
+                    part = part_of(chunk.take(at), weighed.take(at), weigher, numbers[at])
+                    found[f"{weigher.name}|{segment}={value}"] = part
         return found
 
     for parts in in_order(work, log.chunks(), workers):
         for name, part in parts.items():
             sums.setdefault(name, Sums()).add(part)
     return sums
-
-
-def _take(weighed: Weighed, rows: np.ndarray) -> Weighed:
-    return Weighed(
-        *(x[rows] for x in (weighed.weight, weighed.reward, weighed.q_logged, weighed.value, weighed.target))
-    )
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

@@ -137,11 +137,12 @@ CHECKS = (
     ),
     Check(
         "model",
-        lambda d: float(d.model_only),
-        0.5,
+        lambda d: d.model_share,
+        0.1,
         math.inf,
-        "it rests on the reward model alone, whose error no interval here contains",
-        "Direct estimates are as good as their model; weights are what holds them against the log.",
+        "the reward model alone speaks for {model_share:.0%} of the target policy's choices, and no interval here "
+        "contains its error",
+        "Direct estimates are as good as their model; weights hold them against the log. A tenth, as for kept.",
     ),
 )
 

@@ -14,11 +14,11 @@ from small_logs import ACTIONS, COLUMNS, CONTEXTS, bandit, frame, log_of, writte
 
 from recsys import formats
 from recsys.config import EstimatorsConfig
-from recsys.evaluation import standard
 from recsys.logged import Log
 from recsys.policies import TablePolicy
 from recsys.reward_models import smoothed_mean
 from recsys.scan import Sums, sum_up
+from recsys.weighing import standard
 
 KNOWN = standard(EstimatorsConfig(cap=1.5, threshold=1.5, shrinkage=2.0))
 TARGET = TablePolicy("target", bandit().target)

@@ -47,7 +47,7 @@ def test_women_bts_to_random_is_refused_for_its_effective_sample_size():
     assert answer.check == "ess"
     assert str(answer) == "UNRELIABLE: The weights leave an effective sample of 2.1 of 10,000 rows."
     assert found.max_share > 0.3  # which alone would be enough
-    for other in (replace(found, model_only=True), replace(found, kept=0.76)):  # no cap or model repairs this
+    for other in (replace(found, model_share=1.0), replace(found, kept=0.76)):  # no cap or model repairs this
         assert verdict(other).level is Level.UNRELIABLE
 
 
@@ -180,7 +180,7 @@ def test_a_healthy_estimate_is_reliable():
         ({"clusters": 8}, "clusters", Level.UNRELIABLE, "only 8 users"),
         ({"kept": 0.4}, "kept", Level.UNRELIABLE, "40%"),
         ({"kept": 0.8}, "kept", Level.CAUTION, "80%"),
-        ({"model_only": True}, "model", Level.CAUTION, "reward model alone"),
+        ({"model_share": 1.0}, "model", Level.CAUTION, "reward model alone"),
     ],
 )
 def test_each_trouble_is_named_with_its_number(trouble, check, level, says):
