@@ -65,6 +65,9 @@ class DataConfig(Section):
     actions: int | None = Field(
         None, ge=1, description="of table: labels are 0 to actions - 1; null takes what is shown"
     )
+    bandwidth: float | None = Field(
+        None, gt=0, description="of a table of real actions: half the kernel's width; propensity is then a density"
+    )
     logging: str | None = Field(
         None,
         description="the whole policy that chose: uniform, a CSV as policy.table, or module:name; for mips, support",
@@ -86,7 +89,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_the_format(self) -> DataConfig:
-        mine = {"open_bandit": {"campaign"}, "kuairand": {"version", "signals"}, "table": {"columns", "actions"}}
+        mine = {
+            "open_bandit": {"campaign"},
+            "kuairand": {"version", "signals"},
+            "table": {"columns", "actions", "bandwidth"},
+        }
         for section in mine.keys() - {self.format}:
             for name in mine[section]:
                 if getattr(self, name) != type(self).model_fields[name].default:

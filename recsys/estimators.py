@@ -189,9 +189,14 @@ def kernel_ips(distance: Column, density: Column, reward: Signals, bandwidth: fl
     on [-1, 1] (Epanechnikov). Biased by O(h²) where the reward bends within a bandwidth.
     Source: Kallus and Zhou, AISTATS 2018.
     """
+    return ips(kernel_weight(distance, density, bandwidth), reward)
+
+
+def kernel_weight(distance: Column, density: Column, bandwidth: float) -> Column:
+    """K(u) / (h π_b(a|x)), the weights of `kernel_ips`."""
     u = distance / bandwidth
-    kernel = np.where(np.abs(u) <= 1, 0.75 * (1 - u * u), 0.0)
-    return ips(kernel / (bandwidth * density), reward)
+    kernel: np.ndarray = np.where(np.abs(u) <= 1, 0.75 * (1 - u * u), 0.0)
+    return kernel / (bandwidth * density)
 
 
 def optimistic(weight: Column, shrinkage: float) -> Column:

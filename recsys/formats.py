@@ -76,12 +76,12 @@ def table(path: str, columns: Columns, actions: int | None = None) -> Log:
 
     actions: the labels are 0, …, actions - 1; without it, whatever the log shows.
     """
-    return Log(
-        scan(matching(path), path, columns.numbers()),
-        columns,
-        None if actions is None else Catalog.numbered(actions),
-        name=path,
-    )
+    return Log(read(path, columns), columns, None if actions is None else Catalog.numbered(actions), name=path)
+
+
+def read(path: str, columns: Columns) -> pl.LazyFrame:
+    """The rows of a file, a folder of files, or a pattern."""
+    return scan(matching(path), path, columns.numbers())
 
 
 def categories(log: Log, path: Path) -> Int[np.ndarray, " A"]:

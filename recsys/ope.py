@@ -25,6 +25,7 @@ from recsys.config import (
 from recsys.evaluation import Evaluation, evaluate
 from recsys.logged import Columns, Log
 from recsys.policies import Policy
+from recsys.real_actions import KERNEL, PREFIX, RealPolicy, real_log
 from recsys.reward_models import smoothed_mean
 from recsys.weighing import APART, Known, standard
 
@@ -45,10 +46,14 @@ class Config(OfflineConfig):
 
     @model_validator(mode="after")
     def _known(self) -> Config:
-        known = (*standard(self.estimators), *APART)
+        real = self.data.bandwidth is not None
+        known = KERNEL if real else (*standard(self.estimators), *APART)
         for name in self.estimators.names:
             if name not in known:
                 raise ValueError(f"estimators.names: expected {', '.join(known)}; got {name!r}")
+        for name in self.policy.target:
+            if name.startswith(PREFIX) != real:
+                raise ValueError("data.bandwidth (real actions) and policy.target=column:NAME belong together")
         needs = {"mips": ("categories",), "balanced_ips": ("loggers",)}
         for name in self.estimators.names:
             for key in needs.get(name.removeprefix("sn_"), ()):
@@ -91,7 +96,12 @@ def open_log(config: Config) -> Log:
     if data.format == "table":
         assert data.path is not None
         assert data.columns is not None
-        log = formats.table(data.path, Columns(**data.columns.model_dump(), segments=data.segments), data.actions)
+        columns = Columns(**data.columns.model_dump(), segments=data.segments)
+        if data.bandwidth is not None:
+            return real_log(
+                formats.read(data.path, columns), columns, [t.removeprefix(PREFIX) for t in target.target], data.path
+            )
+        log = formats.table(data.path, columns, data.actions)
     elif data.format == "kuairand":
         assert data.path is not None
         log = formats.kuairand(Path(data.path), data.version, "random", data.signals, data.segments)
@@ -130,4 +140,9 @@ def make_policy(name: str, config: Config, log: Log) -> Policy:
         "softmax": lambda: policies.softmax(log, scores, target.temperature),
         "epsilon_greedy": lambda: policies.epsilon_greedy(log, scores, target.epsilon),
     }
+    if name.startswith(PREFIX):
+        assert config.data.columns is not None
+        assert config.data.bandwidth is not None
+        drawn = Columns(**config.data.columns.model_dump())
+        return RealPolicy(name.removeprefix(PREFIX), drawn, config.data.bandwidth)
     return makers.get(name, lambda: policies.own(log, name))()

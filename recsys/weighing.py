@@ -18,6 +18,7 @@ from recsys.config import EstimatorsConfig
 from recsys.estimators import Ratio
 from recsys.logged import Chunk, Log
 from recsys.policies import BLOCK, Policy, expected_reward
+from recsys.real_actions import KERNEL, RealPolicy
 from recsys.reward_models import RewardModel, TableModel, fitted_means
 from recsys.scan import Weighed, Weigher, weigh
 
@@ -88,11 +89,12 @@ def weighers_of(
     log: Log, policy: Policy, model: RewardModel, settings: EstimatorsConfig, known: Known, prior_rows: float
 ) -> list[Weigher]:
     """All that the settings ask for of one policy; the plain weights come first."""
+    if isinstance(policy, RealPolicy):
+        names = settings.names or KERNEL
+        return [Weigher(policy.name, policy.weighed, _with_weight(log, _ips_like(names, "kernel_ips")))]
     every = standard(settings)
     names = settings.names or tuple(every)
-    chosen = {LOGGED: _logged, **{name: every[name] for name in names if name in every}}
-    if log.columns.user is not None:
-        chosen[WEIGHT] = lambda x: Ratio(x.weight[:, None])
+    chosen = _with_weight(log, {LOGGED: _logged, **{name: every[name] for name in names if name in every}})
     if "replay" in names:
         chosen["replay"] = lambda x: _replay(policy.name, x)
     used = {name: how for name, how in used_weights(settings).items() if name in chosen}
@@ -200,6 +202,11 @@ def _ips_like(names: Sequence[str], name: str) -> dict[str, Callable[[Weighed], 
         f"sn_{name}": lambda x: estimators.snips(x.weight, x.reward),
     }
     return {LOGGED: _logged, **{name: how for name, how in known.items() if name in names}}
+
+
+def _with_weight(log: Log, chosen: dict[str, Callable[[Weighed], Ratio]]) -> dict[str, Callable[[Weighed], Ratio]]:
+    """With the mean weight by user, where users have several rows."""
+    return chosen if log.columns.user is None else {**chosen, WEIGHT: lambda x: Ratio(x.weight[:, None])}
 
 
 def _without_model(weight: np.ndarray, rows: Chunk, target: np.ndarray) -> Weighed:

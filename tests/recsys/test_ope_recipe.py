@@ -111,6 +111,42 @@ def test_chosen_estimators_only(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_known_of_the_logger_comes_from_the_config(tmp_path: Path) -> None:
+    table = frame(300).with_columns(p=pl.lit(0.25), p2=pl.lit(0.5))
+    categories = written(pl.DataFrame({"item": range(ACTIONS), "kind": ["a", "b", "a", "b"]}), tmp_path / "kinds.csv")
+    raw = table_config(written(table, tmp_path / "log.csv"))
+    raw["data"] |= {"logging": "uniform", "categories": str(categories), "loggers": {"p": 0.5, "p2": 0.5}}
+    raw["policy"]["target"] = f"{__name__}:first"
+    names = ["ips", "mips", "sn_mips", "balanced_ips", "mrdr", "replay"]
+    found = ran(tmp_path, raw, estimators__names=names).metrics
+    click, even = table["click"].to_numpy(), table["item"].to_numpy() % 2 == 0
+    assert found["click/first/mips"].value == pytest.approx((2 * even * click).mean(), rel=1e-12)
+    balanced = (table["item"].to_numpy() == 0) * click / 0.375
+    assert found["click/first/balanced_ips"].value == pytest.approx(balanced.mean(), rel=1e-12)
+    assert found["click/first/replay"].value == pytest.approx(click[table["item"].to_numpy() == 0].mean(), rel=1e-12)
+    assert np.isfinite(found["click/first/mrdr"].value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (None, "no table of categories"),
+        (["item", "0", "1", "2", "3"], "it has item only"),
+        (["item,kind", "0,a", "1,b", "2,a"], "each of the 4 actions"),
+        (["item,kind", "0,a", "1,b", "2,a", "2,b", "3,a"], "each of the 4 actions"),
+        (["item,kind", "0,a", "1,", "2,a", "3,b"], "each of the 4 actions"),
+    ],
+)
+def test_tables_of_categories_are_checked(lines: list[str] | None, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "kinds.csv"
+    if lines:
+        path.write_text("\n".join(lines) + "\n")
+    raw = table_config(written(frame(50), tmp_path / "log.csv"))
+    raw["data"] |= {"logging": "uniform", "categories": str(path)}
+    with pytest.raises(InputError, match=told):
+        ran(tmp_path, raw, estimators__names=["mips"])
+
+
 def test_kuairands_random_slice(tmp_path: Path) -> None:
     from recsys.formats import KUAIRAND_COLUMNS
 
@@ -132,6 +168,11 @@ def test_kuairands_random_slice(tmp_path: Path) -> None:
         ({"policy.table": "x.csv"}, "table and target=table"),
         ({"estimators.names": ["dr", "ipw"]}, "estimators.names: expected ips, .*got 'ipw'"),
         ({"estimators.cap": 0}, "estimators.cap"),
+        ({"estimators.names": ["sn_mips"]}, "needs data.categories"),
+        ({"estimators.names": ["balanced_ips"]}, "needs data.loggers"),
+        ({"data.loggers": {"p": 0.5}}, "add up to 1"),
+        ({"intervals.method": "hoeffding"}, "bounds belong together"),
+        ({"intervals.bounds": {"weight": 3}}, "bounds belong together"),
         ({"data.campain": "all"}, "Did you mean data.campaign"),
         ({"data.actions": 3}, "actions is for format=table; this is open_bandit"),
         ({"data.format": "table"}, "needs path and columns"),

@@ -1,0 +1,66 @@
+"""Real actions, such as prices and bids: policies that set a number, and logs of numbers that were drawn.
+
+A row counts as much as a kernel around what the policy would have set says, over the density with which the logged
+number was drawn: `estimators.kernel_ips`. All diagnostics look at these weights as at any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool
+
+from envs.core import InputError
+from recsys import estimators
+from recsys.logged import TOLD_ROWS, Catalog, Chunk, Columns, Log, require_columns, schema_of
+from recsys.policies import TablePolicy
+from recsys.scan import Weighed
+
+KERNEL = ("kernel_ips", "sn_kernel_ips")
+PREFIX = "column:"  # of policy.target
+SET, CERTAIN = "a number was set", "certain"  # columns that make the log one of a single action
+
+
+class RealPolicy(TablePolicy):
+    """Sets the number in a column of the log, in units of the action; the kernel is `bandwidth` wide to either side."""
+
+    def __init__(self, column: str, drawn: Columns, bandwidth: float, name: str | None = None):
+        super().__init__(name or column, np.ones((1, 1)))
+        self.column, self.drawn, self.bandwidth = column, drawn, bandwidth
+
+    def weighed(self, rows: Chunk) -> Weighed:
+        """Rows by their kernel weights. Raises InputError for numbers that are not finite, or densities ≤ 0."""
+        names = (self.column, self.drawn.action, self.drawn.propensity)
+        chosen, action, density = (rows.context[name].astype(np.float64) for name in names)
+        _require(np.isfinite(chosen) & np.isfinite(action), f"{names[0]} or {names[1]} is no number", rows)
+        _require(np.isfinite(density) & (density > 0), f"{names[2]} is no density > 0", rows)
+        weight = estimators.kernel_weight(chosen - action, density, self.bandwidth)
+        nothing = np.zeros_like(rows.reward)
+        return Weighed(weight, rows.reward, nothing, nothing, weight)
+
+
+def real_log(frame: pl.LazyFrame, columns: Columns, targets: Sequence[str], name: str = "the log") -> Log:
+    """Rows whose `columns.action` is a number, drawn with the density in `columns.propensity`.
+
+    It is a log of a catalog of one, whose context holds number, density and what targets would have set. Raises
+    InputError for columns that are missing or hold no numbers.
+    """
+    numbers = (columns.action, columns.propensity, *targets)
+    schema = schema_of(frame, name)
+    require_columns(numbers, schema, "columns", f"the columns of {name}")
+    for column in numbers:
+        if not schema[column].is_numeric():
+            raise InputError(f"Column {column!r} of {name} must hold numbers; it holds {schema[column]}.")
+    one = frame.with_columns(pl.lit(0).alias(SET), pl.lit(1.0).alias(CERTAIN))
+    meant = replace(columns, action=SET, propensity=CERTAIN, position=None, context=(*columns.context, *numbers))
+    return Log(one, meant, Catalog.numbered(1), name=name)
+
+
+def _require(good: Bool[np.ndarray, " n"], what: str, rows: Chunk) -> None:
+    if not good.all():
+        bad = rows.first + 1 + np.flatnonzero(~good)
+        told = ", ".join(map(str, bad[:TOLD_ROWS])) + (", …" if len(bad) > TOLD_ROWS else "")
+        raise InputError(f"The log cannot be evaluated: {what} in {len(bad):,} of {len(rows):,} rows (rows {told}).")
