@@ -191,3 +191,15 @@ class IntervalsConfig(Section):
         if (self.method in ("hoeffding", "bernstein")) != (self.bounds is not None):
             raise ValueError("method=hoeffding or bernstein and bounds belong together; bounds are known beforehand")
         return self
+
+
+class SelectionConfig(Section):
+    """Which estimator to read."""
+
+    method: Literal["slope", "pas_if"] = Field(
+        "slope",
+        description="the narrowest interval that agrees with wider ones, or the least error on splits of the log",
+    )
+    splits: int = Field(10, ge=1, le=1000, description="of pas_if")
+    share: float = Field(0.2, gt=0, lt=1, description="of pas_if: of rows, that the pseudo target policy gets")
+    rows: int = Field(20_000, ge=100, description="of pas_if: at most so many, evenly from the log")

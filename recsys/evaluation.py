@@ -11,11 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from envs.core import InputError
 from marl.display import console
 from marl.report import Metric
 from marl.tables import print_judgments, print_metrics
-from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig
+from recsys.adaptive import pas_if_errors
+from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig, SelectionConfig
 from recsys.intervals import ClusterSums, Interval, standard_error
 from recsys.judged import judge
 from recsys.logged import Log
@@ -58,7 +62,7 @@ class Evaluation:
 class Found:
     """One policy's sums by the kind of weights; those of the plain ones, "", come first."""
 
-    policy: str
+    policy: Policy
     sums: dict[str, Sums]
 
     @property
@@ -89,6 +93,7 @@ def evaluate(
     estimators: EstimatorsConfig | None = None,
     reward_model: RewardModelConfig | None = None,
     intervals: IntervalsConfig | None = None,
+    selection: SelectionConfig | None = None,
     seed: int = 0,
     workers: int = 2,
 ) -> Evaluation:
@@ -104,17 +109,24 @@ def evaluate(
     if not targets:
         raise InputError("There is nothing to evaluate: give at least one policy.")
     model = model or smoothed_mean(log, means.prior_rows)
-    ways = {p.name: weighers_of(log, p, model, settings, known or Known(), means.prior_rows) for p in targets}
-    sums = scan(log, [weigher for of in ways.values() for weigher in of], workers)
-    found = [Found(policy, {w.name.partition(SEPARATOR)[2]: sums[w.name] for w in of}) for policy, of in ways.items()]
+    known = known or Known()
+    ways = [weighers_of(log, policy, model, settings, known, means.prior_rows) for policy in targets]
+    sums = scan(log, [weigher for of in ways for weigher in of], workers)
+    found = [
+        Found(policy, {weigher.name.partition(SEPARATOR)[2]: sums[weigher.name] for weigher in of})
+        for policy, of in zip(targets, ways, strict=True)
+    ]
     how = Intervals(sure, settings, seed, workers)
     metrics: dict[str, Metric] = logged_metrics(found[0].plain, log.signals, how)
     tables: dict[str, list[dict[str, Any]]] = {"recommendations": [], "verdicts": []}
     for of in found:
         metrics |= metrics_of(of, log.signals, how.of(of.cluster_sums()))
         verdicts = of.verdicts()
-        tables["verdicts"] += verdict_rows(of.policy, log.signals, verdicts)
-        tables["recommendations"] += recommendations(of, log.signals, verdicts)
+        tables["verdicts"] += verdict_rows(of.policy.name, log.signals, verdicts)
+        errors = None
+        if selection is not None and selection.method == "pas_if":
+            errors = pas_if_errors(log, of.policy, known.logging, settings, selection, means.prior_rows, seed)
+        tables["recommendations"] += recommendations(of, log.signals, verdicts, errors)
     if len(targets) == 1:
         metrics |= {name: Metric.exact(value) for name, value in weights_of(found[0].plain).items()}
     tables["differences"] = differences(found, log.signals, how)
@@ -139,10 +151,10 @@ def metrics_of(found: Found, signals: Sequence[str], intervals: Mapping[str, Int
     for name, of in found.estimates().items():
         endless = Metric(math.nan, -math.inf, math.inf, len(of.clusters[1]))
         by_signal = intervals[name].metrics() if name in intervals else [endless] * len(signals)
-        metrics |= {f"{signal}/{found.policy}/{name}": m for signal, m in zip(signals, by_signal, strict=True)}
+        metrics |= {f"{signal}/{found.policy.name}/{name}": m for signal, m in zip(signals, by_signal, strict=True)}
     for kind, of in found.sums.items():
         told = {f"{kind}_{name}" if kind else name: Metric.exact(value) for name, value in weights_of(of).items()}
-        metrics |= {f"{signal}/{found.policy}/{name}": value for signal in signals for name, value in told.items()}
+        metrics |= {f"{signal}/{found.policy.name}/{name}": value for signal in signals for name, value in told.items()}
     return metrics
 
 
@@ -163,7 +175,10 @@ def verdict_rows(
 
 
 def recommendations(
-    found: Found, signals: Sequence[str], verdicts: Mapping[str, Sequence[Verdict]]
+    found: Found,
+    signals: Sequence[str],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    errors: Mapping[str, Float[np.ndarray, " K"]] | None = None,
 ) -> list[dict[str, Any]]:
     """Which estimate of each signal to read, and why."""
     sums = {name: of for name, of in found.cluster_sums().items() if name not in UNREAD}
@@ -171,12 +186,13 @@ def recommendations(
     for k, signal in enumerate(signals):
         if not sums:
             told = verdicts[next(iter(verdicts))][k]
-            rows.append({"signal": signal, "policy": found.policy, "estimator": None, "sentence": told.reason})
+            rows.append({"signal": signal, "policy": found.policy.name, "estimator": None, "sentence": told.reason})
             continue
         value = {name: float(of.value[k]) for name, of in sums.items()}
         error = {name: float(standard_error(of)[k]) for name, of in sums.items()}
-        best = recommend({name: verdicts[name][k] for name in sums}, value, error)
-        row = {"signal": signal, "policy": found.policy, "estimator": best.estimator, "sentence": best.sentence}
+        mse = None if errors is None else {name: float(of_signal[k]) for name, of_signal in errors.items()}
+        best = recommend({name: verdicts[name][k] for name in sums}, value, error, mse)
+        row = {"signal": signal, "policy": found.policy.name, "estimator": best.estimator, "sentence": best.sentence}
         rows.append(row)
     return rows
 
@@ -190,11 +206,11 @@ def differences(found: Sequence[Found], signals: Sequence[str], intervals: Inter
         for name, sums in of.cluster_sums().items():
             against = {LOGGED: (LOGGED, logged)}
             if place and name in first:
-                against[found[0].policy] = (name, first[name])
+                against[found[0].policy.name] = (name, first[name])
             for other, (their, theirs) in against.items():
                 interval = intervals.of_difference((name, their), sums, theirs)
                 for signal, metric in zip(signals, interval.metrics(), strict=True):
-                    row = {"signal": signal, "policy": of.policy, "against": other, "estimator": name}
+                    row = {"signal": signal, "policy": of.policy.name, "against": other, "estimator": name}
                     rows.append({**row, "value": metric.value, "low": metric.low, "high": metric.high})
     return rows
 

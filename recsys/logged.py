@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,6 +83,26 @@ class Chunk:
             None if self.multiplicity is None else self.multiplicity[rows],
             segments,
             context,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Chunk]) -> Chunk:
+        """Chunks that follow one another as one."""
+        first = parts[0]
+
+        def join(of: Callable[[Chunk], np.ndarray]) -> np.ndarray:
+            return np.concatenate([of(part) for part in parts])
+
+        return cls(
+            first.first,
+            join(lambda c: c.action),
+            join(lambda c: c.position),
+            join(lambda c: c.propensity),
+            join(lambda c: c.reward),
+            join(lambda c: c.cluster),
+            None if first.multiplicity is None else join(lambda c: np.asarray(c.multiplicity)),
+            {name: join(lambda c, name=name: c.segments[name]) for name in first.segments},  # type: ignore[misc]
+            {name: join(lambda c, name=name: c.context[name]) for name in first.context},  # type: ignore[misc]
         )
 
     def counted(self, column: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:

@@ -20,6 +20,7 @@ from recsys.config import (
     IntervalsConfig,
     OfflineConfig,
     RewardModelConfig,
+    SelectionConfig,
     TargetConfig,
 )
 from recsys.evaluation import Evaluation, evaluate
@@ -40,6 +41,7 @@ class Config(OfflineConfig):
     estimators: EstimatorsConfig = EstimatorsConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     intervals: IntervalsConfig = IntervalsConfig()
+    selection: SelectionConfig = SelectionConfig()
     workers: int = Field(
         2, ge=1, le=256, description="threads that scan the log; the result is the same for any number"
     )
@@ -80,6 +82,7 @@ def recipe(config: Config, run: Run) -> Report:
             estimators=config.estimators,
             reward_model=config.reward_model,
             intervals=config.intervals,
+            selection=config.selection,
             seed=seed,
             workers=config.workers,
         ).to_json(),

@@ -11,7 +11,8 @@ from small_logs import ACTIONS, CONTEXTS, bandit, frame, log_of
 
 import recsys
 from envs.core import InputError
-from recsys.config import BoundsConfig, EstimatorsConfig, IntervalsConfig
+from recsys.adaptive import pas_if_errors
+from recsys.config import BoundsConfig, EstimatorsConfig, IntervalsConfig, SelectionConfig
 from recsys.evaluation import evaluate
 from recsys.logged import Columns
 from recsys.policies import ContextPolicy, TablePolicy
@@ -120,6 +121,25 @@ def test_what_to_read_is_of_the_best_verdict_and_never_the_model_alone() -> None
         assert told[f"{row['signal']}/{row['policy']}/{row['estimator']}"] == "RELIABLE"
     few = evaluate(log_of(frame(8)), TARGET, intervals=FAST)
     assert {row["estimator"] for row in few.tables["recommendations"]} == {None}
+
+
+def test_pas_if_reads_the_log_that_it_cuts_and_needs_to_know_who_logged() -> None:
+    known = Known(TablePolicy("logging", bandit().logging))
+    settings = EstimatorsConfig(cap=0.1)  # nobody should read what is capped like this
+    how = SelectionConfig(method="pas_if", rows=1500)
+    target = {"target": bandit().target}
+    found = evaluate(log_of(frame(4000)), target, known=known, estimators=settings, intervals=FAST, selection=how)
+    again = evaluate(log_of(frame(4000)), target, known=known, estimators=settings, intervals=FAST, selection=how)
+    assert found.tables["recommendations"] == again.tables["recommendations"]
+    for row in found.tables["recommendations"]:
+        assert "estimated error is the least" in row["sentence"]
+        assert row["estimator"] not in ("capped_ips", "dm")
+    errors = pas_if_errors(
+        log_of(frame(4000)), TablePolicy("t", bandit().target), known.logging, settings, how, prior_rows=50.0, seed=0
+    )
+    assert (errors["capped_ips"] > 3 * errors["ips"]).all()
+    with pytest.raises(InputError, match="tell it with"):
+        evaluate(log_of(frame(4000)), target, selection=how)
 
 
 def test_a_policy_that_shows_nothing_that_was_logged_has_no_estimate_by_ratio_and_says_why() -> None:
