@@ -19,6 +19,7 @@ from recsys.bootstrap import quantile_interval, replicates
 from recsys.config import EstimatorsConfig, IntervalsConfig
 from recsys.diagnostics import diagnose
 from recsys.estimators import Ratio
+from recsys.histograms import overlap_table, weight_table
 from recsys.intervals import Interval, student_t
 from recsys.logged import Log
 from recsys.policies import Policy
@@ -97,6 +98,8 @@ def evaluate(
     metrics["rows"] = Metric.exact(first.n)
     metrics["clusters"] = Metric.exact(len(first.clusters[1]))
     tables = {"verdicts": verdicts, "notes": [{"note": _clusters_note(log)}]}
+    drawn = {policy.name: sums[policy.name].histograms for policy in targets}
+    tables |= {"weights": weight_table(drawn), "overlap": overlap_table(drawn)}
     if log.columns.segments:
         tables["segments"] = segments(sums, log.signals, sure.level)
     return Evaluation(metrics, tables)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from recsys.diagnostics import KEPT, WeightSums
 from recsys.estimators import Ratio
+from recsys.histograms import Histograms, histograms
 from recsys.intervals import ClusterSums
 from recsys.logged import Chunk, Log
 from recsys.policies import Policy, expected_reward
@@ -63,7 +64,8 @@ class Sums:
 
     n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [F, C], rows [C]: the same
     for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
-    the very largest. events: rows whose signal is not 0.
+    the very largest. events: rows whose signal is not 0. histograms: those of a segment stay
+    empty.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Sums:
     largest: np.ndarray = field(default_factory=lambda: np.zeros(0))
     largest_row: int = 0
     events: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    histograms: Histograms = field(default_factory=Histograms)
 
     def estimate(self, name: str) -> Float[np.ndarray, " K"]:
         """The estimate by signal."""
@@ -121,6 +124,7 @@ class Sums:
         self.weight += part.weight
         self.squared_weight += part.squared_weight
         self.events = self.events + part.events
+        self.histograms = self.histograms + part.histograms
         if not len(self.largest) or part.largest[0] > self.largest[0]:
             self.largest_row = part.largest_row
         if len(self.largest) < KEPT or part.largest[0] > self.largest[-1]:
@@ -143,6 +147,7 @@ class Part:
     largest: Float[np.ndarray, " m"]
     largest_row: int
     events: Int[np.ndarray, " K"]
+    histograms: Histograms = field(default_factory=Histograms)
 
 
 def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
@@ -224,7 +229,9 @@ def sum_up(
         numbers = np.arange(chunk.first + 1, chunk.first + 1 + len(chunk))
         for policy in policies:
             weighed = weigh(chunk, policy, model)
-            found[policy.name] = part_of(chunk, weighed, estimators, numbers)
+            whole = part_of(chunk, weighed, estimators, numbers)
+            drawn = histograms(weighed.weight, chunk.propensity, chunk.multiplicity)
+            found[policy.name] = replace(whole, histograms=drawn)
             for segment, values in chunk.segments.items():
                 for value in np.unique(values):
                     at = np.flatnonzero(values == value)
