@@ -78,9 +78,7 @@ def _edges(count: int) -> list[tuple[float, float]]:
     return list(zip([0.0, *edges[1:]], edges[1:], strict=False))
 
 
-def _table(
-    policy: str, edges: list[tuple[float, float]], found: Float[np.ndarray, "2 bins"]
-) -> list[dict[str, Any]]:
+def _table(policy: str, edges: list[tuple[float, float]], found: Float[np.ndarray, "2 bins"]) -> list[dict[str, Any]]:
     rows, weight = found
     rows_share, weight_share = rows / rows.sum(), weight / (weight.sum() or 1.0)
     names = ("policy", "low", "high", "rows", "rows_share", "weight_share")
