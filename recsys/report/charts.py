@@ -59,7 +59,7 @@ class Axis:
     def x(self, value: float) -> float:
         """The place of a value in a row, cut at the ends."""
         share = (value - self.low) / (self.high - self.low)
-        return round(MARGIN + (WIDTH - 2 * MARGIN) * min(max(share, 0), 1), 1)
+        return round(MARGIN + (WIDTH - 2 * MARGIN) * min(max(share, 0.0), 1.0), 1)
 
     def holds(self, value: float) -> bool:
         """Whether it lies between the ends."""
@@ -107,25 +107,27 @@ def intervals(
     axis = axis_of(bars, reference)
     decimals = decimals_for(bar.high - bar.low for bar in bars)
     before, after = len(bars[0].before), len(bars[0].after)
-    names = [*header[:before], "estimate", what, "", "", *header[before:]]
+    shown = 3 if any(math.isfinite(bar.value) for bar in bars) else 2  # ranges without an estimate have two numbers
+    names = [*header[:before], *["estimate"][: shown - 2], what, "", "", *header[before:]]
     grid = "".join(f"M{axis.x(tick)} 0v{HEIGHT}" for tick in axis.ticks)
     head = tag("tr", *(tag("th", name) for name in names))
-    head[before].set("class", "n")
-    head[before + 1].attrib |= {"class": "n", "colspan": "2"}
-    for name in head[before + 4 :]:
+    for name in (*head[before : before + shown - 1], *head[before + shown + 1 :]):
         name.set("class", "n")
+    head[before + shown - 2].set("colspan", "2")
     body = tag("tbody")
     for title, group in groups:
         if title:
             body.append(tag("tr", tag("th", title, colspan=len(names) + 1), class_="group"))
-        body.extend(_row(bar, axis, decimals, grid, reference) for bar in group)
-    foot = tag("tr", tag("td", colspan=before + 3), tag("td", _scale(axis), class_="p"), tag("td", colspan=1 + after))
-    shown = tag("div", tag("table", tag("thead", head), body, tag("tfoot", foot), class_="bars"), class_="wide")
-    return tag("div", shown, _cut(bars, axis))
+        body.extend([_row(bar, axis, decimals, grid, reference, shown) for bar in group])
+    foot = tag(
+        "tr", tag("td", colspan=before + shown), tag("td", _scale(axis), class_="p"), tag("td", colspan=1 + after)
+    )
+    drawn = tag("div", tag("table", tag("thead", head), body, tag("tfoot", foot), class_="bars"), class_="wide")
+    return tag("div", drawn, _cut(bars, axis))
 
 
-def _row(bar: Bar, axis: Axis, decimals: int, grid: str, reference: float) -> Element:
-    numbers = [exact(x, fixed(x, decimals)) for x in (bar.value, bar.low, bar.high)]
+def _row(bar: Bar, axis: Axis, decimals: int, grid: str, reference: float, shown: int) -> Element:
+    numbers = [exact(x, fixed(x, decimals)) for x in (bar.value, bar.low, bar.high)[-shown:]]
     names = (tag("td", cell, title=cell if isinstance(cell, str) and len(cell) > 24 else None) for cell in bar.before)
     chart = tag("td", _interval(bar, axis, grid, reference), class_="p")
     classes = " ".join(name for name in (bar.level, "chosen" if bar.chosen else "") if name)
@@ -211,13 +213,13 @@ def shares(rows: Sequence[dict[str, Any]], what: str) -> Element:
         x = round(LEFT + 4 + step * (math.log2(tick) - first + zero), 1)
         svg.append(tag("path", class_="t", d=f"M{x} {TALL + 8}v4"))
         svg.append(tag("text", _power(tick), x=x, y=TALL + 23))
-    svg.append(tag("text", what, x=round((LEFT + right) / 2, 1), y=TALL + 38))
+    svg.append(tag("text", what, x=LEFT, y=TALL + 38, class_="s"))
     legend = [tag("span", text, class_=f"key {name}") for name, text in SHARES.items()]
     cells: list[list[Child]] = [
         [_bin(row), exact(row["rows"], rounded(row["rows"])), *(exact(row[k], percent(row[k])) for k in SHARES)]
         for row in rows
     ]
-    numbers = details("numbers", table([what, "rows", *SHARES.values()], cells))
+    numbers = details("numbers", table(["from, to", "rows", *SHARES.values()], cells))
     return tag("figure", tag("figcaption", *legend), svg, numbers)
 
 
@@ -262,7 +264,7 @@ def calibration(rows: Sequence[dict[str, Any]]) -> Element:
     svg = tag("svg", viewBox=f"0 0 {size + margin + 20} {size + margin + 8}", role="img", class_="calibration")
     svg.set("aria-label", "shares shown against predicted probabilities")
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(x: int | float, y: int | float) -> tuple[float, float]:
         return round(margin + x * scale, 1), round(8 + size - min(max(y, 0), ticks[-1]) * scale, 1)
 
     for tick in ticks:

@@ -34,9 +34,10 @@ def html(root: Element) -> str:
 
 
 def table(header: Sequence[Child], rows: Iterable[Sequence[Child]], class_: str = "") -> Element:
-    """A plain table; cells that hold a number (`exact`, or text that begins with one) stand to the right."""
-    head = tag("thead", tag("tr", *(tag("th", cell) for cell in header)))
+    """A plain table; columns that hold numbers (`exact`) stand to the right."""
     body = tag("tbody", *(tag("tr", *(cell_of(cell) for cell in row)) for row in rows))
+    right = [cell.get("class") for cell in body[0]] if len(body) else [None] * len(header)
+    head = tag("thead", tag("tr", *(tag("th", cell, class_=side) for cell, side in zip(header, right))))
     return tag("div", tag("table", head, body, class_=class_ or None), class_="wide")
 
 
@@ -50,9 +51,9 @@ def details(summary: str, *inside: Child) -> Element:
     return tag("details", tag("summary", summary), *inside)
 
 
-def exact(value: float, shown: str) -> Element:
+def exact(value: int | float, shown: str) -> Element:
     """A number as it is shown, which a program can read in full."""
-    return tag("data", shown, value=repr(value))
+    return tag("data", shown, value=repr(float(value)))
 
 
 def number(value: Any) -> float:
@@ -63,7 +64,7 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def fixed(value: float, decimals: int) -> str:
+def fixed(value: int | float, decimals: int) -> str:
     """With so many decimals; never -0."""
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "–")
@@ -72,7 +73,7 @@ def fixed(value: float, decimals: int) -> str:
     return f"{value:z,.{decimals}f}".translate(MINUS)
 
 
-def rounded(value: float, digits: int = 3) -> str:
+def rounded(value: int | float, digits: int = 3) -> str:
     """With so many significant digits, counts whole."""
     if not math.isfinite(value) or value == 0:
         return fixed(value, 0)
@@ -83,7 +84,7 @@ def rounded(value: float, digits: int = 3) -> str:
     return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
 
 
-def percent(share: float) -> str:
+def percent(share: int | float) -> str:
     """A share as percent, small ones with more digits."""
     if not math.isfinite(share):
         return "–"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from marl.config import flatten
+from marl.config import flatten, yaml_text
 from recsys.diagnostics import Diagnosis
 from recsys.report.charts import Bar, calibration, chip, intervals, shares
 from recsys.report.markup import Child, Element, details, exact, number, percent, rounded, table, tag
@@ -181,7 +181,7 @@ def _calibration(results: Results) -> Iterable[Element]:
         yield tag("p", "Propensities were not in the log but predicted. On the dashed line they are right on average.")
         yield calibration(rows)
         cells = [[exact(row[key], rounded(row[key])) for key in CALIBRATION] for row in rows]
-        yield details("numbers", table(CALIBRATION, cells))
+        yield details("numbers", table([name.replace("_", " ") for name in CALIBRATION], cells))
 
 
 CALIBRATION = ("pairs", "predicted", "shown", "standard_error")
@@ -228,7 +228,10 @@ def _notes(results: Results) -> Iterable[Element]:
 
 def _settings(results: Results) -> Iterable[Element]:
     flat = {k: v for k, v in flatten(results.report.config).items() if not k.startswith(IDLE)}
-    yield details("the resolved config", table(["setting", "value"], [[key, _plain(x)] for key, x in flat.items()]))
+    if flat:
+        yield details(
+            "the resolved config", table(["setting", "value"], [[key, yaml_text(x)] for key, x in flat.items()])
+        )
 
 
 def _versions(results: Results) -> Iterable[Element]:
@@ -263,53 +266,8 @@ def _natural(text: str) -> tuple[bool, float, list[tuple[bool, float, str]]]:
     return (False, value, parts) if math.isfinite(value) else (True, 0.0, parts)
 
 
-def _notes(results: Results) -> Iterable[Element]:
-    for row in results.tables.get("notes", []):
-        yield tag("p", row["note"])
-
-
-def _settings(results: Results) -> Iterable[Element]:
-    flat = {k: v for k, v in flatten(results.report.config).items() if not k.startswith(IDLE)}
-    yield details("the resolved config", table(["setting", "value"], [[key, _plain(x)] for key, x in flat.items()]))
-
-
-def _versions(results: Results) -> Iterable[Element]:
-    if results.report.versions:
-        yield details("what made this", table(["of", "version"], list(results.report.versions.items())))
-
-
-def _bar_of(
-    row: dict[str, Any],
-    before: tuple[Child, ...],
-    level: str = "",
-    mark: float = math.nan,
-    after: tuple[Child, ...] = (),
-) -> Bar:
-    value, low, high = (number(row[name]) for name in ("value", "low", "high"))
-    return Bar(before, value, low, high, level, mark, after)
-
-
-def _worst(levels: Sequence[str]) -> str:
-    return next((level for level in ("UNRELIABLE", "CAUTION", "RELIABLE") if level in levels), "")
-
-
-def _column(segment: str, columns: Sequence[str]) -> str:
-    """The column of a segment such as tab=3; names may contain = too."""
-    return max((name for name in columns if segment.startswith(f"{name}=")), key=len, default=segment.partition("=")[0])
-
-
-def _natural(text: str) -> tuple[int, float, str]:
-    """A key that sorts 2 before 10, and numbers before words."""
-    value = number(text)
-    return (0, value, text) if math.isfinite(value) else (1, 0.0, text)
-
-
 def _note(text: str) -> Element:
     return tag("p", text, class_="note")
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass(frozen=True)
