@@ -53,7 +53,8 @@ class Results:
 
     def read(self, signal: str, policy: str) -> str:
         """The recommended estimator, or else the first."""
-        return self.recommended(signal, policy) or next(e for s, p, e in self.estimates if (s, p) == (signal, policy))
+        first = next((name for *of, name in self.estimates if of == [signal, policy]), "")
+        return self.recommended(signal, policy) or first
 
     @property
     def interval(self) -> str:

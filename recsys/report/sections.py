@@ -141,13 +141,14 @@ def _segments(results: Results) -> Iterable[Element]:
             _segment_bar(row, logged.get((row["segment"], signal, policy), math.nan), column)
             for row in sorted(most, key=lambda row: _natural(row["segment"][len(column) + 1 :]))
         ]
-        whole = results.estimates[signal, policy, estimator].value
+        whole = results.estimates.get((signal, policy, estimator))
+        line = math.nan if whole is None else whole.value
         extra = [name for name in ("p", "adjusted") if name in chosen[0]]
         header = [column, "rows", "events", "ess", *extra]
         told = f"{signal}, {policy}, by {column} ({estimator}, {len(chosen)} segments)"
         left = len(chosen) - len(most)
         rest = _note(f"The {LONGEST} with the most rows; {left} more are in report.json.") if left else None
-        shown = tag("details", tag("summary", told), intervals(header, [("", bars)], whole, results.interval), rest)
+        shown = tag("details", tag("summary", told), intervals(header, [("", bars)], line, results.interval), rest)
         if place == 0:
             shown.set("open", "open")
         yield shown

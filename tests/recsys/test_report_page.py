@@ -270,7 +270,15 @@ def test_endless_and_missing_numbers_are_drawn_without_a_place(report: Report, t
 
 def test_many_signals_policies_and_segments_stay_below_a_megabyte(report: Report, tmp_path: Path) -> None:
     rows = [
-        {**row, "segment": f"{SEGMENT}={i}", "signal": signal, "policy": policy, "rows": i}
+        {
+            **row,
+            "segment": f"{SEGMENT}={i}",
+            "signal": signal,
+            "policy": policy,
+            "rows": i,
+            "p": 0.004,
+            "adjusted": 0.02,
+        }
         for row in [row for row in report.tables["segments"] if row["estimator"] == "ips"][:1]
         for i in range(1000)
         for signal in SIGNALS
@@ -279,6 +287,8 @@ def test_many_signals_policies_and_segments_stay_below_a_megabyte(report: Report
     page = page_of(with_tables(report, segments=rows), tmp_path)
     said = " ".join(page.text)
     assert "The 40 with the most rows; 960 more are in report.json." in said
+    assert "adjusted" in said
+    assert {0.004, 0.02} <= set(page.numbers)
     assert said.index(" 960 ") < said.index(" 999 ")
     assert (tmp_path / "page.html").stat().st_size < 1_000_000
 
