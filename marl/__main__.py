@@ -134,7 +134,10 @@ def compare(
 
 @app.command()
 def render(folder: RunFolder) -> None:
-    """Film a trained team: DIR/film.gif; of agents that see each other's actions also DIR/graph.gif and graph.png."""
+    """Film a trained team: DIR/film.gif; of agents that see each other's actions also DIR/graph.gif and graph.png.
+
+    Of an offline evaluation: make DIR/report.html from DIR/report.json again.
+    """
     from marl.display import console
     from marl.evaluation import render_folder
     from marl.tables import print_files

@@ -16,6 +16,7 @@ from marl.report import Metric, Report
 
 FILES = {
     "report": "report.json",
+    "page": "report.html",
     "curve": "learning_curve.png",
     "film": "film.gif",
     "agents": "agents.png",

@@ -20,6 +20,7 @@ from marl.report import Metric
 from marl.tables import print_judgments, print_metrics
 from recsys.adaptive import pas_if_errors
 from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig, SelectionConfig
+from recsys.histograms import overlap_table, weight_table
 from recsys.intervals import ClusterSums, Interval, standard_error
 from recsys.judged import judge
 from recsys.logged import Log
@@ -130,6 +131,8 @@ def evaluate(
     if len(targets) == 1:
         metrics |= {name: Metric.exact(value) for name, value in weights_of(found[0].plain).items()}
     tables["differences"] = differences(found, log.signals, how)
+    drawn = {of.policy.name: of.plain.histograms for of in found}
+    tables |= {"weights": weight_table(drawn), "overlap": overlap_table(drawn)}
     if log.columns.segments:
         tables["segments"] = segments(sums, log.signals, sure.level, sure.multiplicity)
     tables["notes"] = [{"note": note} for note in (_clusters_note(log), *_without_note(how))]

@@ -90,7 +90,16 @@ def recipe(config: Config, run: Run) -> Report:
     found = Evaluation.from_json(kept)
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
     report.save(run.folder / "report.json")
+    pictures(run)
     return report
+
+
+def pictures(run: Run) -> list[Path]:
+    """The page of a finished run, made from its report alone; `concord render DIR` makes it again."""
+    from recsys.report import write_page  # matplotlib takes its time
+
+    write_page(Report.load(run.folder / "report.json"), page := run.folder / "report.html")
+    return [page]
 
 
 def open_log(config: Config) -> Log:

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 
 from recsys.diagnostics import KEPT, WeightSums
 from recsys.estimators import Ratio
+from recsys.histograms import Histograms, histograms
 from recsys.intervals import ClusterSums
 from recsys.logged import Chunk, Log
 from recsys.policies import Policy, expected_reward
@@ -86,7 +87,7 @@ class Sums:
     for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
     the very largest. events: rows whose signal is not 0; weighted, weighted_squares [K]: Σ w r and Σ (w r)². kept: by
     estimator, the sum of the weights that it uses instead of w. unsupported: of the target's probabilities of what the
-    logger could not show, NaN where that is not known.
+    logger could not show, NaN where that is not known. histograms: those of a segment stay empty.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -103,6 +104,7 @@ class Sums:
     weighted_squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     kept: dict[str, float] = field(default_factory=dict)
     unsupported: float = 0.0
+    histograms: Histograms = field(default_factory=Histograms)
 
     def estimate(self, name: str) -> Float[np.ndarray, " K"]:
         """The estimate by signal."""
@@ -153,6 +155,7 @@ class Sums:
         self.weighted_squares = self.weighted_squares + part.weighted_squares
         self.kept = {name: self.kept.get(name, 0.0) + more for name, more in part.kept.items()}
         self.unsupported += part.unsupported
+        self.histograms = self.histograms + part.histograms
         if not len(self.largest) or part.largest[0] > self.largest[0]:
             self.largest_row = part.largest_row
         if len(self.largest) < KEPT or part.largest[0] > self.largest[-1]:
@@ -179,6 +182,7 @@ class Part:
     weighted_squares: Float[np.ndarray, " K"]
     kept: dict[str, float]
     unsupported: float
+    histograms: Histograms = field(default_factory=Histograms)
 
 
 def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
@@ -270,7 +274,8 @@ def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[str, S
         numbers = np.arange(chunk.first + 1, chunk.first + 1 + len(chunk))
         for weigher in weighers:
             weighed = weigher.weigh(chunk)
-            found[weigher.name] = part_of(chunk, weighed, weigher, numbers)
+            drawn = histograms(weighed.weight, chunk.propensity, chunk.multiplicity)
+            found[weigher.name] = replace(part_of(chunk, weighed, weigher, numbers), histograms=drawn)
             for segment, values in chunk.segments.items():
                 for value in np.unique(values):
                     at = np.flatnonzero(values == value)

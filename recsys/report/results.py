@@ -1,0 +1,75 @@
+"""A report's metrics and tables by what they mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marl.report import Metric, Report
+from recsys.report.markup import number, rounded
+
+LOGGED = "logged"
+FACTS = ("ess", "max_weight", "mean_weight")  # of weights, beside the estimates among a report's metrics
+Rows = list[dict[str, Any]]
+
+
+class Results:
+    """Metrics by signal, policy and estimator, whose names may have slashes, and what tables say of each."""
+
+    def __init__(self, report: Report):
+        self.report = report
+        self.tables: dict[str, Rows] = report.tables
+        self.level = number(report.config.get("intervals", {}).get("level", 0.95))
+        ending = f"/{LOGGED}"
+        self.signals = [key.removesuffix(ending) for key in report.metrics if key.endswith(ending)]
+        self.estimates: dict[tuple[str, str, str], Metric] = {}
+        self.facts: dict[str, dict[str, float]] = {}
+        for key, metric in report.metrics.items():
+            signal, policy, name = self.parts(key)
+            if policy and name in FACTS:
+                self.facts.setdefault(policy, {})[name] = metric.value
+            elif policy:
+                self.estimates[signal, policy, name] = metric
+        self.policies = list(dict.fromkeys(policy for _, policy, _ in self.estimates))
+        self.verdicts = {self.parts(row["estimate"]): row for row in self.tables.get("verdicts", [])}
+
+    def parts(self, key: str) -> tuple[str, str, str]:
+        """Signal, policy and estimator of a metric's name; the last two are empty for any other metric."""
+        signal = max((name for name in self.signals if key.startswith(f"{name}/")), key=len, default="")
+        policy, _, estimator = key[len(signal) + 1 :].rpartition("/") if signal else ("", "", "")
+        return signal, policy, estimator
+
+    def logged(self, signal: str) -> Metric:
+        """The log's own mean."""
+        return self.report.metrics[f"{signal}/{LOGGED}"]
+
+    def verdict(self, signal: str, policy: str, estimator: str) -> str:
+        """RELIABLE, CAUTION or UNRELIABLE; empty where none was given."""
+        return str(self.verdicts.get((signal, policy, estimator), {}).get("verdict", ""))
+
+    def recommended(self, signal: str, policy: str) -> str | None:
+        """The estimator to read, where the report recommends one."""
+        rows = self.tables.get("recommendations", [])
+        return next((row["estimator"] for row in rows if (row["signal"], row["policy"]) == (signal, policy)), None)
+
+    def read(self, signal: str, policy: str) -> str:
+        """The recommended estimator, or else the first."""
+        first = next((name for *of, name in self.estimates if of == [signal, policy]), "")
+        return self.recommended(signal, policy) or first
+
+    @property
+    def interval(self) -> str:
+        """What intervals are called."""
+        return f"{rounded(100 * self.level)} % interval"
+
+
+def grouped(rows: Rows, *keys: str) -> list[tuple[Any, Rows]]:
+    """Rows by the values of one column, or of several, as they first come."""
+    found: dict[Any, Rows] = {}
+    for row in rows:
+        found.setdefault(row[keys[0]] if len(keys) == 1 else tuple(row[key] for key in keys), []).append(row)
+    return list(found.items())
+
+
+def numbers(rows: Rows) -> Rows:
+    """Rows whose columns, other than the policy, are numbers again."""
+    return [{key: value if key == "policy" else number(value) for key, value in row.items()} for row in rows]
