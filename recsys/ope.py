@@ -6,15 +6,19 @@ bootstrap's intervals do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from envs.core import InputError
 from marl.report import Report
 from marl.run import Run
 from recsys import formats, policies
 from recsys.config import (
+    KNOWN,
+    TRAINED,
     DataConfig,
     EstimatorsConfig,
     IntervalsConfig,
@@ -25,7 +29,9 @@ from recsys.config import (
 from recsys.evaluation import Evaluation, evaluate, standard
 from recsys.logged import Columns, Log
 from recsys.policies import Policy
-from recsys.reward_models import smoothed_mean
+from recsys.reward_models import RewardModel, smoothed_mean
+from recsys.synthetic import SyntheticBandit
+from recsys.trained import trained, view_of
 
 __all__ = ["Config", "recipe"]
 
@@ -50,28 +56,42 @@ class Config(OfflineConfig):
                 raise ValueError(f"estimators.names: expected {', '.join(known)}; got {name!r}")
         if "bts" in self.policy.target and self.data.format != "open_bandit":
             raise ValueError("policy.target=bts is the stored policy of data.format=open_bandit")
+        if set(KNOWN) & set(self.policy.target) and self.data.format != "synthetic":
+            raise ValueError(f"policy.target={' and '.join(KNOWN)} are known of data.format=synthetic only")
         return self
 
 
 def recipe(config: Config, run: Run) -> Report:
     """Scan the log twice, once for the reward model, and tell what each policy would earn."""
-    log = open_log(config)
-    targets = [make_policy(name, config, log) for name in config.policy.target]
+    log = with_columns(config, read_log(config.data, config.seed))
+    targets = make_policies(config, log)
     model = smoothed_mean(log, config.reward_model.prior_rows)  # reads all rows: a bad log leaves no folder behind
     seed = run.stage_seeds("bootstrap")[0]
-    kept = run.once(
-        "evaluation",
-        lambda: evaluate(log, targets, model, config.estimators, config.intervals, seed, config.workers).to_json(),
-    )
+    kept = run.once("evaluation", lambda: judge(config, log, targets, model, seed).to_json())
     found = Evaluation.from_json(kept)
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
     report.save(run.folder / "report.json")
     return report
 
 
-def open_log(config: Config) -> Log:
-    """The log, with the columns that the policies read."""
-    data, target = config.data, config.policy
+def judge(config: Config, log: Log, targets: Sequence[Policy], model: RewardModel, seed: int) -> Evaluation:
+    """The estimates; for a synthetic log with the truth beside them, `<signal>/<policy>/truth`."""
+    found = evaluate(log, targets, model, config.estimators, config.intervals, seed, config.workers)
+    problem = problem_of(config)
+    if problem is None:
+        return found
+    truths, metrics = problem.truths(targets), {}
+    for name, metric in found.metrics.items():
+        truth = f"{name.rpartition('/')[0]}/truth"
+        metrics |= {truth: truths[truth]} if truth in truths else {}
+        metrics[name] = metric
+    return replace(found, metrics=metrics)
+
+
+def read_log(data: DataConfig, seed: int) -> Log:
+    """The log; the rows of a synthetic one follow from the seed."""
+    if data.format == "synthetic":
+        return SyntheticBandit(data.synthetic).log(seed).with_context(data.context)
     if data.format == "table":
         assert data.path is not None
         assert data.columns is not None
@@ -82,17 +102,48 @@ def open_log(config: Config) -> Log:
     else:
         path = None if data.path is None else Path(data.path)
         log = formats.open_bandit(path, data.campaign, data.logged_by, data.segments)
-    return log.with_context((*data.context, *_score_columns(target, log)))
+    return log.with_context(data.context)
+
+
+def problem_of(config: Config) -> SyntheticBandit | None:
+    """The problem that a synthetic log is from."""
+    return SyntheticBandit(config.data.synthetic) if config.data.format == "synthetic" else None
+
+
+def with_columns(config: Config, log: Log) -> Log:
+    """The log with the columns that the policies read."""
+    seen = [column for path in _runs(config) for column in view_of(path, config.policy.observation).columns]
+    return log.with_context((*_score_columns(config.policy, log), *seen))
+
+
+def _runs(config: Config) -> list[str]:
+    return [name.removeprefix(TRAINED) for name in config.policy.target if name.startswith(TRAINED)]
 
 
 def _score_columns(target: TargetConfig, log: Log) -> list[str]:
     return [] if target.scores is None else [f"{target.scores}{action}" for action in range(log.actions)]
 
 
+def make_policies(config: Config, log: Log) -> list[Policy]:
+    """All that the config asks for. Raises InputError where two would go by one name."""
+    found = [make_policy(name, config, log) for name in config.policy.target]
+    names = [policy.name for policy in found]
+    for asked, name in zip(config.policy.target, names, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"policy.target: {asked} and another target both go by the name {name}; rename one.")
+    return found
+
+
 def make_policy(name: str, config: Config, log: Log) -> Policy:
     """The policy that the config calls `name`."""
     target, scores = config.policy, _score_columns(config.policy, log)
-    makers: dict[str, Callable[[], Policy]] = {
+    if name.startswith(TRAINED):
+        return trained(log, name.removeprefix(TRAINED), target.observation)
+    problem = problem_of(config)
+    makers: dict[str, Callable[[], Policy]] = (
+        {} if problem is None else {"best": problem.best, "logging": lambda: problem.logging}
+    )
+    makers |= {
         "random": lambda: policies.uniform(log, "random"),
         "uniform": lambda: policies.uniform(log),
         "popularity": lambda: policies.popularity(log),
