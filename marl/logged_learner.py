@@ -1,4 +1,4 @@
-"""Off-policy learning from logs: a policy by gradients of IPS or DR, beside the critic that DR and bootstrapping need."""
+"""Off-policy learning from logs: a policy by gradients of IPS or DR, beside a critic of all actions."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class LoggedLearnerConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="effective sample size of the weights, as a share of the rows, below which a step goes back towards "
-        "the log; 0 never",
+        description="effective sample size of the weights, as a share of the rows, below which a step goes back to the "
+        "log; 0 never",
     )
 
     @model_validator(mode="after")

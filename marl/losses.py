@@ -43,8 +43,8 @@ def importance_weighted(
 ) -> Float[Tensor, "*B N"]:
     """Inverse propensity scoring as an objective, to be maximized: w (r - b), w = π(a|x) / π_b(a|x) of the logged a.
 
-    Any baseline that does not depend on the action leaves the gradient's expectation as it is. Source: Strehl, Langford,
-    Li and Kakade, NIPS 2010; Bottou et al., JMLR 2013, for capped weights.
+    Any baseline that does not depend on the action leaves the gradient's expectation as it is. Source: Strehl,
+    Langford, Li and Kakade, NIPS 2010; Bottou et al., JMLR 2013, for capped weights.
     """
     return weight * (target - baseline)
 

@@ -128,7 +128,8 @@ class TargetConfig(Section):
 
     target: tuple[str, ...] = Field(
         min_length=1,
-        description=f"one or a list: {', '.join(NAMED)}, a function of your own, module:name, or a trained policy, run:DIR",
+        description=f"one or a list: {', '.join(NAMED)}, a function of your own, module:name, or the policy that a run "
+        "has trained, run:DIR",
     )
     table: str | None = Field(None, description="of table: a CSV, an action a line, a probability for each position")
     scores: str | None = Field(

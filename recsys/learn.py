@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import polars as pl
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from envs.core import EnvSpec, InputError, Streams
 from marl.config import Section, TrainConfig
@@ -28,6 +27,7 @@ from marl.report import Metric, Report
 from marl.run import Run, env_steps_to_updates
 from recsys import ope
 from recsys.config import (
+    TRAINED,
     DataConfig,
     EstimatorsConfig,
     IntervalsConfig,
@@ -39,11 +39,11 @@ from recsys.evaluation import Evaluation
 from recsys.logged import Log
 from recsys.policies import ContextPolicy
 from recsys.reward_models import smoothed_mean
-from recsys.trained import Trained, View, as_target
+from recsys.splits import Split
+from recsys.trained import Origin, Trained, View, as_target
 
 NAME = "learned"  # what the policy is called among the metrics
 VIEW = "view"  # what a run keeps of how its policy sees a log
-ROW = "number of the row"  # a column that no log has
 SMALL = NetworkConfig(hidden=(32,))
 
 
@@ -73,6 +73,16 @@ class Config(OfflineConfig):
     intervals: IntervalsConfig = IntervalsConfig()
     workers: int = Field(2, ge=1, le=256, description="threads that scan the log")
 
+    @model_validator(mode="after")
+    def _known(self) -> Config:
+        ope.require_known(self.data, self.against, self.estimators, "against")
+        if any(name.startswith(TRAINED) for name in self.against.target):
+            raise ValueError(
+                "against.target: what other runs have learned is compared by recipe recsys.ope, "
+                "policy.target=[run:DIR,run:DIR], which knows the rows that are new to all of them"
+            )
+        return self
+
     def evaluation_config(self) -> ope.Config:
         """The part that says how to evaluate."""
         named = ("seed", "data", "estimators", "reward_model", "intervals", "workers")
@@ -83,9 +93,9 @@ def recipe(config: Config, run: Run) -> Report:
     """Learn on one part of the log, tell by the other what the policy would earn."""
     asked = config.evaluation_config()
     log = ope.read_log(config.data, config.seed).with_context(config.policy.observation)
-    learning, held_out = split(log, config.held_out, run.stage_seeds("split")[0])
+    parts = split_of(run)
+    learning, held_out = parts.learning(log), ope.with_columns(asked, parts.evaluation(log))
     view = View.of(learning, config.policy.observation)
-    held_out = ope.with_columns(asked, held_out)
     others = ope.make_policies(asked, held_out)
     policy = as_target(NAME, fit(config, run, learning, view), view, log.actions)
     model = smoothed_mean(held_out, config.reward_model.prior_rows)
@@ -105,15 +115,22 @@ def recipe(config: Config, run: Run) -> Report:
     return report
 
 
-def trained(run: Run) -> Trained:
+def split_of(run: Run) -> Split:
+    """Who is learned from and who is held out."""
+    config: Any = run.config
+    return Split(config.held_out, run.stage_seeds("split")[0])
+
+
+def load_target(run: Run) -> Trained:
     """The policy of a run as it was last saved; the log need not be there. Raises InputError where there is none."""
+    config: Any = run.config
     path = run.folder / "once" / f"{VIEW}.json"
     if not path.is_file():
         raise InputError(f"{run.folder} has no checkpoint yet; `concord resume {run.folder}` trains it.")
     view = View.from_json(json.loads(path.read_text()))
-    policy, spec = build(run.config, run.streams("policy"), view, len(view.labels), ("reward",))
+    policy, spec = build(config, run.streams("policy"), view, len(view.labels), ("reward",))
     policy.load_state_dict(run.load("train", "policy"))
-    return Trained(policy, spec, view)
+    return Trained(policy, spec, view, Origin(config.data, run.seeds[0], split_of(run)))
 
 
 def learn(
@@ -184,19 +201,6 @@ def build(
     if config.policy.network.kind == "gru":
         raise InputError("policy.network.kind: a row of a log stands alone, so a policy cannot remember; choose mlp.")
     return IndependentPolicy(spec, PolicyConfig(network=config.policy.network), streams), spec
-
-
-def split(log: Log, held_out: float, seed: int) -> tuple[Log, Log]:
-    """The rows to learn from and those held out, by user where the log has users; which is a matter of the seed."""
-    column = log.columns.user or ROW
-    frame = log.frame if log.columns.user else log.frame.with_row_index(ROW)
-    kept = pl.col(column).hash(seed) % 2**20 < round(held_out * 2**20)
-    parts = ((~kept, "what is learned from"), (kept, "what is held out"))
-    learning, evaluated = (
-        Log(frame.filter(which), log.columns, log.catalog, log.position_catalog, f"{log.name}, {what}")
-        for which, what in parts
-    )
-    return learning, evaluated
 
 
 def columns_of(log: Log, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray, Float[np.ndarray, "n K"]]:

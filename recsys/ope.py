@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from envs.core import InputError
-from marl.report import Report
+from marl.report import Metric, Report
 from marl.run import Run
 from recsys import formats, policies
 from recsys.config import (
@@ -31,7 +31,7 @@ from recsys.logged import Columns, Log
 from recsys.policies import Policy
 from recsys.reward_models import RewardModel, smoothed_mean
 from recsys.synthetic import SyntheticBandit
-from recsys.trained import trained, view_of
+from recsys.trained import columns_of, trained, unseen
 
 __all__ = ["Config", "recipe"]
 
@@ -50,25 +50,33 @@ class Config(OfflineConfig):
 
     @model_validator(mode="after")
     def _known(self) -> Config:
-        known = standard(self.estimators)
-        for name in self.estimators.names:
-            if name not in known:
-                raise ValueError(f"estimators.names: expected {', '.join(known)}; got {name!r}")
-        if "bts" in self.policy.target and self.data.format != "open_bandit":
-            raise ValueError("policy.target=bts is the stored policy of data.format=open_bandit")
-        if set(KNOWN) & set(self.policy.target) and self.data.format != "synthetic":
-            raise ValueError(f"policy.target={' and '.join(KNOWN)} are known of data.format=synthetic only")
+        require_known(self.data, self.policy, self.estimators, "policy")
         return self
+
+
+def require_known(data: DataConfig, policy: TargetConfig, settings: EstimatorsConfig, section: str) -> None:
+    """Raise ValueError for estimators that there are not, and for targets that this log does not have."""
+    known = standard(settings)
+    for name in settings.names:
+        if name not in known:
+            raise ValueError(f"estimators.names: expected {', '.join(known)}; got {name!r}")
+    if "bts" in policy.target and data.format != "open_bandit":
+        raise ValueError(f"{section}.target=bts is the stored policy of data.format=open_bandit")
+    if set(KNOWN) & set(policy.target) and data.format != "synthetic":
+        raise ValueError(f"{section}.target={' and '.join(KNOWN)} are known of data.format=synthetic only")
 
 
 def recipe(config: Config, run: Run) -> Report:
     """Scan the log twice, once for the reward model, and tell what each policy would earn."""
-    log = with_columns(config, read_log(config.data, config.seed))
+    whole = read_log(config.data, config.seed)
+    log = with_columns(config, unseen(whole, _runs(config), config.data, config.seed))
     targets = make_policies(config, log)
     model = smoothed_mean(log, config.reward_model.prior_rows)  # reads all rows: a bad log leaves no folder behind
     seed = run.stage_seeds("bootstrap")[0]
     kept = run.once("evaluation", lambda: judge(config, log, targets, model, seed).to_json())
     found = Evaluation.from_json(kept)
+    if log.name != whole.name:
+        found.tables["notes"].append({"note": "Only rows count that no policy here was learned from."})
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
     report.save(run.folder / "report.json")
     return report
@@ -80,7 +88,7 @@ def judge(config: Config, log: Log, targets: Sequence[Policy], model: RewardMode
     problem = problem_of(config)
     if problem is None:
         return found
-    truths, metrics = problem.truths(targets), {}
+    truths, metrics = problem.truths(targets), dict[str, Metric]()
     for name, metric in found.metrics.items():
         truth = f"{name.rpartition('/')[0]}/truth"
         metrics |= {truth: truths[truth]} if truth in truths else {}
@@ -112,7 +120,7 @@ def problem_of(config: Config) -> SyntheticBandit | None:
 
 def with_columns(config: Config, log: Log) -> Log:
     """The log with the columns that the policies read."""
-    seen = [column for path in _runs(config) for column in view_of(path, config.policy.observation).columns]
+    seen = [column for path in _runs(config) for column in columns_of(path, config.policy.observation)]
     return log.with_context((*_score_columns(config.policy, log), *seen))
 
 

@@ -5,10 +5,10 @@ Features x ~ N(0, I) in D dimensions. The expected reward of action a in signal 
 q_k(x, a) = sigmoid(logit(rate_k) + strength · s_k(x, a))   for Bernoulli rewards
 q_k(x, a) = rate_k + strength · s_k(x, a)                    for Gaussian ones, of deviation 1
 
-with scores s_k = (c + o_k) / √2 of which half is common to all signals. Scores are linear, s(x, a) = θ_a · x / √D + b_a,
-with standard normal θ and b, so they have mean 0 and variance 2. The log was written by π_b(a|x) ∝ exp(beta · l(x, a))
-with l = (s_1 + o_0) / √2: half a right idea of the first signal, half an own one. A user's rows share a taste z: their
-features are √½ z + √½ ε, so that rows of one user are alike and every row alone is distributed as x.
+with scores s_k = (c + o_k) / √2 of which half is common to all signals. Scores are linear, s(x, a) = θ_a · x / √D +
+b_a, with standard normal θ and b, so they have mean 0 and variance 2. The log was written by π_b(a|x) ∝ exp(beta · l(x,
+a)) with l = (s_1 + o_0) / √2: half a right idea of the first signal, half an own one. A user's rows share a taste z:
+their features are √½ z + √½ ε, so that rows of one user are alike and every row alone is distributed as x.
 """
 
 from __future__ import annotations

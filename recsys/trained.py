@@ -17,8 +17,10 @@ from marl.critics import only_choice
 from marl.evaluation import load_actor
 from marl.policies import JointActor
 from marl.run import Run
+from recsys.config import DataConfig
 from recsys.logged import Chunk, Log, require_columns
 from recsys.policies import ContextPolicy
+from recsys.splits import Split
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,30 @@ class View:
         return cls(positions=int(kept["positions"]), **lists)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The log that a policy was learned from, and which part of it."""
+
+    data: DataConfig
+    seed: int
+    split: Split
+
+    def is_of(self, data: DataConfig, seed: int) -> bool:
+        """Whether this is the same log, as far as its description tells: a copy of a file goes unnoticed."""
+        return self.data == data and (self.seed == seed or data.format != "synthetic")
+
+
 class Trained(NamedTuple):
-    """A policy as it was last saved, the world or log it was learned in, and its view of a log if it has one."""
+    """A policy as it was last saved, its world's spec, and, where it was learned from a log, how it sees that one."""
 
     policy: JointActor
     spec: EnvSpec
-    view: View | None
+    view: View | None = None
+    origin: Origin | None = None
 
 
 def as_target(name: str, policy: JointActor, view: View, actions: int) -> ContextPolicy:
-    """A policy over the catalog: π(·|x) of the one agent that chooses, from its view of each row."""
+    """The policy as a target: π(·|x) of the one agent that chooses, from its view of each row."""
 
     def choose(rows: Chunk) -> Float[np.ndarray, "n A"]:
         chances = log_probs(policy, view.features(rows)).double().exp().cpu().numpy()
@@ -123,18 +139,31 @@ def log_probs(policy: JointActor, features: Float[np.ndarray, "n D"]) -> Float[t
     return distribution.log_probs().squeeze(1)
 
 
-def view_of(path: str, observation: Sequence[str] = ()) -> View:
-    """What the policy of the run in a folder sees of a log; `observation` names its columns where the run does not.
+def columns_of(path: str, observation: Sequence[str] = ()) -> tuple[str, ...]:
+    """The columns of a log that the policy of the run in a folder sees; see `trained` for what is raised."""
+    return _view(path, load(path), observation).columns
 
-    With `observation`, the columns that a run was learned from go by these names. Raises InputError where the run does
-    not say what it sees, or sees another number of columns.
+
+def unseen(log: Log, paths: Sequence[str], data: DataConfig, seed: int) -> Log:
+    """The rows of a log that none of the runs in these folders was learned from; data and seed describe the log.
+
+    What was learned from a row follows what happened there, so such rows would flatter the policy. Raises InputError
+    where runs have learned from different parts of the log.
     """
-    return _view(path, load(path), observation)
+    origins = {path: load(path).origin for path in paths}
+    splits = {path: o.split for path, o in origins.items() if o is not None and o.is_of(data, seed)}
+    if len(set(splits.values())) > 1:
+        raise InputError(
+            f"{' and '.join(splits)} were learned from different parts of {log.name}, so no rows are left that are new "
+            "to all of them. Train them with one seed and one held_out, or evaluate them on another log."
+        )
+    return next(iter(splits.values())).evaluation(log) if splits else log
 
 
 def trained(log: Log, path: str, observation: Sequence[str] = ()) -> ContextPolicy:
     """The policy of the run in a folder, whatever recipe trained it, over a log's catalog.
 
+    observation: the columns that it sees, where the run does not say or the log calls them otherwise.
     Raises InputError for a folder without a checkpoint, several agents, an action that is not one choice among the
     catalog's, a policy that remembers or whose agents do not choose alone, and observations of another size.
     """
@@ -145,17 +174,17 @@ def trained(log: Log, path: str, observation: Sequence[str] = ()) -> ContextPoli
 
 
 def load(path: str) -> Trained:
-    """What a folder's run has trained: by its recipe's `trained(run)`, or else by its `load(run, num_envs)`."""
+    """What a folder's run has trained: by its recipe's `load_target(run)`, or else by its `load(run, num_envs)`."""
     run = Run.open(Path(path), {"device": "cpu", "threads": torch.get_num_threads()})
     module = load_recipe(run.config.recipe)
-    if hasattr(module, "trained"):
-        found: Trained = module.trained(run)
+    if hasattr(module, "load_target"):
+        found: Trained = module.load_target(run)
         return found
     actor, env = load_actor(run, 1)
     env.close()
     if not isinstance(actor, JointActor):
         raise InputError(f"The actor of {path} does not say how likely it chooses what, so it is no target.")
-    return Trained(actor, env.spec, None)
+    return Trained(actor, env.spec)
 
 
 def _view(path: str, found: Trained, observation: Sequence[str]) -> View:
