@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from envs.core import InputError
+from envs.core import InputError, Observation
 from marl.batch import Batch
 from marl.config import Section
-from marl.critics import ActionCritic, only_choice
+from marl.critics import only_choice
 from marl.learners import per_channel
 from marl.losses import doubly_robust, importance_weighted, mean_weights, squared_error
 from marl.optimizers import ClippedAdam, Stacked
@@ -62,6 +62,26 @@ class LoggedLearnerConfig(Section):
         if self.gradient == "dr" and self.baseline != "mean":
             raise ValueError("baseline is for gradient=ips; dr compares rewards with its model")
         return self
+
+
+@runtime_checkable
+class ActionValues(Protocol):
+    """Q(s, ·) of every single action, as `marl.critics.ActionCritic` is, or a table, or what a user has."""
+
+    channels: int
+    actions: int
+
+    def __call__(self, obs: Observation) -> Float[Tensor, "B N A K"]:
+        """Values."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is fitted; each channel's lie one after the other on the first axis."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is saved."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The inverse."""
 
 
 class Estimated(NamedTuple):
@@ -126,7 +146,7 @@ class LoggedActorCritic:
     def __init__(
         self,
         policy: JointPolicy,
-        critic: ActionCritic,
+        critic: ActionValues,
         config: LoggedLearnerConfig,
         policies: int = 1,
         *,
@@ -147,7 +167,7 @@ class LoggedActorCritic:
         self.objective = objective or (dr if config.gradient == "dr" else IPS[config.baseline])
         self.discount = per_channel(config.discount, critic.channels).to(device)
         bootstraps = bool((self.discount > 0).any())
-        self.target_critic = copy.deepcopy(critic).requires_grad_(False) if bootstraps else None
+        self.target_critic = copy.deepcopy(critic) if bootstraps else None
         self._log_clip = min(LARGEST_LOG_WEIGHT, math.inf if config.clip is None else math.log(config.clip))
         self.policy_optimizer = ClippedAdam(
             Stacked(policy.parameters(), policies),

@@ -17,7 +17,7 @@ from marl.batch import Batch
 from marl.critics import ActionCritic
 from marl.distributions import IndependentCategorical
 from marl.logged import Logged, chooser_spec, transitions
-from marl.logged_learner import LoggedActorCritic, LoggedLearnerConfig
+from marl.logged_learner import LoggedActorCritic, LoggedLearnerConfig, channel_weights
 from marl.networks import NetworkConfig
 from marl.policies import IndependentPolicy, PolicyConfig
 
@@ -54,10 +54,10 @@ class TableCritic(nn.Module):
     def __init__(self, values: np.ndarray):
         super().__init__()
         self.channels = values.shape[-1]
-        self.values = nn.Parameter(torch.tensor(values))
+        self.values = nn.Parameter(torch.tensor(np.moveaxis(values, -1, 0)))
 
     def forward(self, obs: Observation) -> Tensor:
-        return torch.einsum("bns,sak->bnak", obs.agent.double(), self.values)
+        return torch.einsum("bns,ksa->bnak", obs.agent.double(), self.values)
 
 
 def logged(rows: int, seed: int, channels: int = 1) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def gradient_of(learner: LoggedActorCritic, batch: Batch) -> np.ndarray:
 
 def table_learner(q: np.ndarray, **settings: Any) -> LoggedActorCritic:
     config = LoggedLearnerConfig(**settings)
-    return LoggedActorCritic(TablePolicy(), TableCritic(q), config)  # type: ignore[arg-type]
+    return LoggedActorCritic(TablePolicy(), TableCritic(q), config)
 
 
 def differences(objective: Any) -> np.ndarray:
@@ -135,7 +135,7 @@ def test_gradients_are_those_of_the_closed_forms(settings: dict[str, Any], kind:
     learner = table_learner(q, clip=clip, **settings)
     np.testing.assert_allclose(gradient_of(learner, batch), differences(objective), atol=1e-8)
     if kind in ("none", "dr"):
-        assert float(learner.loss(batch)[1]["objective"]) == pytest.approx(objective(now), rel=1e-10)
+        assert float(learner.loss(batch)[1]["objective"]) == pytest.approx(objective(now), rel=1e-6)
 
 
 def test_both_gradients_are_unbiased_and_dr_with_the_exact_q_varies_less() -> None:
@@ -146,7 +146,7 @@ def test_both_gradients_are_unbiased_and_dr_with_the_exact_q_varies_less() -> No
     spread = {}
     for gradient in ("ips", "dr"):
         learner = table_learner(MEAN[..., None], gradient=gradient, clip=None)
-        found = np.stack([gradient_of(learner, logged(100, seed)[0]) for seed in range(400)])
+        found = np.stack([gradient_of(learner, logged(100, seed)[0]) for seed in range(200)])
         shrink = 0.99 if gradient == "ips" else 1.0  # the minibatch's mean as baseline: 1 - 1/n
         z = (found.mean(0) - shrink * exact) / (found.std(0) / np.sqrt(len(found)))
         assert np.abs(z).max() < 4, gradient
@@ -156,9 +156,11 @@ def test_both_gradients_are_unbiased_and_dr_with_the_exact_q_varies_less() -> No
 
 def test_the_critic_learns_what_actions_earn_and_the_policy_takes_the_best() -> None:
     learner = table_learner(np.zeros((CONTEXTS, ACTIONS, 1)), learning_rate=0.05, critic_learning_rate=0.02, clip=None)
-    for seed in range(600):
-        learner.update(logged(256, seed)[0])
-    np.testing.assert_allclose(learner.critic.values.detach().numpy()[..., 0], MEAN, atol=0.06)
+    batch, x, a, reward = logged(4000, seed=0)
+    for _ in range(250):
+        learner.update(batch)
+    means = [[reward[(x == s) & (a == b)].mean() for b in range(ACTIONS)] for s in range(CONTEXTS)]
+    np.testing.assert_allclose(learner.critic.values.detach().numpy()[0], means, atol=1e-3)  # type: ignore[attr-defined]
     chances = softmax(learner.policy.logits.detach().numpy())  # type: ignore[attr-defined]
     assert (chances.argmax(1) == MEAN.argmax(1)).all()
     assert chances.max(1).min() > 0.9
@@ -172,13 +174,13 @@ def test_values_reach_through_time_by_each_channels_discount_and_never_through_t
     reward = torch.ones(24, 2, dtype=torch.float64)
     batch = transitions(seen, action, torch.full((24,), 1 / 3), reward, seen, x == 1)
     learner = table_learner(
-        np.zeros((CONTEXTS, ACTIONS, 2)), discount=(0.5, 0.9), averaging=0.2, critic_learning_rate=0.1, max_gradient=9.0
+        np.zeros((CONTEXTS, ACTIONS, 2)), discount=(0.5, 0.9), averaging=0.5, critic_learning_rate=0.2, max_gradient=9.0
     )
-    for _ in range(800):
+    for _ in range(300):
         learner.update(batch)
-    found = learner.critic.values.detach().numpy()
-    np.testing.assert_allclose(found[0], np.tile([2.0, 10.0], (ACTIONS, 1)), atol=0.02)
-    np.testing.assert_allclose(found[1], 1.0, atol=0.02)
+    found = learner.critic.values.detach().numpy()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found[:, 0], [[2.0] * ACTIONS, [10.0] * ACTIONS], atol=0.02)
+    np.testing.assert_allclose(found[:, 1], 1.0, atol=0.02)
 
 
 def test_weights_that_are_scattered_bring_the_policy_back_to_the_log() -> None:
@@ -187,7 +189,7 @@ def test_weights_that_are_scattered_bring_the_policy_back_to_the_log() -> None:
     found = {}
     for least in (0.0, 0.5):
         config = LoggedLearnerConfig(least_ess=least, learning_rate=0.05, clip=None)
-        learner = LoggedActorCritic(TablePolicy(far), TableCritic(MEAN[..., None]), config)  # type: ignore[arg-type]
+        learner = LoggedActorCritic(TablePolicy(far), TableCritic(MEAN[..., None]), config)
         for _ in range(200):
             terms = learner.update(batch)
         found[least] = float(terms["ess"])
@@ -222,14 +224,14 @@ def test_policies_stacked_on_one_log_learn_as_if_alone_each_what_it_is_told_to_w
     weights = torch.eye(2)
     settings = {"discount": (0.9, 0.0), "learning_rate": 0.03}
     stacked = network_learner((0, 1), weights, **settings)
-    trained(stacked, Logged(network_log(), rows=32, streams=Streams([7, 8])), 150)
+    trained(stacked, Logged(network_log(), rows=32, streams=Streams([7, 8])), 100)
     for place in range(2):
         alone = network_learner((place,), weights[place : place + 1], **settings)
-        trained(alone, Logged(network_log(), rows=32, streams=Streams([7 + place])), 150)
+        trained(alone, Logged(network_log(), rows=32, streams=Streams([7 + place])), 100)
         for one, other in zip(alone.policy.parameters(), stacked.policy.parameters(), strict=True):
             assert_close(one[0], other[place], 1e-3)
         distribution, _ = alone.policy(network_log().obs, None)
-        assert float(distribution.log_probs().exp()[:, 0, 1 + 2 * place].mean()) > 0.8
+        assert float(distribution.log_probs().detach().exp()[:, 0, 1 + 2 * place].mean()) > 0.8
 
 
 def test_a_saved_learner_and_source_continue_to_the_same_bits() -> None:
@@ -263,7 +265,6 @@ def test_minibatches_hold_whole_rows_of_the_log_each_policys_as_alone() -> None:
     ("change", "told"),
     [
         ({"propensity": torch.tensor([0.5, 0.0])}, r"in \(0, 1\]"),
-        ({"reward": torch.ones(3, 1)}, "one row each in every column"),
         ({"following": torch.ones(2, 1)}, "or neither"),
     ],
 )
@@ -275,7 +276,9 @@ def test_logs_that_are_none_are_refused(change: dict[str, Tensor], told: str) ->
 
 def test_what_cannot_be_learned_from_a_log_is_refused() -> None:
     with pytest.raises(InputError, match=r"learner\.weights must be one number, or 2"):
-        network_learner((0,), **{"weights": (1.0, 2.0, 3.0)})
+        channel_weights((1.0, 2.0, 3.0), 2)
+    with pytest.raises(InputError, match="not all 0"):
+        channel_weights(0.0, 2)
     spec = chooser_spec(4, 5, ("click",))
     recurrent = IndependentPolicy(spec, PolicyConfig(network=NetworkConfig(kind="gru", hidden=(8,))), Streams([0]))
     critic = ActionCritic(spec, NetworkConfig(hidden=(8,)), Streams([0]))
