@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,12 @@ def test_a_table_is_learned_from(tmp_path: Path) -> None:
     data = {"format": "table", "path": str(path), "columns": columns, "actions": 4, "context": ["score0", "score1"]}
     found = ran(tmp_path / "run", data=data, against__target="uniform", train__env_steps=5_000)
     assert {"click/learned/dr", "watch/learned/dr", "watch/uniform/dr"} <= set(found.metrics)
+
+
+def test_the_example_of_the_docs_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "ope_learning.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) == 5
+    exec(code.replace("500_000", "100_000, learning_rate=0.01"), {})
+    start, learned, best = map(float, re.findall(r"0\.\d+", capsys.readouterr().out.splitlines()[-1]))
+    assert start < learned - 0.1 < best - 0.1

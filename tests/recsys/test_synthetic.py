@@ -35,7 +35,10 @@ def test_the_truth_of_one_feature_is_the_integral_over_it(rewards: Any) -> None:
     _, problem = synthetic_bandit(rows=10, actions=4, features=1, signals=TWO, seed=3, rewards=rewards)
     x = np.linspace(-8, 8, 40_001)[:, None]
     weights = np.exp(-(x[:, 0] ** 2) / 2)
-    chance = {"logging": problem.logging_probability(x), "best": np.eye(4)[problem.expected_reward(x).sum(-1).argmax(1)]}
+    chance = {
+        "logging": problem.logging_probability(x),
+        "best": np.eye(4)[problem.expected_reward(x).sum(-1).argmax(1)],
+    }
     for policy in (problem.logging, problem.best()):
         exact = weights @ np.einsum("na,nak->nk", chance[policy.name], problem.expected_reward(x)) / weights.sum()
         found = problem.value(policy)
