@@ -179,7 +179,7 @@ def test_what_was_learned_elsewhere_must_have_the_same_actions_and_columns(tmp_p
         evaluated(tmp_path / "run", SYNTHETIC, policy__target=target, data__synthetic__actions=7)
     with pytest.raises(InputError, match=r"learned from 5 columns, x0, .*; policy.observation names 2"):
         evaluated(tmp_path / "run", SYNTHETIC, policy__target=target, policy__observation=["x0", "x1"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").symlink_to(tmp_path / "mine")
     with pytest.raises(InputError, match="both go by the name mine"):
-        (tmp_path / "other").mkdir()
-        (tmp_path / "other" / "mine").symlink_to(tmp_path / "mine")
         evaluated(tmp_path / "run", SYNTHETIC, policy__target=[target, f"run:{tmp_path / 'other' / 'mine'}"])
