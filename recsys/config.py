@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from marl.config import EnvConfig, EvaluationConfig, RunConfig, Section, TrainConfig
 from recsys.formats import KUAIRAND_SIGNALS
 
-NAMED = ("random", "uniform", "popularity", "bts", "table", "softmax", "epsilon_greedy")
+NAMED = ("random", "uniform", "popularity", "bts", "table", "softmax", "epsilon_greedy", "logging", "best")
+KNOWN = ("logging", "best")  # to a synthetic log
+TRAINED = "run:"  # what a target begins with that is a trained policy, followed by the folder of its run
+COLUMN = "column:"  # of real actions: before the column of what a policy would have set
 SCORED = ("softmax", "epsilon_greedy")
 NOWHERE = EnvConfig.model_construct()  # the environment of what plays in none
 
 
 class OfflineConfig(RunConfig):
-    """A recipe that plays in no world and trains nothing."""
+    """A recipe that plays in no world; one that trains says so by what it does not list as `idle`."""
+
+    idle: ClassVar[tuple[str, ...]] = ("compile", "env", "train", "evaluation")
 
     env: EnvConfig = Field(NOWHERE, exclude=True, description="not used: everything comes from data.path")
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> OfflineConfig:
-        idle = {
+        changed = {
             "compile": self.compile,
             "env": self.env != NOWHERE,
             "train": self.train != TrainConfig(),
             "evaluation": self.evaluation != EvaluationConfig(),
         }
-        for section, changed in idle.items():
-            if changed:
-                raise ValueError(f"{section} says nothing here: nothing is played, trained or compiled. Leave it out")
+        for section in self.idle:
+            if changed[section]:
+                did = ", ".join(["played", *(["trained"] if "train" in self.idle else [])])
+                raise ValueError(f"{section} says nothing here: nothing is {did} or compiled. Leave it out")
         return self
 
 
@@ -52,10 +58,40 @@ class ColumnsConfig(Section):
         return self
 
 
+class SyntheticConfig(Section):
+    """A bandit whose truth is known; docs/ope_learning.md has its equations."""
+
+    rows: int = Field(20_000, ge=1, description="logged rows")
+    actions: int = Field(10, ge=2, description="A")
+    features: int = Field(5, ge=1, description="numbers that are known of a row, the columns x0 …")
+    signals: dict[str, float] = Field(
+        {"click": 0.2}, min_length=1, description="names of the rewards, and what a score of 0 earns of each"
+    )
+    users: int = Field(2_000, ge=1, description="who share the rows, at most one a row")
+    rewards: Literal["bernoulli", "gaussian"] = Field(
+        "bernoulli", description="0 or 1, or normal with deviation 1 around the expected reward"
+    )
+    strength: float = Field(1.0, ge=0, description="how much the expected reward depends on features and action")
+    beta: float = Field(1.0, description="how much the logging policy prefers what it takes for good; 0 is uniform")
+    seed: int = Field(0, ge=0, description="of the problem; a run's own seed draws the rows")
+
+    @model_validator(mode="after")
+    def _signals_fit(self) -> SyntheticConfig:
+        taken = {"user", "action", "propensity", *(f"x{d}" for d in range(self.features))} & set(self.signals)
+        if taken:
+            raise ValueError(f"signals: {', '.join(sorted(taken))} is the name of another column of the log")
+        wrong = [name for name, rate in self.signals.items() if not 0 < rate < 1 and self.rewards == "bernoulli"]
+        if wrong:
+            raise ValueError(f"signals: a rate of bernoulli rewards is in (0, 1); {wrong[0]}={self.signals[wrong[0]]}")
+        return self
+
+
 class DataConfig(Section):
     """The log."""
 
-    format: Literal["open_bandit", "kuairand", "table"] = Field("open_bandit", description="how the log is laid out")
+    format: Literal["open_bandit", "kuairand", "table", "synthetic"] = Field(
+        "open_bandit", description="how the log is laid out"
+    )
     path: str | None = Field(None, description="its folder, file or pattern; null is the sample of open_bandit")
     campaign: Literal["all", "men", "women"] = Field("all", description="of open_bandit")
     logged_by: Literal["random", "bts"] = Field("random", description="who chose; KuaiRand has random only")
@@ -77,6 +113,7 @@ class DataConfig(Section):
         default_factory=dict,
         description="of balanced_ips: the columns of each logger's propensities: its share of rows",
     )
+    synthetic: SyntheticConfig = SyntheticConfig()
     segments: tuple[str, ...] = Field((), description="columns for each of whose values results are told too")
     context: tuple[str, ...] = Field((), description="columns that policies of your own read")
 
@@ -93,6 +130,7 @@ class DataConfig(Section):
             "open_bandit": {"campaign"},
             "kuairand": {"version", "signals"},
             "table": {"columns", "actions", "bandwidth"},
+            "synthetic": {"synthetic"},
         }
         for section in mine.keys() - {self.format}:
             for name in mine[section]:
@@ -102,6 +140,8 @@ class DataConfig(Section):
             raise ValueError("format=table needs path and columns.{action,rewards,propensity}")
         if self.format == "kuairand" and self.path is None:
             raise ValueError("format=kuairand needs path, the folder of its CSV files; they do not come along")
+        if self.format == "synthetic" and (self.path is not None or self.segments):
+            raise ValueError("path and segments say nothing of format=synthetic, which is drawn; leave them out")
         if self.format != "open_bandit" and self.logged_by != "random":
             raise ValueError(f"logged_by=bts is for format=open_bandit; this is {self.format}")
         return self
@@ -112,7 +152,8 @@ class TargetConfig(Section):
 
     target: tuple[str, ...] = Field(
         min_length=1,
-        description=f"one or a list: {', '.join(NAMED)}, or a function of your own, module:name",
+        description=f"one or a list: {', '.join(NAMED)}, a function of your own, module:name, or the policy that a run "
+        "has trained, run:DIR",
     )
     table: str | None = Field(None, description="of table: a CSV, an action a line, a probability for each position")
     scores: str | None = Field(
@@ -120,6 +161,9 @@ class TargetConfig(Section):
     )
     temperature: float = Field(1.0, gt=0, description="of softmax")
     epsilon: float = Field(0.1, ge=0, le=1, description="of epsilon_greedy: the share of uniform choices")
+    observation: tuple[str, ...] = Field(
+        (), description="of run:DIR: columns that the policy sees, in its order; empty are those it was learned from"
+    )
 
     @field_validator("target", mode="before")
     @classmethod
@@ -130,13 +174,15 @@ class TargetConfig(Section):
     def _complete(self) -> TargetConfig:
         for name in self.target:
             if name not in NAMED and ":" not in name:
-                raise ValueError(f"target: expected {', '.join(NAMED)} or module:name; got {name!r}")
+                raise ValueError(f"target: expected {', '.join(NAMED)}, module:name or run:DIR; got {name!r}")
         if len(set(self.target)) < len(self.target):
             raise ValueError("target names each policy once")
         if (self.table is not None) != ("table" in self.target):
             raise ValueError("table and target=table belong together")
         if (self.scores is not None) != any(name in SCORED for name in self.target):
             raise ValueError("scores and target=softmax or epsilon_greedy belong together")
+        if self.observation and not any(name.startswith(TRAINED) for name in self.target):
+            raise ValueError("observation is for target=run:DIR")
         return self
 
 

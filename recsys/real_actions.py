@@ -6,12 +6,11 @@ number was drawn: `estimators.kernel_ips`. All diagnostics look at these weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from envs.core import InputError
 from recsys import estimators
@@ -20,7 +19,6 @@ from recsys.policies import TablePolicy
 from recsys.scan import Weighed
 
 KERNEL = ("kernel_ips", "sn_kernel_ips")
-PREFIX = "column:"  # of policy.target
 SET, CERTAIN = "a number was set", "certain"  # columns that make the log one of a single action
 
 
@@ -34,7 +32,7 @@ class RealPolicy(TablePolicy):
     def weighed(self, rows: Chunk) -> Weighed:
         """Rows by their kernel weights. Raises InputError for numbers that are not finite, or densities ≤ 0."""
         names = (self.column, self.drawn.action, self.drawn.propensity)
-        chosen, action, density = (rows.context[name].astype(np.float64) for name in names)
+        chosen, action, density = (_numbers(rows, name) for name in names)
         _require(np.isfinite(chosen) & np.isfinite(action), f"{names[0]} or {names[1]} is no number", rows)
         _require(np.isfinite(density) & (density > 0), f"{names[2]} is no density > 0", rows)
         weight = estimators.kernel_weight(chosen - action, density, self.bandwidth)
@@ -42,13 +40,13 @@ class RealPolicy(TablePolicy):
         return Weighed(weight, rows.reward, nothing, nothing, weight)
 
 
-def real_log(frame: pl.LazyFrame, columns: Columns, targets: Sequence[str], name: str = "the log") -> Log:
+def real_log(frame: pl.LazyFrame, columns: Columns, name: str = "the log") -> Log:
     """Rows whose `columns.action` is a number, drawn with the density in `columns.propensity`.
 
-    It is a log of a catalog of one, whose context holds number, density and what targets would have set. Raises
-    InputError for columns that are missing or hold no numbers.
+    It is a log of a catalog of one, whose context holds number and density; what targets would have set is context too
+    (`Log.with_context`). Raises InputError for columns that are missing or hold no numbers.
     """
-    numbers = (columns.action, columns.propensity, *targets)
+    numbers = (columns.action, columns.propensity)
     schema = schema_of(frame, name)
     require_columns(numbers, schema, "columns", f"the columns of {name}")
     for column in numbers:
@@ -57,6 +55,12 @@ def real_log(frame: pl.LazyFrame, columns: Columns, targets: Sequence[str], name
     one = frame.with_columns(pl.lit(0).alias(SET), pl.lit(1.0).alias(CERTAIN))
     meant = replace(columns, action=SET, propensity=CERTAIN, position=None, context=(*columns.context, *numbers))
     return Log(one, meant, Catalog.numbered(1), name=name)
+
+
+def _numbers(rows: Chunk, name: str) -> Float[np.ndarray, " n"]:
+    if rows.context[name].dtype.kind not in "biuf":
+        raise InputError(f"Column {name!r} must hold numbers, what a policy would have set; it holds text.")
+    return rows.context[name].astype(np.float64)
 
 
 def _require(good: Bool[np.ndarray, " n"], what: str, rows: Chunk) -> None:

@@ -10,12 +10,12 @@ import pytest
 from small_logs import COLUMNS, bandit, frame, log_of
 
 from recsys.config import EstimatorsConfig
-from recsys.evaluation import standard
 from recsys.histograms import histograms, overlap_table, weight_table
 from recsys.logged import Log
 from recsys.policies import TablePolicy
 from recsys.reward_models import smoothed_mean
 from recsys.scan import Sums, sum_up
+from recsys.weighing import standard
 
 TARGET = TablePolicy("target", bandit().target)
 

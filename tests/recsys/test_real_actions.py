@@ -33,7 +33,7 @@ def prices(rows: int = 20_000, seed: int = 0) -> pl.DataFrame:
 
 def test_a_price_that_was_never_set_is_judged_by_those_near_it() -> None:
     policy = RealPolicy("low", DRAWN, bandwidth=0.5)
-    found = evaluate(real_log(prices().lazy(), DRAWN, ["low"]), [policy])
+    found = evaluate(real_log(prices().lazy(), DRAWN).with_context(["low"]), [policy])
     for name in ("kernel_ips", "sn_kernel_ips"):
         metric = found.metrics[f"sold/low/{name}"]
         assert metric.low < 0.6 < metric.high
@@ -51,7 +51,7 @@ def config(path: Path, **data: Any) -> dict[str, Any]:
 def test_the_config_does_the_same(tmp_path: Path) -> None:
     prices(3000).write_parquet(tmp_path / "log.parquet")
     found = run_training(resolve(config(tmp_path / "log.parquet"), {}), tmp_path / "run").metrics
-    ours = evaluate(real_log(prices(3000).lazy(), DRAWN, ["low"]), [RealPolicy("low", DRAWN, 0.5)]).metrics
+    ours = evaluate(real_log(prices(3000).lazy(), DRAWN).with_context(["low"]), [RealPolicy("low", DRAWN, 0.5)]).metrics
     assert found["sold/low/kernel_ips"].value == ours["sold/low/kernel_ips"].value
 
 
@@ -80,4 +80,4 @@ def test_configs_that_make_no_sense_are_refused(change: dict[str, Any], told: st
 def test_bad_rows_are_named(change: dict[str, Any], told: str) -> None:
     log = prices(300).with_columns(**{name: pl.lit(value) for name, value in change.items()})
     with pytest.raises(InputError, match=told):
-        evaluate(real_log(log.lazy(), DRAWN, ["low"]), [RealPolicy("low", DRAWN, 0.5)])
+        evaluate(real_log(log.lazy(), DRAWN).with_context(["low"]), [RealPolicy("low", DRAWN, 0.5)])

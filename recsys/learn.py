@@ -1,0 +1,228 @@
+"""From a log to a better policy: learn on some users by gradients of IPS or DR, evaluate on the others.
+
+`concord run ope/learn` does it on a synthetic log whose truth is known; docs/ope_learning.md has the equations.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+
+from envs.core import EnvSpec, InputError, Streams
+from marl.config import Section, TrainConfig
+from marl.critics import ActionCritic
+from marl.logged import Logged, chooser_spec, transitions
+from marl.logged_learner import LoggedActorCritic, LoggedLearnerConfig, channel_weights
+from marl.networks import NetworkConfig
+from marl.policies import IndependentPolicy, PolicyConfig
+from marl.report import Metric, Report
+from marl.run import Run, env_steps_to_updates
+from recsys import ope
+from recsys.assembly import make_policies, problem_of, read_log, with_columns
+from recsys.config import (
+    TRAINED,
+    DataConfig,
+    EstimatorsConfig,
+    IntervalsConfig,
+    OfflineConfig,
+    RewardModelConfig,
+    TargetConfig,
+)
+from recsys.evaluation import Evaluation
+from recsys.logged import Log
+from recsys.policies import ContextPolicy
+from recsys.reward_models import smoothed_mean
+from recsys.splits import Split
+from recsys.trained import Origin, Trained, View, as_target
+
+NAME = "learned"  # what the policy is called among the metrics
+VIEW = "view"  # what a run keeps of how its policy sees a log
+SMALL = NetworkConfig(hidden=(32,))
+
+
+class LearnedConfig(Section):
+    """The policy that is learned: independent, categorical over the catalog."""
+
+    observation: tuple[str, ...] = Field(
+        (), description="columns that it sees besides the position; empty are all of data.context"
+    )
+    network: NetworkConfig = SMALL
+
+
+class Config(OfflineConfig):
+    """A log, and how to learn from it."""
+
+    idle: ClassVar[tuple[str, ...]] = ("compile", "env", "evaluation")
+
+    data: DataConfig = DataConfig()
+    held_out: float = Field(0.5, gt=0, lt=1, description="share of the users, or else rows, kept for the evaluation")
+    policy: LearnedConfig = LearnedConfig()
+    critic: NetworkConfig = SMALL
+    learner: LoggedLearnerConfig = LoggedLearnerConfig()
+    train: TrainConfig = TrainConfig(env_steps=1_000_000)
+    against: TargetConfig = Field(TargetConfig(target=("uniform",)), description="policies evaluated beside it")
+    estimators: EstimatorsConfig = EstimatorsConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    intervals: IntervalsConfig = IntervalsConfig()
+    workers: int = Field(2, ge=1, le=256, description="threads that scan the log")
+
+    @model_validator(mode="after")
+    def _known(self) -> Config:
+        ope.require_known(self.data, self.against, self.estimators, "against")
+        if any(name.startswith(TRAINED) for name in self.against.target):
+            raise ValueError(
+                "against.target: what other runs have learned is compared by recipe recsys.ope, "
+                "policy.target=[run:DIR,run:DIR], which knows the rows that are new to all of them"
+            )
+        return self
+
+    def evaluation_config(self) -> ope.Config:
+        """The part that says how to evaluate."""
+        named = ("seed", "data", "estimators", "reward_model", "intervals", "workers")
+        return ope.Config(recipe="recsys.ope", policy=self.against, **{name: getattr(self, name) for name in named})
+
+
+def recipe(config: Config, run: Run) -> Report:
+    """Learn on one part of the log, tell by the other what the policy would earn."""
+    asked = config.evaluation_config()
+    log = read_log(config.data, config.seed).with_context(config.policy.observation)
+    parts = split_of(run)
+    learning, held_out = parts.learning(log), with_columns(config.against, parts.evaluation(log))
+    view = View.of(learning, config.policy.observation)
+    others = make_policies(config.data, config.against, held_out)
+    policy = as_target(NAME, fit(config, run, learning, view), view, log.actions)
+    model = smoothed_mean(held_out, config.reward_model.prior_rows)
+    seed = run.stage_seeds("bootstrap")[0]
+    kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
+    found = Evaluation.from_json(kept)
+    metrics, used = dict(found.metrics), run.used("train")
+    metrics |= {name: Metric.exact(used[name]) for name in ("updates", "wall_seconds", "cpu_seconds")}
+    if (problem := problem_of(config.data)) is not None:
+        weights = channel_weights(config.learner.weights, len(log.signals)).tolist()
+        earned = [
+            float(problem.value(each).value @ weights) for each in (problem.logging, policy, problem.best(weights))
+        ]
+        metrics["way_to_best"] = Metric.exact((earned[1] - earned[0]) / (earned[2] - earned[0]))
+    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, found.tables)
+    report.save(run.folder / "report.json")
+    ope.pictures(run)
+    return report
+
+
+pictures = ope.pictures
+
+
+def split_of(run: Run) -> Split:
+    """Who is learned from and who is held out."""
+    config: Any = run.config
+    return Split(config.held_out, run.stage_seeds("split")[0])
+
+
+def load_target(run: Run) -> Trained:
+    """The policy of a run as it was last saved; the log need not be there. Raises InputError where there is none."""
+    config: Any = run.config
+    path = run.folder / "once" / f"{VIEW}.json"
+    if not path.is_file():
+        raise InputError(f"{run.folder} has no checkpoint yet; `concord resume {run.folder}` trains it.")
+    view = View.from_json(json.loads(path.read_text()))
+    policy, spec = build(config, run.streams("policy"), view, len(view.labels), ("reward",))
+    policy.load_state_dict(run.load("train", "policy"))
+    return Trained(policy, spec, view, Origin(config.data, run.seeds[0], split_of(run)))
+
+
+def learn(
+    log: Log,
+    *,
+    observation: Sequence[str] = (),
+    rows: int = 1_000_000,
+    hidden: Sequence[int] = SMALL.hidden,
+    seed: int = 0,
+    **settings: Any,
+) -> ContextPolicy:
+    """A policy learned from all of a log, as a target of evaluation; evaluate it on rows that it has not seen.
+
+    observation: the columns that it sees, all of the log's context where none are named. rows: how many are drawn, with
+    replacement. settings: those of `LoggedLearnerConfig`, such as gradient="ips". Raises InputError for a log that
+    cannot be read.
+    """
+    network = NetworkConfig(hidden=tuple(hidden))
+    config = Config(
+        recipe="recsys.learn",
+        seed=seed,
+        policy=LearnedConfig(network=network),
+        critic=network,
+        learner=LoggedLearnerConfig(**settings),
+        train=TrainConfig(env_steps=rows),
+    )
+    log = log.with_context(observation)
+    view = View.of(log, observation)
+    with tempfile.TemporaryDirectory(prefix="concord-learn-") as folder:
+        return as_target(NAME, fit(config, Run(Path(folder), config), log, view), view, log.actions)
+
+
+def fit(config: Config, run: Run, log: Log, view: View) -> IndependentPolicy:
+    """Train on all rows of a log, which are kept on the device.
+
+    Rewards are learned in units of their deviation in the log, and objectives in units of the deviation of Σ_k weight_k
+    r_k, so that learning rates, entropy and KL mean the same in every log; what is best is best in both.
+    """
+    features, action, propensity, reward = columns_of(log, view)
+    weights = channel_weights(config.learner.weights, len(log.signals)).numpy()
+    unit, total = _deviation(reward), _deviation(reward @ weights)
+    policy, spec = build(config, run.streams("policy"), view, log.actions, log.signals)
+    learner = LoggedActorCritic(
+        policy,
+        ActionCritic(spec, config.critic, run.streams("critic")),
+        config.learner,
+        run.policies,
+        weights=torch.as_tensor(weights * unit / total, dtype=torch.float32).expand(run.policies, -1),
+    )
+
+    def there(column: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.as_tensor(column, dtype=dtype, device=run.device)
+
+    # Logarithms are taken before precision is lost: a propensity may be smaller than a float can say.
+    rows = transitions(there(features), there(action, torch.int64), there(propensity), there(reward / unit))
+    source = Logged(rows, rows=config.learner.rows, streams=run.streams("rows"))
+    run.once(VIEW, view.to_json)
+    updates = env_steps_to_updates(config.train.env_steps, config.learner.rows)
+    run.fit("train", learner, source, updates, cpu_seconds=config.train.cpu_seconds)
+    return policy
+
+
+def build(
+    config: Any, streams: Streams, view: View, actions: int, signals: Sequence[str]
+) -> tuple[IndependentPolicy, EnvSpec]:
+    """An untrained policy, and what it sees and does."""
+    spec = chooser_spec(view.size, actions, signals)
+    if config.policy.network.kind == "gru":
+        raise InputError("policy.network.kind: a row of a log stands alone, so a policy cannot remember; choose mlp.")
+    return IndependentPolicy(spec, PolicyConfig(network=config.policy.network), streams), spec
+
+
+def columns_of(log: Log, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray, Float[np.ndarray, "n K"]]:
+    """Features [n,D], actions [n], propensities [n] and rewards [n,K] of all rows."""
+    if log.columns.multiplicity is not None:
+        raise InputError(
+            f"Learning takes every row for one, and those of {log.name} count as {log.columns.multiplicity} says. "
+            "Repeat the rows instead, or leave data.columns.multiplicity out."
+        )
+    parts = [
+        (view.features(rows).astype(np.float32), rows.action, rows.propensity, rows.reward) for rows in log.chunks()
+    ]
+    features, action, propensity, reward = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return features, action, propensity, reward
+
+
+def _deviation(x: np.ndarray) -> np.ndarray:
+    """Of each column; 1 where it does not vary."""
+    found = x.std(0)
+    return np.where(found > 0, found, 1.0)
