@@ -38,7 +38,9 @@ class ColumnsConfig(Section):
 
     action: str = Field(description="what was shown")
     rewards: tuple[str, ...] = Field(min_length=1, description="the signals, one or several")
-    propensity: str = Field(description="the probability at which it was shown, in (0, 1]")
+    propensity: str | None = Field(
+        description="the probability at which it was shown, in (0, 1]; null where nobody kept it, see behavior"
+    )
     position: str | None = Field(None, description="where it was shown")
     user: str | None = Field(None, description="whose rows a bootstrap draws together; without it rows stand alone")
     episode: str | None = Field(None, description="with step: checked that each step occurs once")
@@ -52,13 +54,39 @@ class ColumnsConfig(Section):
         return self
 
 
+class RandomSliceConfig(Section):
+    """Rows whose action was drawn uniformly, to compare with."""
+
+    path: str | None = Field(None, description="a log of its own with the same columns")
+    column: str | None = Field(None, description="or the column of the log that is true, or 1, for these rows")
+    actions: int | None = Field(None, ge=1, description="how many were drawn from; null is as many as were shown")
+
+    @model_validator(mode="after")
+    def _one(self) -> RandomSliceConfig:
+        if (self.path is None) == (self.column is None):
+            raise ValueError("random needs either path or column")
+        return self
+
+
 class DataConfig(Section):
     """The log."""
 
     format: Literal["open_bandit", "kuairand", "table"] = Field("open_bandit", description="how the log is laid out")
     path: str | None = Field(None, description="its folder, file or pattern; null is the sample of open_bandit")
     campaign: Literal["all", "men", "women"] = Field("all", description="of open_bandit")
-    logged_by: Literal["random", "bts"] = Field("random", description="who chose; KuaiRand has random only")
+    logged_by: Literal["random", "bts", "standard"] = Field(
+        "random", description="who chose: bts of open_bandit, standard (without propensities) of kuairand"
+    )
+    hide_propensity: bool = Field(
+        False, description="of open_bandit: fit the propensities all the same, and compare with the true ones"
+    )
+    random_slice: bool = Field(
+        False,
+        description="of fitted propensities: compare with the rows that were shown at random, as published beside",
+    )
+    random: RandomSliceConfig | None = Field(
+        None, description="of table without propensities: rows shown at random, to compare with"
+    )
     version: Literal["pure", "1k", "27k"] = Field("pure", description="of kuairand")
     signals: tuple[str, ...] = Field(KUAIRAND_SIGNALS, min_length=1, description="rewards of kuairand")
     columns: ColumnsConfig | None = Field(None, description="of table: which column is what")
@@ -70,7 +98,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_the_format(self) -> DataConfig:
-        mine = {"open_bandit": {"campaign"}, "kuairand": {"version", "signals"}, "table": {"columns", "actions"}}
+        mine = {
+            "open_bandit": {"campaign", "hide_propensity"},
+            "kuairand": {"version", "signals"},
+            "table": {"columns", "actions", "random"},
+        }
         for section in mine.keys() - {self.format}:
             for name in mine[section]:
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -79,8 +111,51 @@ class DataConfig(Section):
             raise ValueError("format=table needs path and columns.{action,rewards,propensity}")
         if self.format == "kuairand" and self.path is None:
             raise ValueError("format=kuairand needs path, the folder of its CSV files; they do not come along")
-        if self.format != "open_bandit" and self.logged_by != "random":
-            raise ValueError(f"logged_by=bts is for format=open_bandit; this is {self.format}")
+        at_home = {"random": self.format, "bts": "open_bandit", "standard": "kuairand"}[self.logged_by]
+        if self.format != at_home:
+            raise ValueError(f"logged_by={self.logged_by} is for format={at_home}; this is {self.format}")
+        if self.random_slice and self.format == "table":
+            raise ValueError("random_slice is for published logs; of a table, data.random says which rows are random")
+        if (self.random_slice or self.random is not None) and not self.fitted:
+            raise ValueError(
+                "a random slice is compared with propensities that are fitted; those of this log are known"
+            )
+        return self
+
+    @property
+    def fitted(self) -> bool:
+        """Whether propensities have to be fitted."""
+        lacking = self.columns is not None and self.columns.propensity is None
+        return lacking or self.hide_propensity or self.logged_by == "standard"
+
+
+class BehaviorConfig(Section):
+    """How to fit propensities to a log that has none."""
+
+    model: Literal["frequency", "logistic"] = Field(
+        "frequency", description="how often each action was shown in each context; or a multinomial regression"
+    )
+    columns: tuple[str, ...] = Field(description="all that moved the logger's choice: the context; may be empty")
+    folds: int = Field(5, ge=3, le=100, description="of users; each is predicted by a model of the others")
+    strength: float = Field(
+        10.0, gt=0, description="of frequency: as if so many rows of the whole log were in each context"
+    )
+    l2: float = Field(1.0, gt=0, description="of logistic: penalty on coefficients of standardized columns")
+    max_rows: int = Field(50_000, ge=100, description="of logistic: rows to fit on, drawn by a hash of their numbers")
+    odds: tuple[float, ...] = Field(
+        (1.5, 2.0, 3.0), min_length=1, description="factors by which the odds of propensities may be wrong"
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> BehaviorConfig:
+        mine = {"frequency": {"strength"}, "logistic": {"l2", "max_rows"}}
+        for name in mine[{"frequency": "logistic", "logistic": "frequency"}[self.model]]:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is not for model={self.model}")
+        if min(self.odds) < 1:
+            raise ValueError(f"odds are factors of at least 1; got {min(self.odds)}")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns names each once")
         return self
 
 

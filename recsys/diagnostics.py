@@ -107,7 +107,9 @@ class Diagnosis:
 
     `kept` is the mean of the weights that the estimator really uses, after capping, shrinking or switching, when it
     changes them; `events` the rows whose reward is not zero (NaN for a dense signal, of which every row is an
-    observation); `clusters` the users, or the rows where there are none.
+    observation); `clusters` the users, or the rows where there are none. `fitted`: propensities were fitted, with
+    `calibration_error` of the rows misplaced (0 where chance explains it) and `calibration_z`; `slice_z` is how far the
+    estimate is from that of a random slice.
     """
 
     rows: int
@@ -123,6 +125,10 @@ class Diagnosis:
     events: int | float = math.nan
     effective_events: int | float = math.nan
     model_only: bool = False
+    fitted: bool = False
+    calibration_error: int | float = math.nan
+    calibration_z: int | float = math.nan
+    slice_z: int | float = math.nan
 
     @property
     def ess_share(self) -> float:
@@ -134,7 +140,7 @@ def diagnose(
     weights: WeightSums, clusters: int | None = None, mean_z: float | None = None, **facts: int | float
 ) -> Diagnosis:
     """The facts that weights tell, with those of `facts` (`unsupported`, `kept`, `events`, `effective_events`,
-    `model_only`).
+    `model_only`, `fitted`, `calibration_error`, `calibration_z`, `slice_z`).
 
     `clusters` are the rows if not given. `mean_z` replaces the z of independent rows where users have several.
     """

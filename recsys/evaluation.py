@@ -7,7 +7,7 @@ bootstrap's intervals do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,8 +79,12 @@ def evaluate(
     sure: IntervalsConfig,
     seed: int = 0,
     workers: int = 2,
+    facts: Callable[[str, str], Mapping[str, int | float]] = lambda signal, policy: {},
 ) -> Evaluation:
-    """Metrics `<signal>/<policy>/<estimator>`, verdicts, and what segments say; the log is scanned once."""
+    """Metrics `<signal>/<policy>/<estimator>`, verdicts, and what segments say; the log is scanned once.
+
+    facts: more that the verdict should know of a signal and a policy, by the names of `Diagnosis`.
+    """
     known = standard(settings)
     chosen = {name: known[name] for name in settings.names or known}
     sums = sum_up(log, targets, model, {LOGGED: _logged, **chosen}, workers)
@@ -90,7 +94,7 @@ def evaluate(
         of = sums[policy.name]
         intervals = intervals_of(of, sure, seed, workers)
         metrics |= metrics_of(policy.name, of, log.signals, intervals)
-        verdicts += verdicts_of(policy.name, of, log.signals)
+        verdicts += verdicts_of(policy.name, of, log.signals, facts)
     first = sums[targets[0].name]
     if len(targets) == 1:
         metrics |= {name: Metric.exact(value) for name, value in weights_of(first).items()}
@@ -132,13 +136,15 @@ def metrics_of(policy: str, sums: Sums, signals: tuple[str, ...], intervals: dic
     return metrics
 
 
-def verdicts_of(policy: str, sums: Sums, signals: tuple[str, ...]) -> list[dict[str, Any]]:
+def verdicts_of(
+    policy: str, sums: Sums, signals: tuple[str, ...], more: Callable[[str, str], Mapping[str, int | float]]
+) -> list[dict[str, Any]]:
     """Whether each estimate may be relied on, and why."""
     found = []
     for k, signal in enumerate(signals):
         for name in sums.slots.keys() - {LOGGED}:
-            facts = diagnose(sums.weights, len(sums.clusters[1]), events=int(sums.events[k]), model_only=name == "dm")
-            judged = verdict(facts)
+            facts = {"events": int(sums.events[k]), "model_only": name == "dm", **more(signal, policy)}
+            judged = verdict(diagnose(sums.weights, len(sums.clusters[1]), **facts))
             found.append(
                 {
                     "estimate": f"{signal}/{policy}/{name}",

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from envs.core import InputError
 from recsys.diagnostics import KEPT, WeightSums
 from recsys.estimators import Ratio
 from recsys.intervals import ClusterSums
@@ -216,7 +217,10 @@ def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot],
 def sum_up(
     log: Log, policies: Sequence[Policy], model: RewardModel, estimators: Estimators, workers: int = 1
 ) -> dict[str, Sums]:
-    """Sums of the whole log by policy, and by `policy|segment=value` for each value of a segment column."""
+    """Sums of the whole log by policy, and by `policy|segment=value` for each value of a segment column.
+
+    Raises InputError for a log without propensities.
+    """
     sums: dict[str, Sums] = {policy.name: Sums() for policy in policies}
 
     def work(chunk: Chunk) -> dict[str, Part]:
@@ -224,6 +228,8 @@ def sum_up(
         numbers = np.arange(chunk.first + 1, chunk.first + 1 + len(chunk))
         for policy in policies:
             weighed = weigh(chunk, policy, model)
+            if np.isnan(weighed.weight).any():
+                raise InputError(f"{log.name} has no propensities; recsys.unknown.fit gives it fitted ones.")
             found[policy.name] = part_of(chunk, weighed, estimators, numbers)
             for segment, values in chunk.segments.items():
                 for value in np.unique(values):
