@@ -59,7 +59,6 @@ class RandomSliceConfig(Section):
 
     path: str | None = Field(None, description="a log of its own with the same columns")
     column: str | None = Field(None, description="or the column of the log that is true, or 1, for these rows")
-    actions: int | None = Field(None, ge=1, description="how many were drawn from; null is as many as were shown")
 
     @model_validator(mode="after")
     def _one(self) -> RandomSliceConfig:

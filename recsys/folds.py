@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Int, Num, UInt64
 
 from envs.core import InputError
 from recsys.behavior import CalibrationRow, calibration_error
@@ -62,7 +62,7 @@ def fold_of(rows: Chunk, user: str | None, folds: int) -> Int[np.ndarray, " n"]:
     return (mixed(key) % np.uint64(folds)).astype(np.int64)
 
 
-def require_folds(rows: Float[np.ndarray, " folds"]) -> None:
+def require_folds(rows: Num[np.ndarray, " folds"]) -> None:
     """Raise InputError where a fold has no rows."""
     if not rows.all():
         raise InputError(

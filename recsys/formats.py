@@ -181,12 +181,13 @@ def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
     return rest, log.frame.filter(random)
 
 
-def random_slice(frame: pl.LazyFrame, columns: Columns, name: str, actions: int | None) -> Log:
-    """Rows whose actions were drawn uniformly from `actions`, or from as many as they show: propensity 1 / actions."""
+def random_slice(frame: pl.LazyFrame, columns: Columns, name: str) -> Log:
+    """Rows whose actions were drawn uniformly: propensity 1/A of the A actions that they show.
+
+    By symmetry this holds given the set that is shown, however many there were to draw from.
+    """
     catalog = Catalog.found(frame, columns.action)
-    if actions is not None and actions < len(catalog):
-        raise InputError(f"{name} shows {len(catalog):,} actions; it cannot have been drawn from {actions:,}.")
-    frame = frame.with_columns(slice_propensity=pl.lit(1 / (actions or max(len(catalog), 1))))
+    frame = frame.with_columns(slice_propensity=pl.lit(1 / max(len(catalog), 1)))
     return Log(frame, replace(columns, propensity="slice_propensity"), catalog, name=name)
 
 

@@ -117,14 +117,15 @@ def open_slice(config: Config, log: Log) -> tuple[Log, Log | None]:
     data = config.data
     if data.random_slice and data.format == "kuairand":
         slice_ = formats.kuairand(Path(str(data.path)), data.version, "random", data.signals)
+        slice_ = formats.random_slice(slice_.frame, slice_.columns, slice_.name)
     elif data.random_slice:
         return log, formats.open_bandit(None if data.path is None else Path(data.path), data.campaign, "random")
     elif data.random is not None and data.random.path is not None:
         frame = formats.scan(formats.matching(data.random.path), data.random.path, log.columns.numbers())
-        slice_ = formats.random_slice(frame, log.columns, data.random.path, data.random.actions)
+        slice_ = formats.random_slice(frame, log.columns, data.random.path)
     elif data.random is not None:
         log, frame = formats.random_rows(log, str(data.random.column))
-        slice_ = formats.random_slice(frame, log.columns, f"the random rows of {data.path}", data.random.actions)
+        slice_ = formats.random_slice(frame, log.columns, f"the random rows of {data.path}")
     else:
         return log, None
     slice_ = slice_.with_context(log.context)

@@ -1,6 +1,6 @@
 """What a slice of a log that was shown at random says of the same policies, beside what fitted propensities say.
 
-There the propensity is known, 1 over the actions drawn from, so a difference means confounding that the model's columns
+There the propensity is known, 1 over the actions shown, so a difference means confounding that the model's columns
 do not hold, or that both have other rows. A policy is compared by what it does among the slice's actions, and rows are
 compared by context: each context of a frequency model counts in the slice as often as in the log.
 """

@@ -69,8 +69,7 @@ class LogisticModel:
         if log.columns.multiplicity is not None:
             raise InputError("model=logistic takes every row once; for a log with multiplicity take model=frequency.")
         self._user, self._folds, self._columns = log.columns.user, folds, columns
-        sample, users, count = self._sample(log, max_rows)
-        require_folds(users)
+        sample, count = self._sample(log, max_rows)
         if len(sample) * log.actions > MOST_CELLS:
             raise InputError(
                 f"model=logistic on {len(sample):,} rows with {log.actions:,} actions would need "
@@ -111,19 +110,18 @@ class LogisticModel:
     def _frame(self, rows: Chunk) -> pl.DataFrame:
         return pl.DataFrame({name: rows.context[name] for name in self._columns})
 
-    def _sample(self, log: Log, most: int) -> tuple[pl.DataFrame, Float[np.ndarray, " F"], float]:
-        """The rows with the smallest hashes of their numbers, rows by fold, and how many rows there are."""
+    def _sample(self, log: Log, most: int) -> tuple[pl.DataFrame, float]:
+        """The rows with the smallest hashes of their numbers, and how many rows there are."""
         kept: list[pl.DataFrame] = []
-        users, count = np.zeros(self._folds), 0
+        count = 0
         for rows in complete(log, self._columns):
             fold = fold_of(rows, self._user, self._folds)
-            users += np.bincount(fold, minlength=self._folds)
             number = row_numbers(rows)
             own = {"\naction": rows.action, "\nfold": fold, "\nnumber": number, "\nhash": mixed(number)}
             more = pl.DataFrame({**{name: rows.context[name] for name in self._columns}, **own})
             kept = [pl.concat([*kept, more]).bottom_k(most, by="\nhash")]
             count += len(rows)
-        return kept[0].sort("\nnumber"), users, float(count)
+        return kept[0].sort("\nnumber"), float(count)
 
 
 def _marginal_loss(action: np.ndarray, fold: np.ndarray, folds: int, actions: int) -> float:

@@ -72,7 +72,7 @@ class World:
 def world() -> World:
     rng = np.random.default_rng(7)
     logging = 0.7 * rng.dirichlet(np.full(ACTIONS, 1.0), (3, 2)) + 0.3 / ACTIONS
-    mean = 0.1 + 0.4 * logging  # shows what is liked
+    mean = 0.1 + 0.4 * logging + 0.1 * np.arange(3)[:, None, None]  # shows what is liked
     mean[:, 1] += 0.3 * (logging[:, 1] > 1 / ACTIONS)
     return World(logging, mean)
 
@@ -248,7 +248,7 @@ def test_a_slice_of_other_contexts_is_matched_by_context(world: World, table: pl
     rest.write_parquet(tmp_path / "log.parquet")
     drawn.filter(thin).write_parquet(tmp_path / "slice.parquet")
     raw = config_of(tmp_path / "log.parquet", "tab", "mood")
-    found = run(tmp_path, raw, data__random={"path": str(tmp_path / "slice.parquet"), "actions": ACTIONS})
+    found = run(tmp_path, raw, data__random={"path": str(tmp_path / "slice.parquet")})
     row = next(r for r in found.tables["random_slice"] if (r["estimator"], r["source"]) == ("snips", "random"))
     assert abs(row["value"] - world.truth) < 4 * (row["high"] - row["low"]) / 3.92
     unmatched = drawn.filter(thin)["click"].mean()
@@ -269,12 +269,12 @@ def test_a_policy_is_compared_by_what_the_slice_can_show() -> None:
 def test_bounds_at_the_true_odds_hold_the_truth(world: World, table: pl.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     table.filter(~pl.col("is_random")).write_parquet(path)
-    odds = [1.0, 1.2, world.odds]
+    odds = [1.0, 1.05, world.odds]
     found = run(tmp_path, config_of(path, "tab", odds=odds))
     rows = {row["odds"]: row for row in found.tables["sensitivity"] if row["signal"] == "click"}
     snips = found.metrics["click/uniform/snips"].value
     assert rows[1.0]["low"] == pytest.approx(snips, rel=1e-9) == rows[1.0]["high"]
-    assert not rows[1.2]["low"] <= world.truth <= rows[1.2]["high"]
+    assert not rows[1.05]["low"] <= world.truth <= rows[1.05]["high"]
     assert rows[world.odds]["low"] < world.truth < rows[world.odds]["high"]
     broken = next(row for row in found.tables["breaking_odds"] if row["signal"] == "click")
     assert broken["logged"] == found.metrics["click/logged"].value
@@ -297,7 +297,7 @@ def test_bounds_by_scanning_are_the_sorted_ones(kind: str) -> None:
         low, high = sensitivity_bounds(reward[:, None], target, propensity, odds)
         tolerance = 1e-7 if kind == "real" else 1e-12
         assert groups.bounds(odds) == pytest.approx((low[0], high[0]), rel=tolerance)
-        assert groups.bounds(odds)[1] <= high[0] * (1 + 1e-12)
+        assert groups.bounds(odds)[1] <= high[0] + 1e-12 * abs(high[0])
 
 
 def test_a_scan_has_the_same_bits_for_any_number_of_workers(table: pl.DataFrame) -> None:
@@ -484,7 +484,6 @@ def test_an_estimate_without_propensities_is_refused(table: pl.DataFrame) -> Non
         ({"column": "all"}, "some rows as random and others not"),
         ({"column": "holes"}, "some rows as random and others not"),
         ({"path": "nowhere.parquet"}, "no log nowhere.parquet"),
-        ({"column": "is_random", "actions": 2}, "cannot have been drawn from 2"),
     ],
 )
 def test_slices_that_are_none_are_refused(
