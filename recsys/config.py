@@ -136,8 +136,8 @@ class BehaviorConfig(Section):
     )
     columns: tuple[str, ...] = Field(description="all that moved the logger's choice: the context; may be empty")
     folds: int = Field(5, ge=3, le=100, description="of users; each is predicted by a model of the others")
-    strength: float = Field(
-        10.0, gt=0, description="of frequency: as if so many rows of the whole log were in each context"
+    strength: float | None = Field(
+        None, gt=0, description="of frequency: as if so many rows of the whole log were in each context; null fits it"
     )
     l2: float = Field(1.0, gt=0, description="of logistic: penalty on coefficients of standardized columns")
     max_rows: int = Field(50_000, ge=100, description="of logistic: rows to fit on, drawn by a hash of their numbers")

@@ -9,6 +9,7 @@ whatever the rows, actions and contexts.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import polars as pl
@@ -54,6 +55,16 @@ class Contexts:
         found = frame.join(self._known, on=frame.columns, how="left", maintain_order="left")["context"]
         return found.fill_null(-1).to_numpy()
 
+    def sort(self) -> Int[np.ndarray, " C"]:
+        """Number them by their values, whatever the order in which they came: the new numbers of the old."""
+        if self._known is None:
+            return np.zeros(1, np.int64)
+        known = self._known.sort(self._known.columns[:-1])
+        number = np.empty(len(known), np.int64)
+        number[known["context"].to_numpy()] = np.arange(len(known))
+        self._known = known.with_columns(context=pl.int_range(pl.len()))
+        return number
+
     def _frame(self, rows: Chunk) -> pl.DataFrame:
         return pl.DataFrame({f"column{i}": rows.context[name] for i, name in enumerate(self.columns)})
 
@@ -89,11 +100,11 @@ class Counts:
 
 
 class Frequencies:
-    """p(a|x) = ((count(x,a) + s share(a)) / (count(x) + s))^{1/t} / Z, counts and t without the row's own fold.
+    """p(a|x) = ((count(x,a) + s share(a)) / (count(x) + s))^{1/t} / Z, with nothing of the row's own fold.
 
-    share(a) is smoothed by one row in all, s is `strength`. t is the temperature of the fold, by which the held-out
-    log-loss of the others is least. (Cross-fitting: Chernozhukov et al., Econometrics Journal 2018; temperature: Guo,
-    Pleiss, Sun and Weinberger, ICML 2017.)
+    share(a) is smoothed by one row in all. The strength s of a fold, unless it is given, and then its temperature t are
+    those by which the held-out log-loss of the other folds is least. (Cross-fitting: Chernozhukov et al., Econometrics
+    Journal 2018; temperature: Guo, Pleiss, Sun and Weinberger, ICML 2017.)
     """
 
     def __init__(
@@ -103,24 +114,24 @@ class Frequencies:
         contexts: int,
         actions: int,
         folds: int,
-        strength: float,
+        strength: float | None,
     ):
-        self.key, self.count, self.actions, self.folds, self.strength = key, count, actions, folds, strength
+        self.key, self.count, self.actions, self.folds = key, count, actions, folds
         pair, self.fold = np.divmod(key, folds)
         self.pair, self.pair_of = np.unique(pair, return_inverse=True)
         self.total = np.bincount(self.pair_of, count, len(self.pair))
         self.context, self.action = np.divmod(self.pair, actions)
-        self.starts = np.searchsorted(self.context, np.arange(contexts))
+        self.starts = np.searchsorted(self.context, np.arange(contexts + 1))
         cell = self.context[self.pair_of] * folds + self.fold
         self.rows = np.bincount(cell, count, contexts * folds).reshape(contexts, folds)
         shown = np.bincount(self.fold * actions + self.action[self.pair_of], count, folds * actions)
         rest = (shown.reshape(folds, actions).sum(0) - shown.reshape(folds, actions)).clip(min=0)
         self.share = (rest + 1 / actions) / (rest.sum(1, keepdims=True) + 1)
+        self.strengths = [self._strength(fold) if strength is None else strength for fold in range(folds)]
         self.temperatures = [self._temperature(fold) for fold in range(folds)]
         self.log_probability = np.empty(len(key))
-        for fold, t in enumerate(self.temperatures):
-            mine = self.fold == fold
-            self.log_probability[mine] = self._logged(fold, 1 / t)
+        for fold in range(folds):
+            self.log_probability[self.fold == fold] = self._logged(fold, self.strengths[fold], self.temperatures[fold])
 
     def _others(self, fold: int) -> Float[np.ndarray, " M"]:
         """count(x, a) of each pair without a fold."""
@@ -128,70 +139,87 @@ class Frequencies:
         count[self.pair_of[mine]] -= self.count[mine]
         return count.clip(min=0)  # fractional multiplicities leave crumbs
 
-    def _log_normalizer(self, fold: int, power: float, others: Float[np.ndarray, " M"]) -> Float[np.ndarray, " C"]:
-        """log Σ_a (count(x,a) + s share(a))^power: over pairs that occur, and what is left of all actions."""
-        base = (self.strength * self.share[fold]) ** power
-        extra = (others + self.strength * self.share[fold][self.action]) ** power - base[self.action]
-        return np.log(np.add.reduceat(extra, self.starts) + base.sum())
+    def _powers(
+        self, fold: int, strength: float, temperature: float, others: Float[np.ndarray, " M"]
+    ) -> tuple[Float[np.ndarray, " A"], Float[np.ndarray, " M"], Float[np.ndarray, " C"]]:
+        """(s share(a))^{1/t}; (count(x,a) + s share(a))^{1/t} of pairs that occur; and their sum over all actions."""
+        base = strength * self.share[fold]
+        worth = others + base[self.action]
+        if temperature == 1:
+            return base, worth, np.add.reduceat(others, self.starts[:-1]) + base.sum()
+        base, worth = base ** (1 / temperature), worth ** (1 / temperature)
+        return base, worth, np.add.reduceat(worth - base[self.action], self.starts[:-1]) + base.sum()
 
-    def _logged(self, fold: int, power: float) -> Float[np.ndarray, " m"]:
-        """log p of the fold's own keys at a temperature of 1 / power."""
-        others, mine = self._others(fold), self.pair_of[self.fold == fold]
-        worth = np.log(others[mine] + self.strength * self.share[fold][self.action[mine]])
-        return power * worth - self._log_normalizer(fold, power, others)[self.context[mine]]
+    def _logged(self, fold: int, strength: float, temperature: float) -> Float[np.ndarray, " m"]:
+        """log p of the fold's own keys."""
+        mine = self.pair_of[self.fold == fold]
+        _, worth, total = self._powers(fold, strength, temperature, self._others(fold))
+        return np.log(worth[mine] / total[self.context[mine]])
+
+    def _strength(self, fold: int) -> float:
+        """Without a temperature the sum over all actions is known: count(x) + s."""
+        rest = self.fold != fold
+        own, pair, folds = self.count[rest], self.pair_of[rest], self.fold[rest]
+        context, share = self.context[pair], self.share[folds, self.action[pair]]
+        others = (self.total[pair] - own).clip(min=0)
+        seen = (self.rows.sum(1)[context] - self.rows[context, folds]).clip(min=0)
+        return _least(lambda s: -float(own @ np.log((others + s * share) / (seen + s))), 0.01, 1e6)
 
     def _temperature(self, fold: int) -> float:
-        from scipy import optimize
+        rest, strength = [f for f in range(self.folds) if f != fold], self.strengths[fold]
 
-        def loss(log_t: float) -> float:
-            rest = [f for f in range(self.folds) if f != fold]
-            return -sum(float(self.count[self.fold == f] @ self._logged(f, math.exp(-log_t))) for f in rest)
+        def loss(t: float) -> float:
+            return -sum(float(self.count[self.fold == f] @ self._logged(f, strength, t)) for f in rest)
 
-        found = optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-4}).x
-        return math.exp(
-            round(found, 4)
-        )  # so that the order of rows, which moves the last bits of a loss, moves no more
+        return _least(loss, math.exp(-3), math.exp(3))
 
     def quality(self) -> Quality:
         """How good the held-out predictions are, over all rows (the calibration: over the most frequent contexts)."""
-        rows, rest = self.count.sum(), self.share[self.fold, self.action[self.pair_of]]
+        rows, share = self.count.sum(), self.share[self.fold, self.action[self.pair_of]]
         calibration, judged = self._calibration()
         seen = self.rows.sum(1, keepdims=True) - self.rows
-        unseen = float(self.rows[seen <= 1e-9].sum() / rows)
         return Quality(
             float(rows),
             -float(self.count @ self.log_probability) / rows,
-            -float(self.count @ np.log(rest)) / rows,
+            -float(self.count @ np.log(share)) / rows,
             calibration.table(),
             judged / rows,
-            unseen,
+            float(self.rows[seen <= 1e-9].sum() / rows),
         )
 
     def _calibration(self) -> tuple[Calibration, float]:
         most = max(1, CALIBRATED_PAIRS // (self.folds * self.actions))
         chosen = np.sort(np.argsort(-self.rows.sum(1), kind="stable")[:most])
         found, size = Calibration(), max(1, BLOCK // self.actions)
-        for fold, t in enumerate(self.temperatures):
+        for fold in range(self.folds):
             others = self._others(fold)
             held_out = self.total - others
-            log_z = self._log_normalizer(fold, 1 / t, others)
-            base = (self.strength * self.share[fold]) ** (1 / t)
-            worth = (others + self.strength * self.share[fold][self.action]) ** (1 / t)
+            base, worth, total = self._powers(fold, self.strengths[fold], self.temperatures[fold], others)
             for block in (chosen[start : start + size] for start in range(0, len(chosen), size)):
-                ends = np.append(self.starts, len(self.pair))
-                at = np.concatenate([np.arange(ends[x], ends[x + 1]) for x in block])
+                at = np.concatenate([np.arange(self.starts[x], self.starts[x + 1]) for x in block])
                 line, shown = np.searchsorted(block, self.context[at]), np.zeros((len(block), self.actions))
                 probability = np.tile(base, (len(block), 1))
                 probability[line, self.action[at]] = worth[at]
                 shown[line, self.action[at]] = held_out[at]
-                found.add(probability / np.exp(log_z[block])[:, None], shown, self.rows[block, fold])
+                found.add(probability / total[block, None], shown, self.rows[block, fold])
         return found, float(self.rows[chosen].sum())
+
+
+def _least(loss: Callable[[float], float], low: float, high: float) -> float:
+    """The positive number at which a loss is least, searched on a scale of logarithms."""
+    from scipy import optimize
+
+    bounds = (math.log(low), math.log(high))
+    found = optimize.minimize_scalar(
+        lambda log: loss(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-3}
+    )
+    return math.exp(found.x)
 
 
 class FrequencyModel:
     """`Frequencies` of a log, for the rows of this log."""
 
-    def __init__(self, log: Log, columns: tuple[str, ...], folds: int, strength: float):
+    def __init__(self, log: Log, columns: tuple[str, ...], folds: int, strength: float | None):
         self._user, self._contexts, counts, users = log.columns.user, Contexts(columns), Counts(), np.zeros(folds)
         for rows in complete(log, columns):
             fold = fold_of(rows, self._user, folds)
@@ -199,7 +227,10 @@ class FrequencyModel:
             counts.add((self._contexts.learn(rows) * log.actions + rows.action) * folds + fold, rows.multiplicity)
         require_folds(users)
         key, count = counts.total()
-        self.found = Frequencies(key, count, len(self._contexts), log.actions, folds, strength)
+        context, rest = np.divmod(key, log.actions * folds)
+        key = self._contexts.sort()[context] * log.actions * folds + rest
+        order = np.argsort(key)
+        self.found = Frequencies(key[order], count[order], len(self._contexts), log.actions, folds, strength)
         self.quality, self.temperatures = self.found.quality(), self.found.temperatures
 
     def propensity(self, rows: Chunk) -> Float[np.ndarray, " n"]:
