@@ -55,8 +55,7 @@ def _sample(log: Log, most: int) -> Chunk:
     """At most so many rows, evenly from the whole log, as one chunk."""
     length = int(log.frame.select(pl.len()).collect().item())
     every = -(-length // most)
-    thin = Log(log.frame.gather_every(every), log.columns, log.catalog, log.position_catalog, log.name)
-    return Chunk.joined(list(thin.chunks()))
+    return Chunk.joined(list(log.of_rows(log.frame.gather_every(every)).chunks()))
 
 
 def _weighed(rows: Chunk, split: Split, positions: int, prior_rows: float) -> Weighed:

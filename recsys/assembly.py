@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from envs.core import InputError
 from recsys import formats, policies
-from recsys.config import COLUMN, TRAINED, DataConfig, TargetConfig
+from recsys.config import COLUMN, TRAINED, TargetConfig
+from recsys.data_config import DataConfig
 from recsys.logged import Columns, Log
 from recsys.policies import Policy
 from recsys.real_actions import RealPolicy, real_log
@@ -29,11 +32,38 @@ def read_log(data: DataConfig, seed: int) -> Log:
             log = formats.table(data.path, columns, data.actions)
     elif data.format == "kuairand":
         assert data.path is not None
-        log = formats.kuairand(Path(data.path), data.version, "random", data.signals, data.segments)
+        log = formats.kuairand(Path(data.path), data.version, _kuairand(data), data.signals, data.segments)
     else:
         path = None if data.path is None else Path(data.path)
-        log = formats.open_bandit(path, data.campaign, data.logged_by, data.segments)
+        log = formats.open_bandit(path, data.campaign, "bts" if data.logged_by == "bts" else "random", data.segments)
+        if data.hide_propensity:
+            log = log.with_columns(replace(log.columns, propensity=None))
     return log.with_context((*data.context, *data.loggers))
+
+
+def _kuairand(data: DataConfig) -> Literal["random", "standard"]:
+    return "standard" if data.logged_by == "standard" else "random"
+
+
+def open_slice(data: DataConfig, log: Log) -> tuple[Log, Log | None]:
+    """The log and its random slice, where the config names one, over the actions of both."""
+    if data.random_slice and data.format == "kuairand":
+        slice_ = formats.kuairand(Path(str(data.path)), data.version, "random", data.signals)
+        slice_ = formats.random_slice(slice_.frame, slice_.columns, slice_.name)
+    elif data.random_slice:
+        return log, formats.open_bandit(None if data.path is None else Path(data.path), data.campaign, "random")
+    elif data.random is not None and data.random.path is not None:
+        frame = formats.scan(formats.matching(data.random.path), data.random.path, log.columns.numbers())
+        slice_ = formats.random_slice(frame, log.columns, data.random.path)
+    elif data.random is not None:
+        log, frame = formats.random_rows(log, str(data.random.column))
+        slice_ = formats.random_slice(frame, log.columns, f"the random rows of {data.path}")
+    else:
+        return log, None
+    slice_ = slice_.with_context(log.context)
+    if data.actions is not None:
+        return log, formats.with_catalog(slice_, log.catalog, log)
+    return formats.one_catalog(log, slice_)
 
 
 def columns_of_table(data: DataConfig) -> Columns:

@@ -1,14 +1,14 @@
-"""Logs without propensities: fit who would have been shown what, check the fit, and bound what it may have missed.
+"""Logs without propensities: fit who would have been shown what, and check the fit.
 
-Axes: n rows, D features, A actions, K signals. Fitted propensities replace known ones at the price of an assumption:
-given the features, nothing else moved both the logger's choice and the reward. `sensitivity_bounds` say what happens
-as it fails.
+Axes: n rows, D features, A actions. Fitted propensities replace known ones at the price of an assumption: given the
+features, nothing else moved both the logger's choice and the reward. `recsys.sensitivity` says what happens as it
+fails; `recsys.unknown` does the whole for logs of any length.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +30,15 @@ def logistic(actions: int, l2: float = 1.0) -> Fit:
         from scipy import optimize, special
 
         x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
-        chosen = np.eye(actions)[action]
+        chosen = np.zeros((x.shape[1], actions))  # Σ x of the rows that show an action
+        np.add.at(chosen.T, action, x)
         weigh = np.append(np.full(features.shape[1], l2), 1e-6)[:, None]
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
             theta = flat.reshape(-1, actions)
             log_prob = special.log_softmax(x @ theta, axis=1)
-            value = -(log_prob * chosen).sum() + (weigh * theta**2).sum() / 2
-            gradient = x.T @ (np.exp(log_prob) - chosen) + weigh * theta
+            value = (weigh * theta**2).sum() / 2 - log_prob[np.arange(len(x)), action].sum()
+            gradient = x.T @ np.exp(log_prob) - chosen + weigh * theta
             return float(value), gradient.ravel()
 
         start = np.zeros(x.shape[1] * actions)
@@ -98,17 +99,33 @@ def cross_fit(
             f"Cross-fitting needs at least 3 folds and a cluster in each; got {folds} folds, {count} clusters."
         )
     fold = (np.random.default_rng(seed).permutation(count) % folds)[units]
-    held_out: list[np.ndarray] = [
-        fit(features[fold != f], action[fold != f])(features[fold == f]) for f in range(folds)
-    ]
+    return fit_folds(fit, features, action, fold, folds).held_out
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """A model for each fold that saw all others, its temperature, and what both say of the fold's own rows."""
+
+    models: list[Predict]
+    temperatures: list[float]
+    held_out: Float[np.ndarray, "n A"]
+
+
+def fit_folds(
+    fit: Fit,
+    features: Float[np.ndarray, "n D"],
+    action: Int[np.ndarray, " n"],
+    fold: Int[np.ndarray, " n"],
+    folds: int,
+) -> CrossFitted:
+    """`cross_fit` with given folds, keeping the models."""
+    models = [fit(features[fold != f], action[fold != f]) for f in range(folds)]
+    held_out = [models[f](features[fold == f]) for f in range(folds)]
     log_prob = np.empty((len(action), held_out[0].shape[1]))
     for f in range(folds):
         log_prob[fold == f] = held_out[f]
-    probability = np.empty_like(log_prob)
-    for f in range(folds):
-        t = temperature(log_prob[fold != f], action[fold != f])
-        probability[fold == f] = _softmax(log_prob[fold == f] / t)
-    return probability
+    temperatures = [temperature(log_prob[fold != f], action[fold != f]) for f in range(folds)]
+    return CrossFitted(models, temperatures, _softmax(log_prob / np.array(temperatures)[fold, None]))
 
 
 def temperature(log_prob: Float[np.ndarray, "n A"], action: Int[np.ndarray, " n"]) -> float:
@@ -125,90 +142,77 @@ def temperature(log_prob: Float[np.ndarray, "n A"], action: Int[np.ndarray, " n"
 @dataclass(frozen=True)
 class CalibrationRow:
     """Pairs of rows and actions with nearly the same propensity: how many, what was predicted and how often it was
-    shown.
+    shown. The standard error is that of a binomial share with the predicted probabilities.
     """
 
-    pairs: int
+    pairs: float
     predicted: float
     shown: float
     standard_error: float
+
+    @property
+    def z(self) -> float:
+        """How many standard errors what was shown is above what was predicted."""
+        return (self.shown - self.predicted) / self.standard_error if self.standard_error > 0 else 0.0
+
+
+class Calibration:
+    """Predicted propensities against how often actions were shown, added up block by block.
+
+    Kept are sums in fine bins, each a twelfth of an octave of propensities wide.
+    """
+
+    PER_OCTAVE, OCTAVES = 12, 64
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((4, self.PER_OCTAVE * self.OCTAVES + 1))
+
+    def add(
+        self, probability: Float[np.ndarray, "n A"], shown: Float[np.ndarray, "n A"], rows: Float[np.ndarray, " n"]
+    ) -> None:
+        """Lines of propensities, each of so many rows, in which each action was shown so often."""
+        p = probability.ravel()
+        fine = np.floor(-np.log2(np.maximum(p, 2.0**-self.OCTAVES)) * self.PER_OCTAVE).astype(np.int64)
+        pairs = np.repeat(rows, probability.shape[1])
+        for sums, column in zip(self._sums, (pairs, pairs * p, shown.ravel(), pairs * p * (1 - p)), strict=True):
+            sums += np.bincount(fine.clip(min=0), column, len(sums))
+
+    def table(self, bins: int = 10) -> list[CalibrationRow]:
+        """About `bins` rows from small propensities to large, each with about as many predicted showings.
+
+        Equally many pairs would put a long catalog's showings into one row.
+        """
+        pairs, predicted, shown, variance = self._sums[:, ::-1]
+        middle = (predicted.cumsum() - predicted / 2) / predicted.sum()
+        place = np.minimum((bins * middle).astype(np.int64), bins - 1)
+        columns = [np.bincount(place, column, bins) for column in (pairs, predicted, shown, variance)]
+        return [
+            CalibrationRow(float(n), float(p / n), float(seen / n), math.sqrt(v) / float(n))
+            for n, p, seen, v in zip(*columns, strict=True)
+            if n > 0
+        ]
 
 
 def calibration_table(
     probability: Float[np.ndarray, "n A"], action: Int[np.ndarray, " n"], bins: int = 10
 ) -> list[CalibrationRow]:
-    """Predicted propensities against how often actions were shown, in bins of equally many pairs of a row and an
-    action.
-
-    The standard error is that of a binomial share with the predicted probabilities; rows more than three of them
-    apart mean propensities that are wrong on average.
+    """`Calibration` of rows that are all at hand; differences of more than three standard errors mean propensities that
+    are wrong on average.
     """
-    shown = np.zeros_like(probability)
+    found, shown = Calibration(), np.zeros_like(probability)
     shown[np.arange(len(action)), action] = 1
-    order = np.argsort(probability, axis=None, kind="stable")
-    table = []
-    for part in np.array_split(order, bins):
-        p, seen = probability.ravel()[part], shown.ravel()[part]
-        if len(part):
-            error = math.sqrt(float((p * (1 - p)).sum())) / len(part)
-            table.append(CalibrationRow(len(part), float(p.mean()), float(seen.mean()), error))
-    return table
+    found.add(probability, shown, np.ones(len(action)))
+    return found.table(bins)
 
 
-def sensitivity_bounds(
-    reward: Float[np.ndarray, "n K"],
-    target: Float[np.ndarray, " n"],
-    propensity: Float[np.ndarray, " n"],
-    odds: int | float,
-) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """The least and the largest SNIPS estimate if propensities are wrong by up to the factor `odds` in their odds.
+def calibration_error(table: Sequence[CalibrationRow]) -> float:
+    """Σ |showings - predicted showings| / rows: the share of rows whose propensity is in the wrong place, up to 2.
 
-    The marginal sensitivity model lets the true propensity p_i of the shown action have odds within [1/Λ, Λ] times
-    the nominal ones, so 1/p_i lies in [1 + (1/e_i - 1)/Λ, 1 + Λ (1/e_i - 1)]. Σ π_e r / p over Σ π_e / p is largest
-    with the upper end for rewards above a threshold and the lower end below: all thresholds are tried, after sorting.
-    Sharp for the rows at hand; knowing in addition that weights average 1 in every context could only narrow it.
-    (Tan, JASA 2006; sorted solution: Zhao, Small and Bhattacharya, JRSS B 2019; policies: Kallus and Zhou, NeurIPS
-    2018; sharper: Dorn and Guo, JASA 2023.)
+    This is the expected calibration error over pairs, times the actions, so that long catalogs do not hide it. (Naeini,
+    Cooper and Hauskrecht, AAAI 2015.)
     """
-    if odds < 1 or (propensity <= 0).any() or (propensity > 1).any():
-        raise InputError(f"The factor on odds is at least 1 and propensities lie in (0, 1]; got a factor of {odds}.")
-    rest = 1 / propensity - 1
-    few, many = target * (1 + rest / odds), target * (1 + rest * odds)
-    high = np.array([_largest(column, few, many) for column in reward.T])
-    low = -np.array([_largest(-column, few, many) for column in reward.T])
-    return low, high
-
-
-def breaking_odds(
-    reward: Float[np.ndarray, " n"],
-    target: Float[np.ndarray, " n"],
-    propensity: Float[np.ndarray, " n"],
-    threshold: float,
-    most: int | float = 100,
-) -> float:
-    """How wrong propensities would have to be for the estimate to reach a threshold: the least `odds`; inf beyond
-    `most`.
-    """
-    from scipy import optimize
-
-    def gap(odds: int | float) -> float:
-        low, high = sensitivity_bounds(reward[:, None], target, propensity, odds)
-        return float(max(low[0] - threshold, threshold - high[0]))
-
-    if gap(1) <= 0:
-        return 1.0
-    return math.inf if gap(most) > 0 else float(optimize.brentq(gap, 1, most, xtol=1e-9))
-
-
-def _largest(reward: np.ndarray, few: np.ndarray, many: np.ndarray) -> float:
-    order = np.argsort(reward)
-    r, a, b = reward[order], few[order], many[order]
-    below, above = np.append(0, np.cumsum(a)), np.append(np.cumsum(b[::-1])[::-1], 0)
-    worth = np.append(0, np.cumsum(a * r)) + np.append(np.cumsum((b * r)[::-1])[::-1], 0)
-    total = below + above
-    if total[0] <= 0:
-        raise InputError("The target policy chose none of the logged actions: there is no estimate to bound.")
-    return float((worth[total > 0] / total[total > 0]).max())
+    off = sum(row.pairs * abs(row.shown - row.predicted) for row in table)
+    return off / sum(row.pairs * row.predicted for row in table)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

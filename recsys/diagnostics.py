@@ -108,7 +108,9 @@ class Diagnosis:
     `kept` is the mean of the weights that the estimator really uses, after capping, shrinking or switching, when it
     changes them; `events` the rows whose reward is not zero (NaN for a dense signal, of which every row is an
     observation); `clusters` the users, or the rows where there are none; `model_share` how much of the target's choices
-    the reward model alone speaks for: all of them for DM, what the shrunken weights leave for DR's kin.
+    the reward model alone speaks for: all of them for DM, what the shrunken weights leave for DR's kin. `fitted`:
+    propensities were fitted, with `calibration_error` of the rows misplaced (0 where chance explains it) and
+    `calibration_z`; `slice_z` is how far the estimate is from that of a random slice.
     """
 
     rows: int
@@ -124,6 +126,10 @@ class Diagnosis:
     events: int | float = math.nan
     effective_events: int | float = math.nan
     model_share: int | float = 0.0
+    fitted: bool = False
+    calibration_error: int | float = math.nan
+    calibration_z: int | float = math.nan
+    slice_z: int | float = math.nan
 
     @property
     def ess_share(self) -> float:
@@ -135,7 +141,7 @@ def diagnose(
     weights: WeightSums, clusters: int | None = None, mean_z: float | None = None, **facts: int | float
 ) -> Diagnosis:
     """The facts that weights tell, with those of `facts` (`unsupported`, `kept`, `events`, `effective_events`,
-    `model_share`).
+    `model_share`, `fitted`, `calibration_error`, `calibration_z`, `slice_z`).
 
     `clusters` are the rows if not given. `mean_z` replaces the z of independent rows where users have several.
     """
@@ -148,5 +154,5 @@ def diagnose(
         mean_weight=weights.mean,
         mean_z=weights.mean_z if mean_z is None else mean_z,
         tail_k=pareto_k(weights.largest, weights.rows),
-        **facts,
+        **facts,  # type: ignore[arg-type]
     )

@@ -7,7 +7,7 @@ bootstrap's intervals do.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from recsys.uncertainty import Intervals
 from recsys.verdict import Verdict
 from recsys.weighing import LOGGED, SEPARATOR, WEIGHT, Known, weighers_of
 
+Facts = Callable[[str, str], Mapping[str, int | float]]  # of a signal and a policy
 UNREAD = ("dm",)  # never recommended: no interval holds the error of its model
 
 
@@ -75,9 +76,10 @@ class Found:
         """By estimator, where to find it; in the order of computation, those without a finite value too."""
         return {name: of for of in self.sums.values() for name in of.slots if name not in (LOGGED, WEIGHT)}
 
-    def verdicts(self) -> dict[str, list[Verdict]]:
+    def verdicts(self, signals: Sequence[str], facts: Facts | None = None) -> dict[str, list[Verdict]]:
         """By estimator and signal."""
-        judged = [judge(of, (name for name in of.slots if name not in (LOGGED, WEIGHT))) for of in self.sums.values()]
+        more = [{} if facts is None else facts(signal, self.policy.name) for signal in signals]
+        judged = [judge(of, [n for n in of.slots if n not in (LOGGED, WEIGHT)], more) for of in self.sums.values()]
         return {name: by_signal for part in judged for name, by_signal in part.items()}
 
     def cluster_sums(self) -> dict[str, ClusterSums]:
@@ -97,11 +99,13 @@ def evaluate(
     selection: SelectionConfig | None = None,
     seed: int = 0,
     workers: int = 2,
+    facts: Facts | None = None,
 ) -> Evaluation:
     """Metrics `<signal>/<policy>/<estimator>` and tables of differences, verdicts, what to read, and segments.
 
     targets: policies, or by name what `policies.policy_of` makes one of. model: by default `smoothed_mean`, which takes
-    a scan of its own; `mrdr` takes one for each policy; all the rest takes one together.
+    a scan of its own; `mrdr` takes one for each policy; all the rest takes one together. facts: more that the verdict
+    should know of a signal and a policy, by the names of `Diagnosis`.
     """
     settings, sure = estimators or EstimatorsConfig(), intervals or IntervalsConfig()
     means = reward_model or RewardModelConfig()
@@ -122,7 +126,7 @@ def evaluate(
     tables: dict[str, list[dict[str, Any]]] = {"recommendations": [], "verdicts": []}
     for of in found:
         metrics |= metrics_of(of, log.signals, how.of(of.cluster_sums()))
-        verdicts = of.verdicts()
+        verdicts = of.verdicts(log.signals, facts)
         tables["verdicts"] += verdict_rows(of.policy.name, log.signals, verdicts)
         errors = None
         if selection is not None and selection.method == "pas_if":

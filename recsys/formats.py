@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,7 +185,7 @@ def kuairand(
     """KuaiRand's random slice or its standard log, as published: Pure, 1K or 27K (whose logs come in parts).
 
     Random rows were drawn uniformly from a pool of 7,583 videos: their propensity, given that a video was replaced, is
-    1/7583. For the standard log there are none; it has a column of NaN, which no estimator accepts. Users are clusters.
+    1/7583. The standard log has none: they have to be fitted. Users are clusters.
     Source: Gao et al., CIKM 2022 (arXiv 2208.08696).
     """
     paths = [path for base in KUAIRAND_LOGS[logged_by] for path in sorted(folder.glob(f"{base}_{version}*.csv*"))]
@@ -194,6 +195,56 @@ def kuairand(
     name = f"KuaiRand-{version}, {logged_by}"
     frame = scan(paths, name, signals)
     require_columns(KUAIRAND_COLUMNS, schema_of(frame, name), "columns", f"the columns of {paths[0].name}")
-    propensity = 1 / KUAIRAND_POOL if logged_by == "random" else float("nan")
-    columns = Columns("video_id", tuple(signals), "propensity", user="user_id", segments=tuple(segments))
-    return Log(frame.with_columns(propensity=pl.lit(propensity)), columns, name=name)
+    columns = Columns("video_id", tuple(signals), user="user_id", segments=tuple(segments))
+    if logged_by == "random":
+        columns = replace(columns, propensity="propensity")
+        frame = frame.with_columns(propensity=pl.lit(1 / KUAIRAND_POOL))
+    return Log(frame, columns, name=name)
+
+
+def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
+    """A log without the rows that a column marks as shown at random, and these. Raises InputError for other columns."""
+    require_columns([column], log.schema, "columns", f"the columns of {log.name}")
+    kind = log.schema[column]
+    if not (kind == pl.Boolean or kind.is_integer()):
+        raise InputError(f"Column {column!r} of data.random must hold true and false, or 1 and 0; it holds {kind}.")
+    found = log.frame.select(pl.col(column).cast(pl.Int64)).unique().collect(engine="streaming").to_series().to_list()
+    if set(found) != {0, 1}:
+        raise InputError(
+            f"Column {column!r} of data.random must mark some rows as random and others not, each one; it holds "
+            f"{', '.join(map(str, sorted(found, key=str)[:10]))}."
+        )
+    random = pl.col(column).cast(pl.Boolean)
+    rest = Log(
+        log.frame.filter(~random), log.columns, log.catalog, log.position_catalog, f"{log.name} without {column}"
+    )
+    return rest, log.frame.filter(random)
+
+
+def random_slice(frame: pl.LazyFrame, columns: Columns, name: str) -> Log:
+    """Rows whose actions were drawn uniformly: propensity 1/A of the A actions that they show.
+
+    By symmetry this holds given the set that is shown, however many there were to draw from.
+    """
+    catalog = Catalog.found(frame, columns.action)
+    frame = frame.with_columns(slice_propensity=pl.lit(1 / max(len(catalog), 1)))
+    return Log(frame, replace(columns, propensity="slice_propensity"), catalog, name=name)
+
+
+def one_catalog(log: Log, slice_: Log) -> tuple[Log, Log]:
+    """Both with the actions of either. Raises InputError where their labels are of two kinds."""
+    labels = [x.catalog.labels for x in (log, slice_)]
+    whole = [x.dtype.is_integer() for x in labels]
+    if whole[0] != whole[1]:
+        raise InputError(
+            f"The actions of a log and of its random slice must be labels of one kind; they are {labels[0].dtype} and "
+            f"{labels[1].dtype}."
+        )
+    labels = [x.cast(pl.Int64) for x in labels] if whole[0] else labels
+    catalog = Catalog(pl.concat(labels).unique().sort())
+    return with_catalog(log, catalog, log), with_catalog(slice_, catalog, log)
+
+
+def with_catalog(log: Log, catalog: Catalog, other: Log) -> Log:
+    """A log with a catalog, and with the positions of another log."""
+    return Log(log.frame, log.columns, catalog, other.position_catalog, log.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,16 @@ from recsys.weighing import WEIGHT
 MODELED = ("dr", "dros")  # how names of estimators end that hand the model what their weights leave
 
 
-def judge(sums: Sums, names: Iterable[str]) -> dict[str, list[Verdict]]:
-    """Whether each of these estimates of each signal may be relied on, and why."""
+def judge(sums: Sums, names: Iterable[str], more: Sequence[Mapping[str, Any]] = ()) -> dict[str, list[Verdict]]:
+    """Whether each of these estimates of each signal may be relied on, and why; more: facts of each signal."""
     clusters = len(sums.clusters[1])
     weights = diagnose(sums.weights, clusters, mean_z=_mean_z(sums), unsupported=sums.unsupported / sums.n)
     by_signal = [
         replace(weights, events=int(events), effective_events=float(weighted**2 / squares) if squares > 0 else 0.0)
         for events, weighted, squares in zip(sums.events, sums.weighted, sums.weighted_squares, strict=True)
     ]
+    if more:
+        by_signal = [replace(facts, **told) for facts, told in zip(by_signal, more, strict=True)]
     return {name: [verdict(replace(facts, **_changed(sums, name))) for facts in by_signal] for name in names}
 
 

@@ -27,15 +27,8 @@ from marl.report import Metric, Report
 from marl.run import Run, env_steps_to_updates
 from recsys import ope
 from recsys.assembly import make_policies, problem_of, read_log, with_columns
-from recsys.config import (
-    TRAINED,
-    DataConfig,
-    EstimatorsConfig,
-    IntervalsConfig,
-    OfflineConfig,
-    RewardModelConfig,
-    TargetConfig,
-)
+from recsys.config import TRAINED, EstimatorsConfig, IntervalsConfig, OfflineConfig, RewardModelConfig, TargetConfig
+from recsys.data_config import DataConfig
 from recsys.evaluation import Evaluation
 from recsys.logged import Log
 from recsys.policies import ContextPolicy
@@ -77,6 +70,8 @@ class Config(OfflineConfig):
     @model_validator(mode="after")
     def _known(self) -> Config:
         ope.require_known(self.data, self.against, self.estimators, "against")
+        if self.data.fitted or self.data.bandwidth is not None:
+            raise ValueError("recipe recsys.learn needs a log of choices from a catalog, with their propensities")
         if any(name.startswith(TRAINED) for name in self.against.target):
             raise ValueError(
                 "against.target: what other runs have learned is compared by recipe recsys.ope, "

@@ -22,14 +22,14 @@ TOLD_ROWS = 5  # row numbers that an error names
 class Columns:
     """What a log calls its columns. None and () are what it does not have.
 
-    user: whose rows belong together, and are drawn together by a bootstrap. episode, step: checked to occur once.
-    multiplicity: how many rows a row stands for, where a log was thinned. segments: results are told for each of their
-    values. context: handed to policies and reward models.
+    propensity: None where nobody kept it (`recsys.unknown`). user: whose rows belong together, and are drawn together
+    by a bootstrap. episode, step: checked to occur once. multiplicity: how many rows a row stands for, where a log was
+    thinned. segments: results are told for each of their values. context: handed to policies and reward models.
     """
 
     action: str
     rewards: tuple[str, ...]
-    propensity: str
+    propensity: str | None = None
     position: str | None = None
     user: str | None = None
     episode: str | None = None
@@ -52,9 +52,9 @@ class Columns:
 class Chunk:
     """n rows of a log.
 
-    first: the log's rows before these. action, position: indices into the catalog and the log's positions. cluster: a
-    number for each user; without users, rows are dealt into `ROW_CLUSTERS` clusters in turn. multiplicity: how many
-    rows each stands for; None is one.
+    first: the log's rows before these. propensity: NaN where the log has none. action, position: indices into the
+    catalog and the log's positions. cluster: a number for each user; without users, rows are dealt into `ROW_CLUSTERS`
+    clusters in turn. multiplicity: how many rows each stands for; None is one.
     """
 
     first: int
@@ -168,7 +168,9 @@ class Log:
         positions: Catalog | None = None,
         name: str = "the log",
         chunk_rows: int = CHUNK_ROWS,
+        changes: tuple[Callable[[Chunk], Chunk], ...] = (),
     ):
+        self._changes = changes
         self.frame, self.columns, self.name, self._chunk_rows = frame, columns, name, min(chunk_rows, CHUNK_ROWS)
         self.schema = schema_of(frame, name)
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
@@ -203,8 +205,30 @@ class Log:
     def with_context(self, names: Sequence[str]) -> Log:
         """The same log with these columns in `Chunk.context` too."""
         context = tuple(dict.fromkeys((*self.columns.context, *names)))
-        columns = replace(self.columns, context=context)
-        return Log(self.frame, columns, self.catalog, self.position_catalog, self.name, self._chunk_rows)
+        return self.with_columns(replace(self.columns, context=context))
+
+    def with_columns(self, columns: Columns) -> Log:
+        """The same log whose columns mean something else, or are left out."""
+        return self._with(columns, self._changes)
+
+    def of_rows(self, frame: pl.LazyFrame, name: str | None = None) -> Log:
+        """The same columns of other rows: of a part of the log."""
+        return Log(
+            frame,
+            self.columns,
+            self.catalog,
+            self.position_catalog,
+            name or self.name,
+            self._chunk_rows,
+            self._changes,
+        )
+
+    def with_change(self, change: Callable[[Chunk], Chunk]) -> Log:
+        """The same log, each chunk as `change` gives it: with propensities that were fitted, say."""
+        return self._with(self.columns, (*self._changes, change))
+
+    def _with(self, columns: Columns, changes: tuple[Callable[[Chunk], Chunk], ...]) -> Log:
+        return Log(self.frame, columns, self.catalog, self.position_catalog, self.name, self._chunk_rows, changes)
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""
@@ -215,6 +239,8 @@ class Log:
             self._look_for_problems(problems, chunk, frame)
             first += len(chunk)
             if not problems:
+                for change in self._changes:
+                    chunk = change(chunk)
                 yield chunk
         problems.tell()
         if first == 0:
@@ -230,7 +256,7 @@ class Log:
             first,
             frame["action"].to_numpy(),
             frame["position"].to_numpy() if "position" in frame.columns else np.zeros(len(frame), np.int64),
-            frame["propensity"].to_numpy(),
+            frame["propensity"].to_numpy() if "propensity" in frame.columns else np.full(len(frame), np.nan),
             np.stack([frame[f"reward{k}"].to_numpy() for k in signals], 1),
             cluster,
             frame["multiplicity"].to_numpy() if "multiplicity" in frame.columns else None,
@@ -243,7 +269,8 @@ class Log:
         problems.look(f"{columns.action} not in the catalog of {self.actions} actions", chunk.action < 0, first)
         problems.look(f"{columns.position} not among the {self.positions} positions", chunk.position < 0, first)
         p = chunk.propensity
-        problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
+        if columns.propensity is not None:
+            problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
         for name, signal in zip(self.signals, chunk.reward.T, strict=True):
             problems.look(f"{name} missing or not finite", ~np.isfinite(signal), first)
         if chunk.multiplicity is not None:
@@ -257,7 +284,6 @@ class Log:
         columns = self.columns
         wanted = [
             self.catalog.index(columns.action, self.schema[columns.action]).alias("action"),
-            _number(columns.propensity).alias("propensity"),
             *(_number(name).alias(f"reward{k}") for k, name in enumerate(columns.rewards)),
             *(pl.col(name).alias(f"segment{i}") for i, name in enumerate(columns.segments)),
             *(pl.col(name).alias(f"context{i}") for i, name in enumerate(columns.context)),
@@ -265,6 +291,8 @@ class Log:
         if columns.position is not None and self.position_catalog is not None:
             kind = self.schema[columns.position]
             wanted.append(self.position_catalog.index(columns.position, kind).alias("position"))
+        if columns.propensity is not None:
+            wanted.append(_number(columns.propensity).alias("propensity"))
         if columns.multiplicity is not None:
             wanted.append(_number(columns.multiplicity).alias("multiplicity"))
         if columns.user is not None:

@@ -6,7 +6,7 @@ bootstrap's intervals do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 
 from marl.report import Metric, Report
 from marl.run import Run
-from recsys.assembly import known_of, make_policies, problem_of, read_log, runs_of, with_columns
+from recsys import random_slice, unknown
+from recsys.assembly import known_of, make_policies, open_slice, problem_of, read_log, runs_of, with_columns
 from recsys.config import (
     COLUMN,
     KNOWN,
-    DataConfig,
     EstimatorsConfig,
     IntervalsConfig,
     OfflineConfig,
@@ -26,12 +26,14 @@ from recsys.config import (
     SelectionConfig,
     TargetConfig,
 )
+from recsys.data_config import BehaviorConfig, DataConfig
 from recsys.evaluation import Evaluation, evaluate
 from recsys.logged import Log
 from recsys.policies import Policy
 from recsys.real_actions import KERNEL
 from recsys.reward_models import RewardModel, smoothed_mean
 from recsys.trained import unseen
+from recsys.unknown import Fitted
 from recsys.weighing import APART, standard
 
 __all__ = ["Config", "recipe"]
@@ -41,6 +43,7 @@ class Config(OfflineConfig):
     """A log, policies and estimators."""
 
     data: DataConfig = DataConfig()
+    behavior: BehaviorConfig | None = Field(None, description="for logs without propensities: how these are fitted")
     policy: TargetConfig
     estimators: EstimatorsConfig = EstimatorsConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
@@ -53,6 +56,13 @@ class Config(OfflineConfig):
     @model_validator(mode="after")
     def _known(self) -> Config:
         require_known(self.data, self.policy, self.estimators, "policy")
+        if self.data.fitted and self.behavior is None:
+            raise ValueError(
+                "this log has no propensities; a section behavior says how to fit them, such as behavior: {model: "
+                "frequency, columns: [tab]} with all columns that moved what was shown (docs/ope_propensities.md)"
+            )
+        if self.behavior is not None and not self.data.fitted:
+            raise ValueError("behavior fits propensities, but this log has them; leave the section out")
         return self
 
 
@@ -80,11 +90,19 @@ def recipe(config: Config, run: Run) -> Report:
     """Scan the log twice, once for the reward model, and tell what each policy would earn."""
     whole = read_log(config.data, config.seed)
     log = with_columns(config.policy, unseen(whole, runs_of(config.policy), config.data, config.seed))
+    log, slice_ = open_slice(config.data, log)
     targets = make_policies(config.data, config.policy, log)
     model = smoothed_mean(log, config.reward_model.prior_rows)  # reads all rows: a bad log leaves no folder behind
+    fitted = None if config.behavior is None else unknown.fit(log, config.behavior)
+    fitted = None if config.behavior is None else unknown.fit(log, config.behavior)
     seed = run.stage_seeds("bootstrap")[0]
-    kept = run.once("evaluation", lambda: judge(config, log, targets, model, seed).to_json())
-    found = Evaluation.from_json(kept)
+
+    def evaluated() -> Evaluation:
+        if fitted is None:
+            return judge(config, log, targets, model, seed)
+        return judge_fitted(config, fitted, slice_, targets, model, seed)
+
+    found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
     if log.name != whole.name:
         found.tables["notes"].append({"note": "Only rows count that no policy here was learned from."})
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
@@ -101,8 +119,37 @@ def pictures(run: Run) -> list[Path]:
     return [page]
 
 
-def judge(config: Config, log: Log, targets: Sequence[Policy], model: RewardModel, seed: int) -> Evaluation:
-    """The estimates; for a synthetic log with the truth beside them, `<signal>/<policy>/truth`."""
+def judge_fitted(
+    config: Config, fitted: Fitted, slice_: Log | None, targets: Sequence[Policy], model: RewardModel, seed: int
+) -> Evaluation:
+    """The estimates by fitted propensities, how far to trust these, and what the random slice says instead."""
+    compared = None
+    if slice_ is not None:
+        contexts = fitted.settings.columns if fitted.settings.model == "frequency" else None
+        prior, level = config.reward_model.prior_rows, config.intervals.level
+        compared = random_slice.compare(fitted.log, slice_, targets, contexts, prior, level, config.workers)
+
+    def facts(signal: str, policy: str) -> dict[str, int | float]:
+        return fitted.facts | ({} if compared is None else compared.facts(signal, policy))
+
+    found = judge(config, fitted.log, targets, model, seed, facts)
+    known = "propensity_score" if config.data.hide_propensity else None
+    found = unknown.findings(fitted, targets, found, known, config.workers)
+    return found if compared is None else compared.added_to(found)
+
+
+def judge(
+    config: Config,
+    log: Log,
+    targets: Sequence[Policy],
+    model: RewardModel,
+    seed: int,
+    facts: Callable[[str, str], Mapping[str, int | float]] | None = None,
+) -> Evaluation:
+    """The estimates; for a synthetic log with the truth beside them, `<signal>/<policy>/truth`.
+
+    facts: more that the verdict should know of a signal and a policy, by the names of `Diagnosis`.
+    """
     found = evaluate(
         log,
         targets,
@@ -114,6 +161,7 @@ def judge(config: Config, log: Log, targets: Sequence[Policy], model: RewardMode
         selection=config.selection,
         seed=seed,
         workers=config.workers,
+        facts=facts,
     )
     problem = problem_of(config.data)
     if problem is None:

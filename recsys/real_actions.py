@@ -27,11 +27,11 @@ class RealPolicy(TablePolicy):
 
     def __init__(self, column: str, drawn: Columns, bandwidth: float, name: str | None = None):
         super().__init__(name or column, np.ones((1, 1)))
-        self.column, self.drawn, self.bandwidth = column, drawn, bandwidth
+        self.bandwidth, self._columns = bandwidth, (column, drawn.action, _density(drawn))
 
     def weighed(self, rows: Chunk) -> Weighed:
         """Rows by their kernel weights. Raises InputError for numbers that are not finite, or densities ≤ 0."""
-        names = (self.column, self.drawn.action, self.drawn.propensity)
+        names = self._columns
         chosen, action, density = (_numbers(rows, name) for name in names)
         _require(np.isfinite(chosen) & np.isfinite(action), f"{names[0]} or {names[1]} is no number", rows)
         _require(np.isfinite(density) & (density > 0), f"{names[2]} is no density > 0", rows)
@@ -46,7 +46,7 @@ def real_log(frame: pl.LazyFrame, columns: Columns, name: str = "the log") -> Lo
     It is a log of a catalog of one, whose context holds number and density; what targets would have set is context too
     (`Log.with_context`). Raises InputError for columns that are missing or hold no numbers.
     """
-    numbers = (columns.action, columns.propensity)
+    numbers = (columns.action, _density(columns))
     schema = schema_of(frame, name)
     require_columns(numbers, schema, "columns", f"the columns of {name}")
     for column in numbers:
@@ -55,6 +55,12 @@ def real_log(frame: pl.LazyFrame, columns: Columns, name: str = "the log") -> Lo
     one = frame.with_columns(pl.lit(0).alias(SET), pl.lit(1.0).alias(CERTAIN))
     meant = replace(columns, action=SET, propensity=CERTAIN, position=None, context=(*columns.context, *numbers))
     return Log(one, meant, Catalog.numbered(1), name=name)
+
+
+def _density(columns: Columns) -> str:
+    if columns.propensity is None:
+        raise InputError("A log of real actions needs the density of each, as columns.propensity.")
+    return columns.propensity
 
 
 def _numbers(rows: Chunk, name: str) -> Float[np.ndarray, " n"]:

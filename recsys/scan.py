@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from envs.core import InputError
 from recsys.diagnostics import KEPT, WeightSums
 from recsys.estimators import Ratio
 from recsys.histograms import Histograms, histograms
@@ -266,7 +267,10 @@ def sum_up(
 
 
 def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[str, Sums]:
-    """Sums of the whole log by weigher, and by `weigher|segment=value` for each value of a segment column."""
+    """Sums of the whole log by weigher, and by `weigher|segment=value` for each value of a segment column.
+
+    Raises InputError for a log without propensities.
+    """
     sums: dict[str, Sums] = {weigher.name: Sums() for weigher in weighers}
 
     def work(chunk: Chunk) -> dict[str, Part]:
@@ -274,6 +278,8 @@ def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[str, S
         numbers = np.arange(chunk.first + 1, chunk.first + 1 + len(chunk))
         for weigher in weighers:
             weighed = weigher.weigh(chunk)
+            if np.isnan(weighed.weight).any():
+                raise InputError(f"{log.name} has no propensities; recsys.unknown.fit gives it fitted ones.")
             drawn = histograms(weighed.weight, chunk.propensity, chunk.multiplicity)
             found[weigher.name] = replace(part_of(chunk, weighed, weigher, numbers), histograms=drawn)
             for segment, values in chunk.segments.items():

@@ -30,4 +30,4 @@ class Split:
         frame = log.frame if log.columns.user else log.frame.with_row_index(ROW)
         chance = pl.col(log.columns.user or ROW).hash(self.seed) % 2**20
         kept = (chance < round(self.held_out * 2**20)) == held_out
-        return Log(frame.filter(kept), log.columns, log.catalog, log.position_catalog, f"{log.name}, {what}")
+        return log.of_rows(frame.filter(kept), f"{log.name}, {what}")

@@ -26,7 +26,7 @@ from scipy import special
 
 from envs.core import InputError
 from marl.report import Metric
-from recsys.config import SyntheticConfig
+from recsys.data_config import SyntheticConfig
 from recsys.logged import CHUNK_ROWS, Catalog, Chunk, Columns, Log
 from recsys.policies import ContextPolicy, Policy
 

@@ -17,7 +17,7 @@ from marl.critics import only_choice
 from marl.evaluation import load_actor
 from marl.policies import JointActor
 from marl.run import Run
-from recsys.config import DataConfig
+from recsys.data_config import DataConfig
 from recsys.logged import Chunk, Log, require_columns
 from recsys.policies import ContextPolicy
 from recsys.splits import Split

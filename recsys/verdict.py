@@ -128,6 +128,15 @@ CHECKS = (
         "Below 40 clusters intervals cover visibly less than they say, below 10 resampling means little.",
     ),
     Check(
+        "fitted",
+        lambda d: float(d.fitted),
+        0.5,
+        math.inf,
+        "its propensities were fitted: it holds only if nothing beside the model's columns moved both what was shown "
+        "and the reward",
+        "No unmeasured confounding cannot be tested by the log itself; a random slice or known propensities can.",
+    ),
+    Check(
         "kept",
         lambda d: -d.kept,
         -0.9,
@@ -143,6 +152,24 @@ CHECKS = (
         "the reward model alone speaks for {model_share:.0%} of the target policy's choices, and no interval here "
         "contains its error",
         "Direct estimates are as good as their model; weights hold them against the log. A tenth, as for kept.",
+    ),
+    Check(
+        "calibration",
+        lambda d: d.calibration_error,
+        0.05,
+        0.2,
+        "the fitted propensities put {calibration_error:.0%} of what was shown in the wrong place (|z| = "
+        "{calibration_z:.1f})",
+        "Weights are off by about as much. Below 5 % other errors are larger; at 20 % the model has missed what the "
+        "logger did.",
+    ),
+    Check(
+        "random_slice",
+        lambda d: d.slice_z,
+        3,
+        4,
+        "the random slice, whose propensities are known, says something else (|z| = {slice_z:.1f})",
+        "The slice needs no model of the logger, so it is the judge; a difference of SNIPS below 5 % is let pass.",
     ),
 )
 

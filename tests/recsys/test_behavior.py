@@ -6,15 +6,8 @@ import pytest
 from scipy import special
 
 from envs.core import InputError
-from recsys.behavior import (
-    breaking_odds,
-    calibration_table,
-    cross_fit,
-    frequency,
-    logistic,
-    sensitivity_bounds,
-    temperature,
-)
+from recsys.behavior import calibration_table, cross_fit, frequency, logistic, temperature
+from recsys.sensitivity import breaking_odds, sensitivity_bounds
 
 
 def softmax_log(rows=6_000, seed=0, scale=1.0):
