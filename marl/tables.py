@@ -54,10 +54,24 @@ def print_judgments(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: 
     chosen = {(row["signal"], row["policy"]): row for row in tables.get("recommendations", [])}
     for (signal, policy), row in chosen.items():
         console.print(f"{signal}, {policy}: {row['sentence']}", markup=False)
-    for row in tables.get("differences", []):
-        if chosen[row["signal"], row["policy"]]["estimator"] == row["estimator"]:
-            told = f"{row['value']:+.4g} [{row['low']:+.4g}, {row['high']:+.4g}]"
-            console.print(f"{row['signal']}, {row['policy']} - {row['against']}: {told}", markup=False)
+    for row in _read_differences(tables.get("differences", []), {key: row["estimator"] for key, row in chosen.items()}):
+        told = f"{row['value']:+.4g} [{row['low']:+.4g}, {row['high']:+.4g}]"
+        console.print(f"{row['signal']}, {row['policy']} - {row['against']}: {told} ({row['estimator']})", markup=False)
+
+
+def _read_differences(
+    rows: Sequence[Mapping[str, Any]], chosen: Mapping[tuple[str, str], str | None]
+) -> list[Mapping[str, Any]]:
+    """Each difference by the estimator to read; where that differs between two policies, by the less certain one."""
+    widest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        signal, policy, against = row["signal"], row["policy"], row["against"]
+        read = {chosen[signal, policy], chosen.get((signal, against), chosen[signal, policy])}
+        found = widest.get((signal, policy, against))
+        wider = found is None or row["high"] - row["low"] > found["high"] - found["low"]
+        if None not in read and row["estimator"] in read and wider:
+            widest[signal, policy, against] = row
+    return list(widest.values())
 
 
 def print_files(paths: Sequence[Path], console: Console) -> None:

@@ -22,7 +22,7 @@ from recsys.adaptive import pas_if_errors
 from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig, SelectionConfig
 from recsys.histograms import overlap_table, weight_table
 from recsys.intervals import ClusterSums, Interval, standard_error
-from recsys.judged import judge
+from recsys.judged import judge, model_share
 from recsys.logged import Log
 from recsys.policies import Policy, policy_of
 from recsys.reward_models import RewardModel, smoothed_mean
@@ -34,7 +34,7 @@ from recsys.verdict import Verdict
 from recsys.weighing import LOGGED, SEPARATOR, WEIGHT, Known, weighers_of
 
 Facts = Callable[[str, str], Mapping[str, int | float]]  # of a signal and a policy
-UNREAD = ("dm",)  # never recommended: no interval holds the error of its model
+MOST = 0.5  # where the model speaks for more of a policy, an estimate is never recommended: no interval has its error
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ def recommendations(
     errors: Mapping[str, Float[np.ndarray, " K"]] | None = None,
 ) -> list[dict[str, Any]]:
     """Which estimate of each signal to read, and why."""
-    sums = {name: of for name, of in found.cluster_sums().items() if name not in UNREAD}
+    share = {name: model_share(of, name) for name, of in found.estimates().items()}
+    sums = {name: of for name, of in found.cluster_sums().items() if share[name] <= MOST}
     rows = []
     for k, signal in enumerate(signals):
         if not sums:

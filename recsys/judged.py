@@ -29,14 +29,22 @@ def judge(sums: Sums, names: Iterable[str], more: Sequence[Mapping[str, Any]] = 
     return {name: [verdict(replace(facts, **_changed(sums, name))) for facts in by_signal] for name in names}
 
 
+def model_share(sums: Sums, name: str) -> float:
+    """How much of the target's choices the reward model alone speaks for in an estimate."""
+    if name == "dm":
+        return 1.0
+    return max(0.0, 1 - _kept(sums, name)) if name.endswith(MODELED) else 0.0
+
+
 def _changed(sums: Sums, name: str) -> dict[str, Any]:
     """What becomes of the target's choices where an estimator changes weights, or has none."""
-    if name == "dm":
-        return {"model_share": 1.0}
-    if name not in sums.kept:
-        return {}
-    kept = sums.kept[name] / sums.n
-    return {"model_share": max(0.0, 1 - kept)} if name.endswith(MODELED) else {"kept": kept}
+    modeled = name == "dm" or name.endswith(MODELED)
+    return {"model_share": model_share(sums, name)} if modeled else {"kept": _kept(sums, name)}
+
+
+def _kept(sums: Sums, name: str) -> float:
+    """The mean of the weights that an estimator uses, 1 where it changes none."""
+    return sums.kept[name] / sums.n if name in sums.kept else 1.0
 
 
 def _mean_z(sums: Sums) -> float | None:
