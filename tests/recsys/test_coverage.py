@@ -54,7 +54,7 @@ def test_t_covers(kind):
     assert covered(student_t(sums, LEVEL) for sums in KINDS[kind]) == COVERED
 
 
-@pytest.mark.parametrize("method", ["percentile", "bca"])
+@pytest.mark.parametrize("method", ["percentile", pytest.param("bca", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bootstrap_covers(kind, method):
     """One set of resamples serves all logs, which are independent all the same."""

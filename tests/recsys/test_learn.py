@@ -33,7 +33,7 @@ def ran(folder: Path, **overrides: Any) -> Report:
     return run_training(resolve(LEARN, {**QUICK, **changed}), folder)
 
 
-@pytest.mark.parametrize("gradient", ["ips", "dr"])
+@pytest.mark.parametrize("gradient", [pytest.param("ips", marks=pytest.mark.slow), "dr"])
 def test_what_is_learned_is_nine_tenths_of_the_way_to_the_best_policy(gradient: str) -> None:
     log, problem = synthetic_bandit(rows=20_000, seed=2)
     policy = learn(log, rows=150_000, gradient=gradient, learning_rate=0.01, critic_learning_rate=0.01)
