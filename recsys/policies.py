@@ -54,7 +54,7 @@ class TablePolicy:
 
     def probability(self, rows: Chunk) -> Float[np.ndarray, " n"]:
         """The entries of the table."""
-        return self.table[rows.position, rows.action]
+        return np.take(self.table, rows.position * self.actions + rows.action)
 
 
 class ContextPolicy:
@@ -194,7 +194,7 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
 def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np.ndarray, "n K"]:
     """Σ_a π(a | x) q(x, a), block by block: no array over all rows and actions is ever made."""
     if policy.table is not None and model.table is not None:
-        return np.einsum("pa,pak->pk", policy.table, model.table)[rows.position]
+        return np.take(np.einsum("pa,pak->pk", policy.table, model.table), rows.position, axis=0)
     size = max(1, BLOCK // (policy.actions * rows.reward.shape[1]))
     parts = [np.einsum("na,nak->nk", policy.distribution(b), model.predict(b)) for b in rows.blocks(size)]
     return np.concatenate(parts) if parts else np.zeros(rows.reward.shape)

@@ -43,7 +43,8 @@ class TableModel:
 
     def predict_logged(self, rows: Chunk) -> Float[np.ndarray, "n K"]:
         """The entries of the table."""
-        return self.table[rows.position, rows.action]
+        actions, signals = self.table.shape[1:]
+        return np.take(self.table.reshape(-1, signals), rows.position * actions + rows.action, axis=0)
 
 
 def smoothed_mean(log: Log, prior_rows: float = 50.0) -> TableModel:

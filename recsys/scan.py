@@ -207,13 +207,13 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.nda
     return Part(
         slots,
         float(count.sum()),
-        np.array([column.sum() for column in columns]),
+        np.array([column.sum() for column in by_cluster]),
         place,
         int(rows.cluster.max()) + 1,
         by_cluster,
         count_by_cluster,
         float(counted_weight.sum()),
-        float(counted_weight @ weight),
+        float(np.einsum("n,n->", counted_weight, weight)),  # not @, whose threads may change the bits
         np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
         int(numbers[np.argmax(weight)]),
         np.count_nonzero(weighed.reward, axis=0),
@@ -228,34 +228,57 @@ def _by_cluster(
     cluster: Int[np.ndarray, " n"], columns: list[np.ndarray]
 ) -> tuple[slice | Int[np.ndarray, " c"], list[np.ndarray]]:
     """Sums of each column by cluster, and the places of these among all clusters."""
-    first, rows = int(cluster[0]), len(cluster)
-    if int(cluster[-1]) - first == rows - 1 and bool((np.diff(cluster) == 1).all()):
-        return slice(first, first + rows), columns  # every row its own
-    runs = np.flatnonzero(np.diff(cluster, prepend=first - 1))
+    rows, step = len(cluster), np.diff(cluster)
+    low, size = int(cluster.min()), int(cluster.max()) - int(cluster.min()) + 1
+    climbs = np.flatnonzero(np.concatenate([[True], step != 1]))
+    if len(climbs) == 1:  # every row its own
+        return slice(low, low + size), columns
+    if len(climbs) <= rows // 1024 and size <= 2 * rows:  # rows dealt in turn
+        ends = [*climbs[1:].tolist(), rows]
+        return slice(low, low + size), _by_climb(cluster - low, columns, list(zip(climbs.tolist(), ends)), size)
+    runs = np.flatnonzero(np.concatenate([[True], step != 0]))
     if 2 * len(runs) < rows:  # a log that is sorted by users
-        cluster, columns = cluster[runs], [np.add.reduceat(column, runs) for column in columns]
-    if int(cluster.max()) < 2 * rows:
-        return slice(0, int(cluster.max()) + 1), [np.bincount(cluster, column) for column in columns]
+        return _by_cluster(cluster[runs], [np.add.reduceat(column, runs) for column in columns])
+    if size <= 2 * rows:
+        return slice(low, low + size), [np.bincount(cluster - low, column, size) for column in columns]
     ids, inverse = np.unique(cluster, return_inverse=True)
     return ids, [np.bincount(inverse, column, len(ids)) for column in columns]
 
 
+def _by_climb(
+    cluster: Int[np.ndarray, " n"], columns: list[np.ndarray], climbs: list[tuple[int, int]], size: int
+) -> list[np.ndarray]:
+    """Sums by cluster where these go up one by one from each start to its end."""
+    sums = [np.zeros(size) for _ in columns]
+    for start, end in climbs:
+        place = slice(int(cluster[start]), int(cluster[end - 1]) + 1)
+        for total, column in zip(sums, columns, strict=True):
+            total[place] += column[start:end]
+    return sums
+
+
 def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot], list[np.ndarray]]:
-    """Every estimator's columns side by side, and where each one's lie."""
+    """Every estimator's columns side by side, and where each one's lie; those of one array, such as w, lie there once."""
     slots: dict[str, Slot] = {}
     columns: list[np.ndarray] = []
+    placed: list[tuple[np.ndarray, slice]] = []
 
     def place(x: np.ndarray) -> slice:
-        columns.extend(np.ascontiguousarray(signal) for signal in x.T)
-        return slice(len(columns) - x.shape[1], len(columns))
+        for known, where in placed:
+            if known is x:
+                return where
+        more = [np.ascontiguousarray(column) for column in x.reshape(len(x), -1).T]
+        where = slice(len(columns), len(columns) + len(more))
+        columns.extend(more)
+        placed.append((x, where))
+        return where
 
     for name, estimator in estimators.items():
         found = estimator(weighed)
         plain = None if found.plain is None else place(found.plain)
         numerator = None if found.numerator is None else place(found.numerator)
-        if found.denominator is not None:
-            columns.append(found.denominator)
-        slots[name] = Slot(plain, numerator, None if found.denominator is None else len(columns) - 1)
+        denominator = None if found.denominator is None else place(found.denominator).start
+        slots[name] = Slot(plain, numerator, denominator)
     return slots, columns
 
 
