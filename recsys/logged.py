@@ -12,13 +12,14 @@ import polars as pl
 from jaxtyping import Float, Int
 
 from envs.core import InputError
+from recsys.clusters import Clusters
+from recsys.steps import repeated_steps
 
 CHUNK_ROWS = 2**16
 # Clusters that the rows of a log without users are dealt into. Sums of independent rows are independent, so intervals
 # hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
 # what the rows themselves leave uncertain.
 ROW_CLUSTERS = 2**14
-SMALL = 2**20  # users below this, and below four times their number, are numbered by a table
 TOLD_ROWS = 5  # row numbers that an error names
 
 
@@ -176,6 +177,7 @@ class Log:
     ):
         self._changes = changes
         self.frame, self.columns, self.name, self._chunk_rows = frame, columns, name, min(chunk_rows, CHUNK_ROWS)
+        self._steps_are_distinct = False
         self.schema = schema_of(frame, name)
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
         self._require_numbers(columns.numbers())
@@ -314,16 +316,18 @@ class Log:
                 raise InputError(f"Column {name!r} of {self.name} must hold numbers; it holds {kind}.")
 
     def _require_distinct_steps(self) -> None:
-        """Raise InputError where a step of an episode occurs twice. This alone needs memory for all steps."""
-        names = [self.columns.episode, self.columns.step]
-        if None in names:
+        """Raise InputError where a step of an episode occurs twice; looked for once."""
+        episode, step = self.columns.episode, self.columns.step
+        if episode is None or step is None or self._steps_are_distinct:
             return
-        groups = self.frame.select(*names).with_row_index("row").group_by(names).agg(pl.col("row"))
-        again = pl.col("row").list.slice(1).explode(empty_as_null=False).sort()
-        rows = _collect(groups.filter(pl.col("row").list.len() > 1).select(again), self.name).to_series().to_numpy()
+        try:
+            count, rows = repeated_steps(self.frame.select(episode, step), TOLD_ROWS)
+        except pl.exceptions.PolarsError as error:
+            raise _unreadable(self.name, error) from error
         problems = Problems(self.name)
-        problems.add(f"{names[0]} and {names[1]} as in an earlier row", len(rows), rows[:TOLD_ROWS])
+        problems.add(f"{episode} and {step} as in an earlier row", count, rows)
         problems.tell()
+        self._steps_are_distinct = True
 
 
 class Problems:
@@ -360,60 +364,6 @@ class Problems:
             f"{self.name} cannot be evaluated: {'; '.join(told)}. Rows are counted from 1, without the header. Mend or "
             "remove them; nothing is dropped silently."
         )
-
-
-class Clusters:
-    """Numbers for users, given as they come, so that sums by user are arrays.
-
-    Users that are small whole numbers are looked up in a table, which grows with them; others by bisection.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._table = np.zeros(0, np.int64)  # the number of each user; -1 is nobody yet
-        self._keys, self._codes = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        self._small = True
-
-    def encode(self, users: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """0, 1, … for the users so far; the same user always has the same number."""
-        starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-        if 2 * len(starts) < len(users):  # a log that is sorted by users
-            return np.repeat(self.encode(users[starts]), np.diff(starts, append=len(users)))
-        if self._small and (users.min() < 0 or users.max() >= SMALL + 4 * self._count):
-            self._small, self._keys = False, np.flatnonzero(self._table >= 0)
-            self._codes, self._table = self._table[self._keys], self._table[:0]
-        if self._small:
-            return self._by_table(users)
-        keys, inverse = np.unique(users, return_inverse=True)
-        return self._by_bisection(keys)[inverse]
-
-    def _by_table(self, users: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        missing = int(users.max()) + 1 - len(self._table)
-        if missing > 0:  # doubled, so that growing costs no more than filling
-            self._table = np.pad(self._table, (0, max(missing, len(self._table))), constant_values=-1)
-        numbers = self._table[users]
-        if numbers.min() < 0:
-            new = np.unique(users[numbers < 0])
-            self._table[new] = self._new(len(new))
-            numbers = self._table[users]
-        return numbers
-
-    def _new(self, users: int) -> Int[np.ndarray, " users"]:
-        self._count += users
-        return np.arange(self._count - users, self._count)
-
-    def _by_bisection(self, keys: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        """The numbers of users that are sorted and distinct."""
-        place = np.searchsorted(self._keys, keys)
-        inside = place < len(self._keys)
-        known = np.zeros(len(keys), bool)
-        known[inside] = self._keys[place[inside]] == keys[inside]
-        codes = np.empty(len(keys), np.int64)
-        codes[known] = self._codes[place[known]]
-        codes[~known] = self._new(int((~known).sum()))
-        self._keys = np.insert(self._keys, place[~known], keys[~known])
-        self._codes = np.insert(self._codes, place[~known], codes[~known])
-        return codes
 
 
 def require_columns(names: Sequence[str], known: Collection[str], what: str, where: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from envs.core import InputError
+from recsys.clusters import sums_by_cluster
 from recsys.diagnostics import KEPT, WeightSums
 from recsys.estimators import Ratio
 from recsys.histograms import Histograms, histograms
@@ -198,7 +199,7 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.nda
     slots, columns = _columns(weighed, weigher.estimators)
     columns = [rows.counted(column) for column in columns]
     count = np.ones(len(rows)) if rows.multiplicity is None else rows.multiplicity
-    place, (count_by_cluster, *by_cluster) = _by_cluster(rows.cluster, [count, *columns])
+    place, (count_by_cluster, *by_cluster) = sums_by_cluster(rows.cluster, [count, *columns])
     weight = weighed.weight
     counted_weight = rows.counted(weight)
     kept = min(KEPT, len(weight))
@@ -224,41 +225,8 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.nda
     )
 
 
-def _by_cluster(
-    cluster: Int[np.ndarray, " n"], columns: list[np.ndarray]
-) -> tuple[slice | Int[np.ndarray, " c"], list[np.ndarray]]:
-    """Sums of each column by cluster, and the places of these among all clusters."""
-    rows, step = len(cluster), np.diff(cluster)
-    low, size = int(cluster.min()), int(cluster.max()) - int(cluster.min()) + 1
-    climbs = np.flatnonzero(np.concatenate([[True], step != 1]))
-    if len(climbs) == 1:  # every row its own
-        return slice(low, low + size), columns
-    if len(climbs) <= rows // 1024 and size <= 2 * rows:  # rows dealt in turn
-        ends = [*climbs[1:].tolist(), rows]
-        return slice(low, low + size), _by_climb(cluster - low, columns, list(zip(climbs.tolist(), ends)), size)
-    runs = np.flatnonzero(np.concatenate([[True], step != 0]))
-    if 2 * len(runs) < rows:  # a log that is sorted by users
-        return _by_cluster(cluster[runs], [np.add.reduceat(column, runs) for column in columns])
-    if size <= 2 * rows:
-        return slice(low, low + size), [np.bincount(cluster - low, column, size) for column in columns]
-    ids, inverse = np.unique(cluster, return_inverse=True)
-    return ids, [np.bincount(inverse, column, len(ids)) for column in columns]
-
-
-def _by_climb(
-    cluster: Int[np.ndarray, " n"], columns: list[np.ndarray], climbs: list[tuple[int, int]], size: int
-) -> list[np.ndarray]:
-    """Sums by cluster where these go up one by one from each start to its end."""
-    sums = [np.zeros(size) for _ in columns]
-    for start, end in climbs:
-        place = slice(int(cluster[start]), int(cluster[end - 1]) + 1)
-        for total, column in zip(sums, columns, strict=True):
-            total[place] += column[start:end]
-    return sums
-
-
 def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot], list[np.ndarray]]:
-    """Every estimator's columns side by side, and where each one's lie; those of one array, such as w, lie there once."""
+    """Every estimator's columns side by side, and where each one's lie; an array that several have, such as w, once."""
     slots: dict[str, Slot] = {}
     columns: list[np.ndarray] = []
     placed: list[tuple[np.ndarray, slice]] = []

@@ -12,7 +12,8 @@ from small_logs import COLUMNS, frame, log_of, written
 
 from envs.core import InputError
 from recsys import formats
-from recsys.logged import Catalog, Clusters, Columns, Log
+from recsys.clusters import Clusters
+from recsys.logged import Catalog, Columns, Log
 
 WITH_USERS = replace(COLUMNS, user="user", segments=("tab",), context=("score0",))
 

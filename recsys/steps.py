@@ -1,0 +1,50 @@
+"""Whether each step of each episode was logged once: exact, in memory that does not grow with the log."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+
+BATCH_ROWS = 2**18
+PASS_ROWS = 2**22  # about so many rows are held at a time
+
+
+def repeated_steps(steps: pl.LazyFrame, told: int) -> tuple[int, Int[np.ndarray, " told"]]:
+    """How many rows of [episode, step] are as an earlier one, and the first `told` of them, counted from 0.
+
+    One pass suffices where episodes rise, and steps within each. Any other log is read rows / PASS_ROWS times, and each
+    time only the rows of which a hash gives the same remainder are held: equal ones always meet.
+    """
+    if _rise(steps):
+        return 0, np.zeros(0, np.int64)
+    passes = math.ceil(steps.select(pl.len()).collect(engine="streaming").item() / PASS_ROWS)
+    found = [_repeated(steps, passes, remainder) for remainder in range(passes)]
+    first = np.sort(np.concatenate([rows[:told] for rows in found]))[:told]
+    return sum(len(rows) for rows in found), first
+
+
+def _rise(steps: pl.LazyFrame) -> bool:
+    """Whether each row is beyond the one before it; False for missing and incomparable ones."""
+    episode, step = (pl.col(name) for name in steps.collect_schema().names())
+    same = (episode == episode.shift()) & (step > step.shift())
+    beyond = ((episode > episode.shift()) | same).fill_null(False)
+    last: list[pl.DataFrame] = []
+    for batch in steps.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        if not len(batch):
+            continue
+        if not pl.concat([*last, batch]).select(beyond.slice(1).all()).item():
+            return False
+        last = [batch.tail(1)]
+    return True
+
+
+def _repeated(steps: pl.LazyFrame, passes: int, remainder: int) -> Int[np.ndarray, " rows"]:
+    """The rows that are as an earlier one, in order, among those with this remainder."""
+    names = steps.collect_schema().names()
+    hashed = pl.col(names[0]).hash(0) ^ pl.col(names[1]).hash(1)
+    some = steps.with_row_index("row").filter(hashed % passes == remainder).collect(engine="streaming").sort("row")
+    again = some.filter(~pl.struct(names).is_first_distinct())["row"]
+    return again.to_numpy().astype(np.int64)
