@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 SMALL = 2**20  # users below this, and below four times their number, are numbered by a table
 
@@ -22,7 +22,7 @@ class Clusters:
 
     def encode(self, users: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """0, 1, … for the users so far; the same user always has the same number."""
-        starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
+        starts = _starts(users[1:] != users[:-1])
         if 2 * len(starts) < len(users):  # a log that is sorted by users
             return np.repeat(self.encode(users[starts]), np.diff(starts, append=len(users)))
         if self._small and (users.min() < 0 or users.max() >= SMALL + 4 * self._count):
@@ -67,20 +67,25 @@ def sums_by_cluster(
 ) -> tuple[slice | Int[np.ndarray, " c"], list[np.ndarray]]:
     """Sums of each column by cluster, and the places of these among all clusters."""
     rows, step = len(cluster), np.diff(cluster)
+    runs = _starts(step != 0)
+    if 2 * len(runs) < rows:  # a log that is sorted by users
+        return sums_by_cluster(cluster[runs], [np.add.reduceat(column, runs) for column in columns])
     low, size = int(cluster.min()), int(cluster.max()) - int(cluster.min()) + 1
-    climbs = np.flatnonzero(np.concatenate([[True], step != 1]))
+    climbs = _starts(step != 1)
     if len(climbs) == 1:  # every row its own
         return slice(low, low + size), columns
     if len(climbs) <= rows // 1024 and size <= 2 * rows:  # rows dealt in turn
         ends = [*climbs[1:].tolist(), rows]
         return slice(low, low + size), _climbing_sums(cluster - low, columns, list(zip(climbs.tolist(), ends)), size)
-    runs = np.flatnonzero(np.concatenate([[True], step != 0]))
-    if 2 * len(runs) < rows:  # a log that is sorted by users
-        return sums_by_cluster(cluster[runs], [np.add.reduceat(column, runs) for column in columns])
     if size <= 2 * rows:
         return slice(low, low + size), [np.bincount(cluster - low, column, size) for column in columns]
     ids, inverse = np.unique(cluster, return_inverse=True)
     return ids, [np.bincount(inverse, column, len(ids)) for column in columns]
+
+
+def _starts(changes: Bool[np.ndarray, " rows"]) -> Int[np.ndarray, " starts"]:
+    """0, and the rows at which something changes from the one before."""
+    return np.concatenate([[0], np.flatnonzero(changes) + 1])
 
 
 def _climbing_sums(

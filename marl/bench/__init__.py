@@ -9,13 +9,26 @@ from pathlib import Path
 
 import torch
 
-from envs.core import InputError
+from envs.core import InputError, import_dotted
 from marl.bench import networks, stepping, swarm, timing, training
 from marl.bench.timing import REFERENCE_LOOPS, Effort, Findings
 from marl.display import console
 from marl.report import Report
 
-BENCHMARKS: dict[str, Callable[[Effort], Findings]] = {
+Benchmark = Callable[[Effort], Findings]
+
+
+def elsewhere(path: str, what: str) -> Benchmark:
+    """A benchmark of an application, module:function; the core imports it no sooner than it runs."""
+
+    def measure(effort: Effort) -> Findings:
+        return import_dotted(path)(effort)
+
+    measure.__doc__ = what
+    return measure
+
+
+BENCHMARKS: dict[str, Benchmark] = {
     "calibrate": timing.calibrate,
     "physics": stepping.physics,
     "step": stepping.step,
@@ -28,10 +41,12 @@ BENCHMARKS: dict[str, Callable[[Effort], Findings]] = {
     "workers": stepping.workers,
     "startup": training.startup,
     "cuda": training.cuda,
+    "ope": elsewhere("recsys.bench:ope", "Offline evaluation: scans, sequences, a bootstrap by user, and memory."),
     "physics-compiled": stepping.physics_compiled,
     "train-compiled": training.train_compiled,
+    "ope-large": elsewhere("recsys.bench:large", "Offline evaluation of 100 million rows on disk: memory, time, bits."),
 }
-SLOW = ("physics-compiled", "train-compiled")
+SLOW = ("physics-compiled", "train-compiled", "ope-large")
 QUICK = [name for name in BENCHMARKS if name not in SLOW]
 
 
