@@ -42,7 +42,8 @@ SIX = ("ips", "snips", "ncis", "dm", "dr", "sndr")  # with the effective sample 
 ACTIONS, POSITIONS, USERS, MANY_USERS = 50, 3, 2_000, 100_000
 COLUMNS = Columns("action", ("click",), "propensity", "position", "user")
 ROWS, FILE_ROWS = 2_000_000, 1_000_000
-FILES, LARGE_FILES = (4, 16), 100  # a million rows each
+FILES, LARGE_FILES = 32, 100
+SOME = "00[0-7].parquet"  # of the files, whose memory is compared with that of all
 BYTES_PER_ROW = 16  # on disk, more than measured
 TRAJECTORIES, STEPS = 20_000, 20
 BOOTSTRAP_ROWS, REPLICATIONS = 1_000_000, 1_000
@@ -53,7 +54,8 @@ BUSY = "two threads did not get two whole cores, so times on the clock say nothi
 def ope(effort: Effort) -> Findings:
     """Offline evaluation: eight statistics in one scan, PDIS and WDR, a bootstrap by user, and memory."""
     with tempfile.TemporaryDirectory(prefix="concord-bench-") as folder:
-        smaller, larger = (write(Path(folder) / str(files), files) for files in FILES)
+        larger = write(Path(folder) / "log", FILES)
+        smaller = larger / SOME
         logs = {"scan_memory": in_memory(), "scan_parquet": formats.table(str(smaller), COLUMNS, ACTIONS)}
         logs |= variants(logs["scan_memory"])
         sequences, sums = Sequences(), resamples()
