@@ -130,9 +130,12 @@ def self_normalized(
 ) -> Float[np.ndarray, "n *steps K"]:
     """Linearized contributions of Σ_i w_i y_i / Σ_i w_i, at each step apart; 0 where all weights are 0."""
     mean = weight.mean(0)
-    share = (weight / np.where(mean > 0, mean, 1.0))[..., None]
-    estimate = np.mean(share * values, axis=0)
-    return estimate + share * (values - estimate)
+    share = weight / np.where(mean > 0, mean, 1.0)
+    estimate = np.einsum("n...,n...k->...k", share, values) / len(weight)
+    found = values - estimate
+    found *= share[..., None]
+    found += estimate
+    return found
 
 
 def tis(log: Trajectories, discount: Discount) -> Float[np.ndarray, "n K"]:
