@@ -15,7 +15,7 @@ from envs.core import InputError
 from recsys.clusters import Clusters
 from recsys.steps import repeated_steps
 
-CHUNK_ROWS = 2**16
+CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns leave the cache
 # Clusters that the rows of a log without users are dealt into. Sums of independent rows are independent, so intervals
 # hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
 # what the rows themselves leave uncertain.
@@ -271,11 +271,12 @@ class Log:
         )
 
     def _look_for_problems(self, problems: Problems, chunk: Chunk, frame: pl.DataFrame) -> None:
-        columns, first = self.columns, chunk.first
-        problems.look(f"{columns.action} not in the catalog of {self.actions} actions", chunk.action < 0, first)
-        problems.look(f"{columns.position} not among the {self.positions} positions", chunk.position < 0, first)
-        p = chunk.propensity
-        if columns.propensity is not None:
+        columns, first, p = self.columns, chunk.first, chunk.propensity
+        if chunk.action.min() < 0:
+            problems.look(f"{columns.action} not in the catalog of {self.actions} actions", chunk.action < 0, first)
+        if chunk.position.min() < 0:
+            problems.look(f"{columns.position} not among the {self.positions} positions", chunk.position < 0, first)
+        if columns.propensity is not None and not (p.min() > 0 and p.max() <= 1):  # NaN is neither
             problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
         for name, signal in zip(self.signals, chunk.reward.T, strict=True):
             problems.look(f"{name} missing or not finite", ~np.isfinite(signal), first)
