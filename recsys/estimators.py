@@ -84,7 +84,9 @@ def dr(weight: Column, reward: Signals, q_logged: Signals, value: Signals) -> Ra
 
     Source: Dudík, Langford and Li, ICML 2011.
     """
-    return Ratio(value + weight[:, None] * (reward - q_logged))
+    found = surprise(weight, reward, q_logged)
+    found += value
+    return Ratio(found)
 
 
 def capped_dr(weight: Column, reward: Signals, q_logged: Signals, value: Signals, cap: float) -> Ratio:
@@ -100,7 +102,7 @@ def sndr(weight: Column, reward: Signals, q_logged: Signals, value: Signals) -> 
 
     Source: Thomas and Brunskill, ICML 2016 (its weighted DR at horizon 1).
     """
-    return Ratio(value, weight[:, None] * (reward - q_logged), weight)
+    return Ratio(value, surprise(weight, reward, q_logged), weight)
 
 
 def switch_dr(weight: Column, reward: Signals, q_logged: Signals, value: Signals, threshold: float) -> Ratio:
@@ -197,6 +199,13 @@ def kernel_weight(distance: Column, density: Column, bandwidth: float) -> Column
     u = distance / bandwidth
     kernel: np.ndarray = np.where(np.abs(u) <= 1, 0.75 * (1 - u * u), 0.0)
     return kernel / (bandwidth * density)
+
+
+def surprise(weight: Column, reward: Signals, q_logged: Signals) -> Signals:
+    """w (r - q), in one array that stays in the processor's cache."""
+    found = reward - q_logged
+    found *= weight[:, None]
+    return found
 
 
 def optimistic(weight: Column, shrinkage: float) -> Column:

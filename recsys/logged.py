@@ -253,7 +253,7 @@ class Log:
             raise InputError(f"{self.name} has no rows.")
 
     def _chunk(self, frame: pl.DataFrame, first: int, users: Clusters) -> Chunk:
-        signals = range(len(self.signals))
+        signals = [frame[f"reward{k}"].to_numpy() for k in range(len(self.signals))]
         if "user" in frame.columns:
             cluster = users.encode(frame["user"].to_numpy())
         else:
@@ -263,7 +263,7 @@ class Log:
             frame["action"].to_numpy(),
             frame["position"].to_numpy() if "position" in frame.columns else np.zeros(len(frame), np.int64),
             frame["propensity"].to_numpy() if "propensity" in frame.columns else np.full(len(frame), np.nan),
-            np.stack([frame[f"reward{k}"].to_numpy() for k in signals], 1),
+            signals[0][:, None] if len(signals) == 1 else np.stack(signals, 1),
             cluster,
             frame["multiplicity"].to_numpy() if "multiplicity" in frame.columns else None,
             {name: frame[f"segment{i}"].to_numpy() for i, name in enumerate(self.columns.segments)},
