@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from recsys.weighing import standard
 SIX = ("ips", "snips", "ncis", "dm", "dr", "sndr")  # with the effective sample size and the largest weight: eight
 ACTIONS, POSITIONS, USERS, MANY_USERS = 50, 3, 2_000, 100_000
 COLUMNS = Columns("action", ("click",), "propensity", "position", "user")
-ROWS, FILE_ROWS = 2_000_000, 1_000_000
+ROWS, FILE_ROWS = 4_000_000, 1_000_000
 FILES, LARGE_FILES = 32, 100
 SOME = "00[0-7].parquet"  # of the files, whose memory is compared with that of all
 BYTES_PER_ROW = 16  # on disk, more than measured
@@ -59,8 +60,9 @@ def ope(effort: Effort) -> Findings:
         logs = {"scan_memory": in_memory(), "scan_parquet": formats.table(str(smaller), COLUMNS, ACTIONS)}
         logs |= variants(logs["scan_memory"])
         sequences, sums = Sequences(), resamples()
-        single = {name: scan_of(log, 1) for name, log in logs.items()} | sequences.works()
-        double = {name: scan_of(log, WORKERS) for name, log in logs.items()} | sequences.works()
+        scans = {name: scan_of(log) for name, log in logs.items()}
+        single = {name: partial(scan, 1) for name, scan in scans.items()} | sequences.works()
+        double = {name: partial(scan, WORKERS) for name, scan in scans.items()} | sequences.works()
         found = by_cpu(single, replace(effort, seconds=effort.seconds / 2)) | cpu_seconds(sums, effort)
         idle = machine_is_idle()
         found |= by_clock(double, sums, effort) if idle else {}
@@ -156,12 +158,12 @@ def eight(log: Log, workers: int) -> Sums:
     return sums
 
 
-def scan_of(log: Log, workers: int) -> Work:
-    """One scan of it, which is `eight` without the scan that fits the reward model."""
+def scan_of(log: Log) -> Callable[[int], int]:
+    """One scan by so many workers, which is `eight` without the scan that fits the reward model; the rows."""
     model, target, every = smoothed_mean(log), TablePolicy("target", _preferences(1)), standard(EstimatorsConfig())
     chosen = {name: every[name] for name in SIX}
 
-    def work() -> int:
+    def work(workers: int) -> int:
         sums = sum_up(log, [target], model, chosen, workers)["target"]
         assert sums.weights.ess > 0
         assert all(np.isfinite(sums.estimate(name)).all() for name in SIX)
