@@ -14,7 +14,8 @@ from small_logs import ACTIONS, COLUMNS, CONTEXTS, bandit, frame, log_of, writte
 
 from recsys import formats
 from recsys.config import EstimatorsConfig
-from recsys.logged import Log
+from recsys.intervals import standard_error
+from recsys.logged import ROW_CLUSTERS, Log
 from recsys.policies import TablePolicy
 from recsys.reward_models import smoothed_mean
 from recsys.scan import Sums, sum_up
@@ -158,3 +159,15 @@ def test_csv_and_parquet_give_the_same(tmp_path: Path) -> None:
     table = frame(200)
     found = [formats.table(str(written(table, tmp_path / name)), COLUMNS, ACTIONS) for name in ("a.csv", "a.parquet")]
     np.testing.assert_array_equal(*(estimates(summed(log)) for log in found))
+
+
+def test_rows_without_users_are_dealt_into_clusters_that_are_as_sure_as_the_rows() -> None:
+    table = frame(40_000)
+    sums = summed(log_of(table))
+    weights = bandit().target[table["place"], table["item"]] / table["p"].to_numpy()
+    by_row = weights[:, None] * table["click", "watch"].to_numpy()
+    assert len(sums.clusters[1]) == ROW_CLUSTERS
+    assert set(sums.clusters[1]) == {2, 3}
+    np.testing.assert_allclose(sums.estimate("ips"), by_row.mean(0), rtol=1e-12)
+    error = by_row.std(0, ddof=1) / np.sqrt(len(by_row))
+    np.testing.assert_allclose(standard_error(sums.cluster_sums("ips")), error, rtol=0.03)
