@@ -23,7 +23,7 @@ from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig, 
 from recsys.histograms import overlap_table, weight_table
 from recsys.intervals import ClusterSums, Interval, standard_error
 from recsys.judged import judge, model_share
-from recsys.logged import Log
+from recsys.logged import ROW_CLUSTERS, Log
 from recsys.policies import Policy, policy_of
 from recsys.reward_models import RewardModel, smoothed_mean
 from recsys.scan import Sums, scan
@@ -121,7 +121,8 @@ def evaluate(
         Found(policy, {weigher.name.partition(SEPARATOR)[2]: sums[weigher.name] for weigher in of})
         for policy, of in zip(targets, ways, strict=True)
     ]
-    how = Intervals(sure, settings, seed, workers)
+    dealt = 1 if log.columns.user is not None else math.ceil(found[0].plain.n / ROW_CLUSTERS)
+    how = Intervals(sure, settings, seed, workers, dealt)
     metrics: dict[str, Metric] = logged_metrics(found[0].plain, log.signals, how)
     tables: dict[str, list[dict[str, Any]]] = {"recommendations": [], "verdicts": []}
     for of in found:
@@ -211,15 +212,15 @@ def differences(found: Sequence[Found], signals: Sequence[str], intervals: Inter
     first = found[0].cluster_sums()
     logged = found[0].plain.cluster_sums(LOGGED)
     for place, of in enumerate(found):
+        pairs = {}
         for name, sums in of.cluster_sums().items():
-            against = {LOGGED: (LOGGED, logged)}
+            pairs[of.policy.name, name, LOGGED, LOGGED] = (sums, logged)
             if place and name in first:
-                against[found[0].policy.name] = (name, first[name])
-            for other, (their, theirs) in against.items():
-                interval = intervals.of_difference((name, their), sums, theirs)
-                for signal, metric in zip(signals, interval.metrics(), strict=True):
-                    row = {"signal": signal, "policy": of.policy.name, "against": other, "estimator": name}
-                    rows.append({**row, "value": metric.value, "low": metric.low, "high": metric.high})
+                pairs[of.policy.name, name, found[0].policy.name, name] = (sums, first[name])
+        for (policy, name, against, _), interval in intervals.of_differences(pairs).items():
+            for signal, metric in zip(signals, interval.metrics(), strict=True):
+                row = {"signal": signal, "policy": policy, "against": against, "estimator": name}
+                rows.append({**row, "value": metric.value, "low": metric.low, "high": metric.high})
     return rows
 
 

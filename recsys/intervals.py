@@ -168,20 +168,23 @@ def hoeffding(
     denominator_range: Range | None = None,
     level: float = 0.95,
     side: Side = "both",
+    independent: int = 1,
 ) -> Interval:
     """Hoeffding's bound: holds for any number of clusters, at the price of width.
 
     Each side errs with probability at most a: |mean numerator - v mean denominator| ≤ (R_num + |v| R_den)
     sqrt(log(1/a) / 2C) at the true v, solved for v. For a mean of values in [l, h] this is mean ± (h-l) sqrt(log(1/a)
     / 2C). Needs bounds on a cluster's numerator (and denominator, where it varies) that are known beforehand: the
-    largest possible weight times the largest reward, not the largest that was seen. (Hoeffding, JASA 1963.)
+    largest possible weight times the largest reward, not the largest that was seen. Where a cluster is made of
+    `independent` rows that were dealt into it, its sum counts as the root of so many widths of a row, not as so many.
+    (Hoeffding, JASA 1963.)
 
     Raises InputError for a sum of several ratios and for data outside the ranges.
     """
     width, below = _widths(sums, numerator_range, denominator_range)
 
     def half(tail: float) -> tuple[np.ndarray, float]:
-        scale = math.sqrt(math.log(1 / tail) / (2 * sums.clusters))
+        scale = math.sqrt(math.log(1 / tail) / (2 * sums.clusters * independent))
         return np.full(sums.numerator.shape[2], scale * width), scale * below
 
     return _solved(sums, half, level, side, "hoeffding")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Hashable, Mapping
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from recsys.config import EstimatorsConfig, IntervalsConfig
 from recsys.empirical_likelihood import empirical_likelihood
 from recsys.intervals import ClusterSums, Interval, Range, empirical_bernstein, hoeffding, student_t
 
+Name = TypeVar("Name", bound=Hashable)
+Pair = tuple[str, str, str, str]  # a policy and its estimator, minus another's
 Bounds = tuple[Range, Range]  # of a cluster's numerator and denominator
 WITH_MODEL = ("dm", "dr", "capped_dr", "switch_dr", "dros", "subgaussian_dr", "mrdr")
 NORMALIZED = ("snips", "ncis", "replay", "sn_mips", "sn_balanced_ips")
@@ -21,8 +23,10 @@ NORMALIZED = ("snips", "ncis", "replay", "sn_mips", "sn_balanced_ips")
 class Intervals:
     """Intervals of many estimates; what a method does not apply to is in `without`, and has infinite ones."""
 
-    def __init__(self, config: IntervalsConfig, estimators: EstimatorsConfig, seed: int, workers: int):
+    def __init__(self, config: IntervalsConfig, estimators: EstimatorsConfig, seed: int, workers: int, dealt: int = 1):
+        """dealt: how many rows that stand alone were dealt into a cluster, where there are no users."""
         self.config, self.estimators, self.seed, self.workers = config, estimators, seed, workers
+        self.dealt = dealt
         self.without: set[str] = set()
 
     def of(self, estimates: Mapping[str, ClusterSums]) -> dict[str, Interval]:
@@ -33,14 +37,14 @@ class Intervals:
             return self._resampled(estimates)
         return {name: self._closed(name, sums) for name, sums in estimates.items()}
 
-    def of_difference(self, names: tuple[str, str], first: ClusterSums, second: ClusterSums) -> Interval:
-        """Of the estimate called by the first name minus that of the second: paired, cluster by cluster."""
-        both = first - second
-        if self.config.method in ("bootstrap", "bca"):
-            return self._resampled({"difference": both})["difference"]
-        return self._closed(" - ".join(names), both, names)
+    def of_differences(self, pairs: Mapping[Pair, tuple[ClusterSums, ClusterSums]]) -> dict[Pair, Interval]:
+        """Of first minus second, paired cluster by cluster; by the names of two estimators, whose bounds are known."""
+        both = {names: first - second for names, (first, second) in pairs.items()}
+        if self.config.method in ("bootstrap", "bca") and both:
+            return self._resampled(both)
+        return {names: self._closed(f"{names[1]} - {names[3]}", sums, names[1::2]) for names, sums in both.items()}
 
-    def _resampled(self, estimates: Mapping[str, ClusterSums]) -> dict[str, Interval]:
+    def _resampled(self, estimates: Mapping[Name, ClusterSums]) -> dict[Name, Interval]:
         kind: Literal["percentile", "bca"] = "bca" if self.config.method == "bca" else "percentile"
         drawn = replicates(list(estimates.values()), self.config.replications, self.seed, self.workers)
         return {
@@ -63,14 +67,15 @@ class Intervals:
         if len(bounds) == 2:
             (low, high), (other_low, other_high) = numerator, bounds[1][0]
             numerator = (low - other_high, high - other_low)
-        bound = hoeffding if method == "hoeffding" else empirical_bernstein
-        return bound(sums, numerator, bounds[0][1], level)
+        if method == "hoeffding":
+            return hoeffding(sums, numerator, bounds[0][1], level, independent=self.dealt)
+        return empirical_bernstein(sums, numerator, bounds[0][1], level)
 
     def _bounds(self, name: str) -> Bounds:
         """What a cluster's sums cannot exceed: rewards and weights within their bounds, for all its rows."""
         known = self.config.bounds
         assert known is not None  # as the config requires
-        (least, most), rows = known.reward, known.rows
+        (least, most), rows = known.reward, known.rows * self.dealt
         capped = min(known.weight, self.estimators.cap) if name in ("capped_ips", "ncis", "capped_dr") else known.weight
         if name == "logged":
             each = (least, most)
@@ -80,4 +85,5 @@ class Intervals:
         else:
             each = (min(0.0, least * capped), max(0.0, most * capped))
         numerator = (min(each[0], each[0] * rows), max(each[1], each[1] * rows))
-        return numerator, ((0.0, capped * rows) if name in NORMALIZED else (1.0, float(rows)))
+        fewest = float(self.dealt - 1) if self.dealt > 1 and known.rows == 1 else 1.0
+        return numerator, ((0.0, capped * rows) if name in NORMALIZED else (fewest, float(rows)))

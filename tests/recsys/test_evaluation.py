@@ -215,6 +215,18 @@ def test_bounds_hold_whatever_is_drawn_and_what_they_do_not_apply_to_is_said(met
         )
 
 
+def test_hoeffdings_bound_is_as_narrow_where_rows_are_dealt_into_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    how = IntervalsConfig(method="hoeffding", bounds=BoundsConfig(weight=20, reward=(0, 3)))
+    widths = {}
+    for clusters in (2**14, 2**7):
+        monkeypatch.setattr("recsys.logged.ROW_CLUSTERS", clusters)
+        monkeypatch.setattr("recsys.evaluation.ROW_CLUSTERS", clusters)
+        metric = evaluate(log_of(frame(4000)), TARGET, intervals=how).metrics["click/target/ips"]
+        widths[clusters] = metric.high - metric.low
+    assert widths[2**14] == pytest.approx(2 * 60 * np.sqrt(np.log(40) / 8000), rel=1e-9)
+    assert widths[2**7] == pytest.approx(widths[2**14], rel=0.02)
+
+
 def test_five_lines_on_a_dataframe(capsys: pytest.CaptureFixture[str]) -> None:
     log = recsys.dataframe(frame(500), action="item", rewards="click", propensity="p", user="user")
     recsys.evaluate(log, {"first": [1.0, 0, 0, 0], "even": lambda rows: np.full((len(rows), 4), 0.25)}).show()
