@@ -404,8 +404,10 @@ def _siblings(path: str, known: list[str]) -> list[str]:
 
 
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, field, type of the section or None) of every field, sections before what they hold."""
+    """(dotted name, field, type of the section or None) of every field that a config may set, sections first."""
     for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
         section = _section_of(field.annotation)
         yield prefix + name, field, section
         if section is not None:

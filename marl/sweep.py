@@ -52,7 +52,7 @@ def run_sweep(
     """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
     refuse_used_folder(folder)
     configs = _configs(raws, points)
-    envs = [config.env for config in configs.values() if config.env is not None]
+    envs = [config.env for config in configs.values()]
     if len(raws) > 1 and len({(env.world, env.pettingzoo, env.vmas) for env in envs}) > 1:
         console.print("note: these configs play different games, so their returns differ in kind")
     if len(configs) < len(points):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,24 +17,18 @@ NOWHERE = EnvConfig.model_construct()  # the environment of what plays in none
 
 
 class OfflineConfig(RunConfig):
-    """A recipe that plays in no world; one that trains says so by what it does not list as `idle`."""
+    """A recipe that plays in no world and, unless it says otherwise, trains nothing. What is excluded stays out."""
 
-    idle: ClassVar[tuple[str, ...]] = ("compile", "env", "train", "evaluation")
-
-    env: EnvConfig = Field(NOWHERE, exclude=True, description="not used: everything comes from data.path")
+    compile: bool = Field(False, exclude=True)
+    env: EnvConfig = Field(NOWHERE, exclude=True)
+    train: TrainConfig = Field(TrainConfig(), exclude=True)
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), exclude=True)
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> OfflineConfig:
-        changed = {
-            "compile": self.compile,
-            "env": self.env != NOWHERE,
-            "train": self.train != TrainConfig(),
-            "evaluation": self.evaluation != EvaluationConfig(),
-        }
-        for section in self.idle:
-            if changed[section]:
-                did = ", ".join(["played", *(["trained"] if "train" in self.idle else [])])
-                raise ValueError(f"{section} says nothing here: nothing is {did} or compiled. Leave it out")
+        for name, field in type(self).model_fields.items():
+            if field.exclude and getattr(self, name) != field.default:
+                raise ValueError(f"{name} says nothing here: this recipe does not use it. Leave it out")
         return self
 
 

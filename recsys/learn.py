@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,8 +52,6 @@ class LearnedConfig(Section):
 
 class Config(OfflineConfig):
     """A log, and how to learn from it."""
-
-    idle: ClassVar[tuple[str, ...]] = ("compile", "env", "evaluation")
 
     data: DataConfig = DataConfig()
     held_out: float = Field(0.5, gt=0, lt=1, description="share of the users, or else rows, kept for the evaluation")
