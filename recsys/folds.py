@@ -11,7 +11,8 @@ from jaxtyping import Int, Num, UInt64
 
 from envs.core import InputError
 from recsys.behavior import CalibrationRow, calibration_error
-from recsys.logged import Chunk, Log, Problems
+from recsys.logged import Chunk, Log
+from recsys.reading import Problems
 
 
 @dataclass(frozen=True)

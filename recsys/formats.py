@@ -12,7 +12,8 @@ import polars as pl
 from jaxtyping import Int
 
 from envs.core import InputError
-from recsys.logged import Catalog, Columns, Log, require_columns, schema_of
+from recsys.logged import Catalog, Columns, Log
+from recsys.reading import require_columns, schema_of
 
 SAMPLE = Path(__file__).parent / "data" / "open_bandit"
 POSITIONS = 3  # of the Open Bandit Dataset, numbered from 1

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 
 from envs.core import InputError
 from recsys.clusters import Clusters
+from recsys.reading import TOLD_ROWS, Problems, collect, exact_batches, require_columns, schema_of
 from recsys.steps import repeated_steps
 
 CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns leave the cache
@@ -20,7 +20,6 @@ CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns 
 # hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
 # what the rows themselves leave uncertain.
 ROW_CLUSTERS = 2**14
-TOLD_ROWS = 5  # row numbers that an error names
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Catalog:
     @classmethod
     def found(cls, frame: pl.LazyFrame, column: str, what: str = "action") -> Catalog:
         """What a column holds, sorted; one scan."""
-        return cls(_collect(frame.select(pl.col(column).drop_nulls().unique())).to_series().sort(), what)
+        return cls(collect(frame.select(pl.col(column).drop_nulls().unique())).to_series().sort(), what)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -331,95 +330,5 @@ class Log:
         self._steps_are_distinct = True
 
 
-class Problems:
-    """What is wrong with a log: how many rows, and which the first are."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self._counts: dict[str, int] = {}
-        self._rows: dict[str, list[int]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._counts)
-
-    def look(self, what: str, bad: np.ndarray, first: int) -> None:
-        """Count the rows that are bad; `first` rows came before these."""
-        if bad.any():
-            self.add(what, int(bad.sum()), first + np.flatnonzero(bad)[:TOLD_ROWS])
-
-    def add(self, what: str, count: int, rows: np.ndarray) -> None:
-        """So many more, beginning with these rows."""
-        if count:
-            self._counts[what] = self._counts.get(what, 0) + count
-            self._rows[what] = (self._rows.get(what, []) + [int(row) + 1 for row in rows])[:TOLD_ROWS]
-
-    def tell(self) -> None:
-        """Raise InputError if anything is wrong."""
-        if not self:
-            return
-        told = []
-        for what, count in self._counts.items():
-            rows = ", ".join(map(str, self._rows[what])) + (", …" if count > len(self._rows[what]) else "")
-            told.append(f"{what} in {count:,} {'row' if count == 1 else 'rows'} ({rows})")
-        raise InputError(
-            f"{self.name} cannot be evaluated: {'; '.join(told)}. Rows are counted from 1, without the header. Mend or "
-            "remove them; nothing is dropped silently."
-        )
-
-
-def require_columns(names: Sequence[str], known: Collection[str], what: str, where: str) -> None:
-    """Raise InputError for names that are not known, each with the nearest that is."""
-    missing = [name for name in names if name not in known]
-    if not missing:
-        return
-    told = []
-    for name in missing[:TOLD_ROWS]:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        told.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    more = f" and {len(missing) - TOLD_ROWS} more" if len(missing) > TOLD_ROWS else ""
-    listed = ", ".join(list(known)[:30]) or "none"
-    raise InputError(f"Missing {what}: {', '.join(told)}{more}. There are, as {where}: {listed}.")
-
-
-def exact_batches(frame: pl.LazyFrame, rows: int, name: str) -> Iterator[pl.DataFrame]:
-    """All rows in order, `rows` at a time wherever the files' own parts end, so that sums by chunk always agree."""
-    waiting: list[pl.DataFrame] = []
-    count = 0
-    try:
-        for batch in frame.collect_batches(chunk_size=rows, maintain_order=True):
-            waiting.append(batch)
-            count += len(batch)
-            if count >= rows:
-                whole = waiting[0] if len(waiting) == 1 else pl.concat(waiting)
-                for start in range(0, count - count % rows, rows):
-                    yield whole.slice(start, rows)
-                waiting = [whole.slice(count - count % rows)] if count % rows else []
-                count %= rows
-    except pl.exceptions.PolarsError as error:
-        raise _unreadable(name, error) from error
-    if count:
-        yield pl.concat(waiting)
-
-
-def schema_of(frame: pl.LazyFrame, name: str) -> Mapping[str, Any]:
-    """The columns and their kinds. Raises InputError where the files are no table."""
-    try:
-        return frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable(name, error) from error
-
-
-def _collect(frame: pl.LazyFrame, name: str = "the log") -> pl.DataFrame:
-    try:
-        return frame.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise _unreadable(name, error) from error
-
-
 def _number(name: str) -> pl.Expr:
     return pl.col(name).cast(pl.Float64).fill_null(float("nan"))
-
-
-def _unreadable(name: str, error: Exception) -> InputError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return InputError(f"{name} cannot be read: {lines[0] if lines else type(error).__name__}.")

@@ -12,7 +12,8 @@ import polars as pl
 from jaxtyping import Float
 
 from envs.core import InputError, import_dotted
-from recsys.logged import Chunk, Log, require_columns
+from recsys.logged import Chunk, Log
+from recsys.reading import require_columns
 from recsys.reward_models import RewardModel
 
 Distribution = Float[np.ndarray, "n A"]

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 
 from envs.core import InputError
 from recsys import estimators
-from recsys.logged import TOLD_ROWS, Catalog, Chunk, Columns, Log, require_columns, schema_of
+from recsys.logged import Catalog, Chunk, Columns, Log
 from recsys.policies import TablePolicy
+from recsys.reading import TOLD_ROWS, require_columns, schema_of
 from recsys.scan import Weighed
 
 KERNEL = ("kernel_ips", "sn_kernel_ips")

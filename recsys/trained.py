@@ -18,8 +18,9 @@ from marl.evaluation import load_actor
 from marl.policies import JointActor
 from marl.run import Run
 from recsys.data_config import DataConfig
-from recsys.logged import Chunk, Log, require_columns
+from recsys.logged import Chunk, Log
 from recsys.policies import ContextPolicy
+from recsys.reading import require_columns
 from recsys.splits import Split
 
 
