@@ -89,7 +89,7 @@ def known_of(data: DataConfig, log: Log) -> Known:
 
 
 def _random(data: DataConfig) -> bool:
-    return data.format in ("open_bandit", "kuairand") and data.logged_by == "random"
+    return data.format == "open_bandit" and data.logged_by == "random" and not data.hide_propensity
 
 
 def problem_of(data: DataConfig) -> SyntheticBandit | None:

@@ -131,6 +131,9 @@ class SelectionConfig(Section):
         "slope",
         description="the narrowest interval that agrees with wider ones, or the least error on splits of the log",
     )
+    biased: bool = Field(
+        False, description="whether capped, shrunken or modeled estimates may be read, whose intervals miss their bias"
+    )
     splits: int = Field(10, ge=1, le=1000, description="of pas_if")
     share: float = Field(0.2, gt=0, lt=1, description="of pas_if: of rows, that the pseudo target policy gets")
     rows: int = Field(20_000, ge=100, description="of pas_if: at most so many, evenly from the log")

@@ -94,10 +94,15 @@ def unsupported_mass(
     return float(np.where(logging < least, target, 0.0).sum(axis=1).mean())
 
 
-def effective_events(weighted: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
-    """(Σ w r)² / Σ (w r)²: how many equally weighted events would tell as much as each signal's; 0 for none."""
-    squares = (weighted**2).sum(axis=0)
-    events: np.ndarray = np.where(squares > 0, weighted.sum(axis=0) ** 2 / np.where(squares > 0, squares, 1.0), 0.0)
+def effective_events(weight: Float[np.ndarray, " n"], reward: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
+    """(Σ w)² / Σ w² over the rows whose reward is not 0: how many equally weighted events they are worth, by signal.
+
+    Not of w r: a signal that may be negative can add up to nothing, however much is known of it.
+    """
+    happened = reward != 0
+    squares = (weight[:, None] ** 2 * happened).sum(axis=0)
+    total = (weight[:, None] * happened).sum(axis=0)
+    events: np.ndarray = np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1.0), 0.0)
     return events
 
 
@@ -110,7 +115,9 @@ class Diagnosis:
     observation); `clusters` the users, or the rows where there are none; `model_share` how much of the target's choices
     the reward model alone speaks for: all of them for DM, what the shrunken weights leave for DR's kin. `fitted`:
     propensities were fitted, with `calibration_error` of the rows misplaced (0 where chance explains it) and
-    `calibration_z`; `slice_z` is how far the estimate is from that of a random slice.
+    `calibration_z`; `bias`: how many of its own standard errors an estimate of changed weights, or of the model, is
+    from one that is consistent, 0 where chance explains it; `mean_slack`: by how much the mean weight may miss 1
+    without a reason; `slice_z` is how far the estimate is from that of a random slice.
     """
 
     rows: int
@@ -129,6 +136,8 @@ class Diagnosis:
     fitted: bool = False
     calibration_error: int | float = math.nan
     calibration_z: int | float = math.nan
+    bias: int | float = math.nan
+    mean_slack: int | float = 0.01
     slice_z: int | float = math.nan
 
     @property

@@ -22,7 +22,7 @@ from recsys.adaptive import pas_if_errors
 from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig, SelectionConfig
 from recsys.histograms import overlap_table, weight_table
 from recsys.intervals import ClusterSums, Interval, standard_error
-from recsys.judged import judge, model_share
+from recsys.judged import consistent, judge
 from recsys.logged import ROW_CLUSTERS, Log
 from recsys.policies import Policy, policy_of
 from recsys.reward_models import RewardModel, smoothed_mean
@@ -31,10 +31,9 @@ from recsys.segments import estimates_of, segments
 from recsys.selection import recommend
 from recsys.uncertainty import Intervals
 from recsys.verdict import Verdict
-from recsys.weighing import LOGGED, SEPARATOR, WEIGHT, Known, weighers_of
+from recsys.weighing import HALF, LOGGED, SEPARATOR, WEIGHT, Known, weighers_of
 
 Facts = Callable[[str, str], Mapping[str, int | float]]  # of a signal and a policy
-MOST = 0.5  # where the model speaks for more of a policy, an estimate is never recommended: no interval has its error
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class Found:
 
     policy: Policy
     sums: dict[str, Sums]
+    facts: dict[str, Any]
 
     @property
     def plain(self) -> Sums:
@@ -74,17 +74,26 @@ class Found:
 
     def estimates(self) -> dict[str, Sums]:
         """By estimator, where to find it; in the order of computation, those without a finite value too."""
-        return {name: of for of in self.sums.values() for name in of.slots if name not in (LOGGED, WEIGHT)}
+        return {name: of for of in self.used() for name in of.slots if name not in (LOGGED, WEIGHT)}
+
+    def used(self) -> list[Sums]:
+        """All but what estimates are only held against."""
+        return [of for kind, of in self.sums.items() if kind != HALF]
 
     def verdicts(self, signals: Sequence[str], facts: Facts | None = None) -> dict[str, list[Verdict]]:
         """By estimator and signal."""
-        more = [{} if facts is None else facts(signal, self.policy.name) for signal in signals]
-        judged = [judge(of, [n for n in of.slots if n not in (LOGGED, WEIGHT)], more) for of in self.sums.values()]
+        more = [self.facts | ({} if facts is None else dict(facts(signal, self.policy.name))) for signal in signals]
+        half = self.sums.get(HALF)
+        judged = [
+            judge(of, [name for name in of.slots if name not in (LOGGED, WEIGHT)], more, half)
+            for kind, of in self.sums.items()
+            if kind != HALF
+        ]
         return {name: by_signal for part in judged for name, by_signal in part.items()}
 
     def cluster_sums(self) -> dict[str, ClusterSums]:
         """Of the estimates that are finite."""
-        return {name: of.cluster_sums(name) for of in self.sums.values() for name in estimates_of(of)}
+        return {name: of.cluster_sums(name) for of in self.used() for name in estimates_of(of)}
 
 
 def evaluate(
@@ -108,7 +117,7 @@ def evaluate(
     should know of a signal and a policy, by the names of `Diagnosis`.
     """
     settings, sure = estimators or EstimatorsConfig(), intervals or IntervalsConfig()
-    means = reward_model or RewardModelConfig()
+    means, choice = reward_model or RewardModelConfig(), selection or SelectionConfig()
     if isinstance(targets, Mapping):
         targets = [policy_of(what, log, name) for name, what in targets.items()]
     if not targets:
@@ -118,9 +127,12 @@ def evaluate(
     ways = [weighers_of(log, policy, model, settings, known, means.prior_rows) for policy in targets]
     sums = scan(log, [weigher for of in ways for weigher in of], workers)
     found = [
-        Found(policy, {weigher.name.partition(SEPARATOR)[2]: sums[weigher.name] for weigher in of})
+        Found(
+            policy, {weigher.name.partition(SEPARATOR)[2]: sums[weigher.name] for weigher in of}, facts_of(policy, log)
+        )
         for policy, of in zip(targets, ways, strict=True)
     ]
+    require_bounds(found, sure)
     dealt = 1 if log.columns.user is not None else math.ceil(found[0].plain.n / ROW_CLUSTERS)
     how = Intervals(sure, settings, seed, workers, dealt)
     metrics: dict[str, Metric] = logged_metrics(found[0].plain, log.signals, how)
@@ -130,18 +142,49 @@ def evaluate(
         verdicts = of.verdicts(log.signals, facts)
         tables["verdicts"] += verdict_rows(of.policy.name, log.signals, verdicts)
         errors = None
-        if selection is not None and selection.method == "pas_if":
-            errors = pas_if_errors(log, of.policy, known.logging, settings, selection, means.prior_rows, seed)
-        tables["recommendations"] += recommendations(of, log.signals, verdicts, errors)
+        if choice.method == "pas_if":
+            errors = pas_if_errors(log, of.policy, known.logging, settings, choice, means.prior_rows, seed)
+        tables["recommendations"] += recommendations(of, log.signals, verdicts, errors, choice.biased)
     if len(targets) == 1:
         metrics |= {name: Metric.exact(value) for name, value in weights_of(found[0].plain).items()}
     tables["differences"] = differences(found, log.signals, how)
     drawn = {of.policy.name: of.plain.histograms for of in found}
     tables |= {"weights": weight_table(drawn), "overlap": overlap_table(drawn)}
     if log.columns.segments:
-        tables["segments"] = segments(sums, log.signals, sure.level, sure.multiplicity)
+        tables["segments"] = segments(
+            sums, log.signals, sure.level, sure.multiplicity, {of.policy.name: of.facts for of in found}
+        )
     tables["notes"] = [{"note": note} for note in (_clusters_note(log), *_without_note(how))]
     return Evaluation(metrics, tables)
+
+
+def facts_of(policy: Policy, log: Log) -> dict[str, Any]:
+    """What every verdict on a policy must know: of the log, and whether it is made of the rows that it is judged by.
+
+    Such a policy's mean weight exceeds 1: by about actions / rows for one that is in proportion to counts.
+    """
+    if not getattr(policy, "of_the_log", False):
+        return log.facts
+    return {**log.facts, "mean_slack": math.inf}
+
+
+def require_bounds(found: Sequence[Found], sure: IntervalsConfig) -> None:
+    """Raise InputError where bounds that were said to be known are exceeded by the log."""
+    known = sure.bounds
+    for of in found if known is not None else ():
+        assert known is not None
+        seen = {"weight": (of.plain.weights.max_weight, known.weight), "reward": (of.plain.most.max(), known.reward[1])}
+        for name, (largest, bound) in seen.items():
+            if largest > bound:
+                raise InputError(
+                    f"intervals.bounds.{name} says that nothing exceeds {bound:.6g}, but the log has {largest:.6g} "
+                    f"(policy {of.policy.name}): widen the bound, or it is none."
+                )
+        if of.plain.least.min() < known.reward[0]:
+            raise InputError(
+                f"intervals.bounds.reward says that nothing is below {known.reward[0]:.6g}, but the log has "
+                f"{of.plain.least.min():.6g}: widen the range, or it is none."
+            )
 
 
 def logged_metrics(sums: Sums, signals: Sequence[str], intervals: Intervals) -> dict[str, Metric]:
@@ -161,6 +204,8 @@ def metrics_of(found: Found, signals: Sequence[str], intervals: Mapping[str, Int
         by_signal = intervals[name].metrics() if name in intervals else [endless] * len(signals)
         metrics |= {f"{signal}/{found.policy.name}/{name}": m for signal, m in zip(signals, by_signal, strict=True)}
     for kind, of in found.sums.items():
+        if kind == HALF:
+            continue
         told = {f"{kind}_{name}" if kind else name: Metric.exact(value) for name, value in weights_of(of).items()}
         metrics |= {f"{signal}/{found.policy.name}/{name}": value for signal in signals for name, value in told.items()}
     return metrics
@@ -187,10 +232,11 @@ def recommendations(
     signals: Sequence[str],
     verdicts: Mapping[str, Sequence[Verdict]],
     errors: Mapping[str, Float[np.ndarray, " K"]] | None = None,
+    biased: bool = False,
 ) -> list[dict[str, Any]]:
-    """Which estimate of each signal to read, and why."""
-    share = {name: model_share(of, name) for name, of in found.estimates().items()}
-    sums = {name: of for name, of in found.cluster_sums().items() if share[name] <= MOST}
+    """Which estimate of each signal to read, and why; biased: also those whose intervals do not know their bias."""
+    where = found.estimates()
+    sums = {name: of for name, of in found.cluster_sums().items() if biased or consistent(where[name], name)}
     rows = []
     for k, signal in enumerate(signals):
         if not sums:

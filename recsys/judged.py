@@ -7,26 +7,73 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from recsys.diagnostics import diagnose
-from recsys.intervals import standard_error
+from recsys.intervals import ClusterSums, standard_error
 from recsys.scan import Sums
 from recsys.verdict import Verdict, verdict
 from recsys.weighing import WEIGHT
 
+REFERENCES = ("sndr", "snips", "ips")  # consistent wherever propensities are right
 MODELED = ("dr", "dros")  # how names of estimators end that hand the model what their weights leave
 
 
-def judge(sums: Sums, names: Iterable[str], more: Sequence[Mapping[str, Any]] = ()) -> dict[str, list[Verdict]]:
-    """Whether each of these estimates of each signal may be relied on, and why; more: facts of each signal."""
+def judge(
+    sums: Sums, names: Iterable[str], more: Sequence[Mapping[str, Any]] = (), half: Sums | None = None
+) -> dict[str, list[Verdict]]:
+    """Whether each of these estimates of each signal may be relied on, and why.
+
+    more: facts of each signal. half: the same estimates by kernels of half the bandwidth, to be held against.
+    """
     clusters = len(sums.clusters[1])
     weights = diagnose(sums.weights, clusters, mean_z=_mean_z(sums), unsupported=sums.unsupported / sums.n)
     by_signal = [
-        replace(weights, events=int(events), effective_events=float(weighted**2 / squares) if squares > 0 else 0.0)
-        for events, weighted, squares in zip(sums.events, sums.weighted, sums.weighted_squares, strict=True)
+        replace(weights, events=int(events), effective_events=float(total**2 / squares) if squares > 0 else 0.0)
+        for events, total, squares in zip(sums.events, sums.event_weight, sums.event_squares, strict=True)
     ]
     if more:
         by_signal = [replace(facts, **told) for facts, told in zip(by_signal, more, strict=True)]
-    return {name: [verdict(replace(facts, **_changed(sums, name))) for facts in by_signal] for name in names}
+    found = {}
+    for name in names:
+        off = biases(sums, name, None if half is None else half.cluster_sums(name))
+        found[name] = [
+            verdict(replace(facts, bias=float(bias), **_changed(sums, name)))
+            for facts, bias in zip(by_signal, off, strict=True)
+        ]
+    return found
+
+
+def biases(sums: Sums, name: str, reference: ClusterSums | None = None) -> Float[np.ndarray, " K"]:
+    """By how many of its own standard errors an estimate is off, by signal; NaN where it is consistent by itself.
+
+    What it is held against has no such bias: SNDR, SNIPS or IPS by the same rows, or the `reference`. 0 where the
+    paired difference is within two of its standard errors.
+    """
+    nothing = np.full(len(sums.events), math.nan)
+    if not np.isfinite(sums.estimate(name)).all():
+        return nothing
+    if reference is None:
+        known = [other for other in REFERENCES if other in sums.slots and np.isfinite(sums.estimate(other)).all()]
+        if not known or (name != "dm" and name not in sums.kept):
+            return nothing
+        reference = sums.cluster_sums(known[0])
+    own = sums.cluster_sums(name)
+    apart = own - reference
+    off, chance = np.abs(apart.value), 2 * standard_error(apart)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: np.ndarray = np.where(
+            off > np.maximum(chance, 1e-12 * np.abs(own.value)), off / standard_error(own), 0.0
+        )
+    return ratio
+
+
+def consistent(sums: Sums, name: str) -> bool:
+    """Whether the interval of an estimate is about the truth: its weights are as they are, and so no bias is left."""
+    if name == "dm":
+        return False
+    return name not in sums.kept or abs(sums.kept[name] - sums.weight) <= 1e-9 * sums.weight
 
 
 def model_share(sums: Sums, name: str) -> float:

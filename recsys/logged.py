@@ -173,8 +173,10 @@ class Log:
         name: str = "the log",
         chunk_rows: int = CHUNK_ROWS,
         changes: tuple[Callable[[Chunk], Chunk], ...] = (),
+        facts: Mapping[str, int | float] | None = None,
     ):
         self._changes = changes
+        self.facts = dict(facts or {})
         self.frame, self.columns, self.name, self._chunk_rows = frame, columns, name, min(chunk_rows, CHUNK_ROWS)
         self._steps_are_distinct = False
         self.schema = schema_of(frame, name)
@@ -226,14 +228,32 @@ class Log:
             name or self.name,
             self._chunk_rows,
             self._changes,
+            self.facts,
         )
 
-    def with_change(self, change: Callable[[Chunk], Chunk]) -> Log:
-        """The same log, each chunk as `change` gives it: with propensities that were fitted, say."""
-        return self._with(self.columns, (*self._changes, change))
+    def with_change(self, change: Callable[[Chunk], Chunk], facts: Mapping[str, int | float] | None = None) -> Log:
+        """The same log, each chunk as `change` gives it: with propensities that were fitted, say.
 
-    def _with(self, columns: Columns, changes: tuple[Callable[[Chunk], Chunk], ...]) -> Log:
-        return Log(self.frame, columns, self.catalog, self.position_catalog, self.name, self._chunk_rows, changes)
+        facts: what every verdict on the changed log must know, by the names of `diagnostics.Diagnosis`.
+        """
+        return self._with(self.columns, (*self._changes, change), {**self.facts, **(facts or {})})
+
+    def _with(
+        self,
+        columns: Columns,
+        changes: tuple[Callable[[Chunk], Chunk], ...],
+        facts: Mapping[str, int | float] | None = None,
+    ) -> Log:
+        return Log(
+            self.frame,
+            columns,
+            self.catalog,
+            self.position_catalog,
+            self.name,
+            self._chunk_rows,
+            changes,
+            self.facts if facts is None else facts,
+        )
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""

@@ -94,7 +94,6 @@ def recipe(config: Config, run: Run) -> Report:
     targets = make_policies(config.data, config.policy, log)
     model = smoothed_mean(log, config.reward_model.prior_rows)  # reads all rows: a bad log leaves no folder behind
     fitted = None if config.behavior is None else unknown.fit(log, config.behavior)
-    fitted = None if config.behavior is None else unknown.fit(log, config.behavior)
     seed = run.stage_seeds("bootstrap")[0]
 
     def evaluated() -> Evaluation:
@@ -129,10 +128,7 @@ def judge_fitted(
         prior, level = config.reward_model.prior_rows, config.intervals.level
         compared = random_slice.compare(fitted.log, slice_, targets, contexts, prior, level, config.workers)
 
-    def facts(signal: str, policy: str) -> dict[str, int | float]:
-        return fitted.facts | ({} if compared is None else compared.facts(signal, policy))
-
-    found = judge(config, fitted.log, targets, model, seed, facts)
+    found = judge(config, fitted.log, targets, model, seed, None if compared is None else compared.facts)
     known = "propensity_score" if config.data.hide_propensity else None
     found = unknown.findings(fitted, targets, found, known, config.workers)
     return found if compared is None else compared.added_to(found)

@@ -43,7 +43,12 @@ class Policy(Protocol):
 
 
 class TablePolicy:
-    """π(action | position), whatever the context. Raises InputError where a position's probabilities are none."""
+    """π(action | position), whatever the context. Raises InputError where a position's probabilities are none.
+
+    of_the_log: whether it is made of the rows that it is judged by.
+    """
+
+    of_the_log = False
 
     def __init__(self, name: str, table: Float[np.ndarray, "positions A"]):
         self.name, self.actions, self.table = name, table.shape[1], table
@@ -108,7 +113,9 @@ def popularity(log: Log, name: str = "popularity") -> TablePolicy:
     count = np.zeros(log.actions)
     for chunk in log.chunks():
         count += np.bincount(chunk.action, chunk.multiplicity, log.actions)
-    return TablePolicy(name, np.tile(count / count.sum(), (log.positions, 1)))
+    found = TablePolicy(name, np.tile(count / count.sum(), (log.positions, 1)))
+    found.of_the_log = True
+    return found
 
 
 def stored_table(log: Log, path: Path, name: str = "table") -> TablePolicy:

@@ -6,6 +6,7 @@ number was drawn: `estimators.kernel_ips`. All diagnostics look at these weights
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +30,12 @@ class RealPolicy(TablePolicy):
     def __init__(self, column: str, drawn: Columns, bandwidth: float, name: str | None = None):
         super().__init__(name or column, np.ones((1, 1)))
         self.bandwidth, self._columns = bandwidth, (column, drawn.action, _density(drawn))
+
+    def narrowed(self, share: float) -> RealPolicy:
+        """With a share of the bandwidth."""
+        other = copy.copy(self)
+        other.bandwidth = share * self.bandwidth
+        return other
 
     def weighed(self, rows: Chunk) -> Weighed:
         """Rows by their kernel weights. Raises InputError for numbers that are not finite, or densities ≤ 0."""

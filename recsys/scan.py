@@ -87,9 +87,10 @@ class Sums:
 
     n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [F, C], rows [C]: the same
     for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
-    the very largest. events: rows whose signal is not 0; weighted, weighted_squares [K]: Σ w r and Σ (w r)². kept: by
-    estimator, the sum of the weights that it uses instead of w. unsupported: of the target's probabilities of what the
-    logger could not show, NaN where that is not known. histograms: those of a segment stay empty.
+    the very largest. events: rows whose signal is not 0; event_weight, event_squares [K]: Σ w and Σ w² of these; least,
+    most [K]: of the rewards. kept: by estimator, the sum of the weights that it uses instead of w. unsupported: of the
+    target's probabilities of what the logger could not show, NaN where that is not known. histograms: those of a
+    segment stay empty.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -102,8 +103,10 @@ class Sums:
     largest: np.ndarray = field(default_factory=lambda: np.zeros(0))
     largest_row: int = 0
     events: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    weighted: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    weighted_squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    event_weight: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    event_squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    least: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    most: np.ndarray = field(default_factory=lambda: np.zeros(0))
     kept: dict[str, float] = field(default_factory=dict)
     unsupported: float = 0.0
     histograms: Histograms = field(default_factory=Histograms)
@@ -139,7 +142,8 @@ class Sums:
             self.total = np.zeros_like(part.total)
             self.by_cluster = np.zeros((len(part.total), 0))
             self.events = np.zeros_like(part.events)
-            self.weighted = self.weighted_squares = np.zeros(len(part.events))
+            self.event_weight = self.event_squares = np.zeros(len(part.events))
+            self.least, self.most = part.least, part.most
         grown = part.clusters - len(self.rows)
         if grown > 0:  # doubled, so that growing costs no more than filling
             grown = max(grown, len(self.rows))
@@ -153,8 +157,9 @@ class Sums:
         self.weight += part.weight
         self.squared_weight += part.squared_weight
         self.events = self.events + part.events
-        self.weighted = self.weighted + part.weighted
-        self.weighted_squares = self.weighted_squares + part.weighted_squares
+        self.event_weight = self.event_weight + part.event_weight
+        self.event_squares = self.event_squares + part.event_squares
+        self.least, self.most = np.minimum(self.least, part.least), np.maximum(self.most, part.most)
         self.kept = {name: self.kept.get(name, 0.0) + more for name, more in part.kept.items()}
         self.unsupported += part.unsupported
         self.histograms = self.histograms + part.histograms
@@ -180,8 +185,10 @@ class Part:
     largest: Float[np.ndarray, " m"]
     largest_row: int
     events: Int[np.ndarray, " K"]
-    weighted: Float[np.ndarray, " K"]
-    weighted_squares: Float[np.ndarray, " K"]
+    event_weight: Float[np.ndarray, " K"]
+    event_squares: Float[np.ndarray, " K"]
+    least: Float[np.ndarray, " K"]
+    most: Float[np.ndarray, " K"]
     kept: dict[str, float]
     unsupported: float
     histograms: Histograms = field(default_factory=Histograms)
@@ -203,7 +210,7 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.nda
     weight = weighed.weight
     counted_weight = rows.counted(weight)
     kept = min(KEPT, len(weight))
-    counted_reward = weight[:, None] * weighed.reward
+    happened = (weighed.reward != 0).astype(np.float64)
     unsupported = math.nan if weighed.unsupported is None else float(rows.counted(weighed.unsupported).sum())
     return Part(
         slots,
@@ -218,8 +225,10 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.nda
         np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
         int(numbers[np.argmax(weight)]),
         np.count_nonzero(weighed.reward, axis=0),
-        rows.counted(counted_reward).sum(0),
-        np.einsum("nk,nk->k", rows.counted(counted_reward), counted_reward),
+        np.einsum("n,nk->k", counted_weight, happened),
+        np.einsum("n,n,nk->k", counted_weight, weight, happened),
+        weighed.reward.min(0),
+        weighed.reward.max(0),
         {name: float(rows.counted(used(weight)).sum()) for name, used in weigher.used.items()},
         unsupported,
     )

@@ -11,19 +11,25 @@ from recsys.intervals import ClusterSums, student_t
 from recsys.judged import judge
 from recsys.multiplicity import benjamini_hochberg, holm, p_values
 from recsys.scan import Sums
-from recsys.weighing import LOGGED, SEPARATOR, WEIGHT
+from recsys.weighing import HALF, LOGGED, SEPARATOR, WEIGHT
 
 ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
 
 
-def segments(sums: Mapping[str, Sums], signals: Sequence[str], level: float, control: str) -> list[dict[str, Any]]:
+def segments(
+    sums: Mapping[str, Sums], signals: Sequence[str], level: float, control: str, facts: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """A row for each segment, signal, policy and estimator.
 
     value with its interval by Student's t, and `low_all`, `high_all`: intervals that hold in all segments at once with
     probability `level` (Bonferroni). `difference` to what the segment's own rows earned as logged, with its p-value,
     `p`, and `adjusted` for all segments of that policy, estimator and signal: by Holm, or by Benjamini and Hochberg.
     """
-    verdicts = {place: judge(of, estimates_of(of)) for place, of in sums.items() if "|" in place}
+    verdicts = {
+        place: judge(of, estimates_of(of), [facts[_policy(place)]] * len(signals))
+        for place, of in sums.items()
+        if "|" in place
+    }
     rows = []
     for family in _families(sums).values():
         found = [_rows(place, of, name, signals, level, len(family)) for place, of, name in family]
@@ -40,10 +46,13 @@ def _families(sums: Mapping[str, Sums]) -> dict[tuple[str, str], list[tuple[str,
     """By policy and estimator: the segments where there is such an estimate."""
     families: dict[tuple[str, str], list[tuple[str, Sums, str]]] = {}
     for place, of in sums.items():
-        policy, bar, _ = place.partition("|")
-        for name in estimates_of(of) if bar else ():
-            families.setdefault((policy.partition(SEPARATOR)[0], name), []).append((place, of, name))
+        for name in estimates_of(of) if "|" in place and f"{SEPARATOR}{HALF}" not in place else ():
+            families.setdefault((_policy(place), name), []).append((place, of, name))
     return families
+
+
+def _policy(place: str) -> str:
+    return place.partition("|")[0].partition(SEPARATOR)[0]
 
 
 def estimates_of(of: Sums) -> Iterator[str]:

@@ -50,13 +50,6 @@ class Fitted:
     settings: BehaviorConfig
     floor: float
 
-    @property
-    def facts(self) -> dict[str, int | float]:
-        """What the verdict needs to know."""
-        quality = self.behavior.quality
-        off = quality.error if quality.worst > CLEAR_Z else 0.0
-        return {"fitted": True, "calibration_error": off, "calibration_z": quality.worst}
-
 
 def fit(log: Log, settings: BehaviorConfig) -> Fitted:
     """Fit the model of `settings` to a log without propensities, in one scan.
@@ -79,7 +72,10 @@ def fit(log: Log, settings: BehaviorConfig) -> Fitted:
     def with_propensities(rows: Chunk) -> Chunk:
         return replace(rows, propensity=np.clip(behavior.propensity(rows), floor, 1.0))
 
-    return Fitted(log.with_change(with_propensities), behavior, settings, floor)
+    quality = behavior.quality
+    off = quality.error if quality.worst > CLEAR_Z else 0.0
+    facts = {"fitted": True, "calibration_error": off, "calibration_z": quality.worst}
+    return Fitted(log.with_change(with_propensities, facts), behavior, settings, floor)
 
 
 def findings(

@@ -34,7 +34,7 @@ class Check:
 
 
 def _mean_off(d: Diagnosis) -> float:
-    return abs(d.mean_z) if abs(d.mean_weight - 1) > 0.01 else 0.0
+    return abs(d.mean_z) if abs(d.mean_weight - 1) > d.mean_slack else 0.0
 
 
 def _tail_over(d: Diagnosis) -> float:
@@ -137,9 +137,19 @@ CHECKS = (
         "No unmeasured confounding cannot be tested by the log itself; a random slice or known propensities can.",
     ),
     Check(
+        "bias",
+        lambda d: d.bias,
+        0.5,
+        2.0,
+        "it is {bias:.1f} of its standard errors from what unchanged weights say (sndr or snips), more than chance "
+        "explains, and its interval does not know",
+        "A bias of half a standard error makes a 95 % interval miss 8 times in 100, of two standard errors every other "
+        "time.",
+    ),
+    Check(
         "kept",
         lambda d: -d.kept,
-        -0.9,
+        -0.95,
         -0.5,
         "after capping or shrinking, the weights speak for {kept:.0%} of the target policy's choices; the rest is bias",
         "E w = 1, so what the used weights lack of a mean of 1 is the share of the target policy that they ignore.",
@@ -147,11 +157,11 @@ CHECKS = (
     Check(
         "model",
         lambda d: d.model_share,
-        0.1,
+        0.05,
         math.inf,
         "the reward model alone speaks for {model_share:.0%} of the target policy's choices, and no interval here "
         "contains its error",
-        "Direct estimates are as good as their model; weights hold them against the log. A tenth, as for kept.",
+        "Direct estimates are as good as their model; weights hold them against the log. A twentieth, as for kept.",
     ),
     Check(
         "calibration",

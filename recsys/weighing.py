@@ -25,6 +25,7 @@ from recsys.scan import Weighed, Weigher, weigh
 LOGGED = "logged"  # the log's own mean reward, beside the estimates
 WEIGHT = "weight"  # the mean weight by cluster
 APART = ("mrdr", "replay", "mips", "sn_mips", "balanced_ips", "sn_balanced_ips")  # what is computed only if named
+HALF = "half"  # the kind of weights with half the bandwidth, which kernel estimates are held against
 SEPARATOR = "#"  # between a policy's name and that of its weights
 
 
@@ -91,7 +92,9 @@ def weighers_of(
     """All that the settings ask for of one policy; the plain weights come first."""
     if isinstance(policy, RealPolicy):
         names = settings.names or KERNEL
-        return [Weigher(policy.name, policy.weighed, _with_weight(log, _ips_like(names, "kernel_ips")))]
+        chosen = _with_weight(log, _ips_like(names, "kernel_ips"))
+        narrow = Weigher(_apart(policy, HALF), policy.narrowed(0.5).weighed, chosen)
+        return [Weigher(policy.name, policy.weighed, chosen), narrow]
     every = standard(settings)
     names = settings.names or tuple(every)
     chosen = _with_weight(log, {LOGGED: _logged, **{name: every[name] for name in names if name in every}})
@@ -101,6 +104,8 @@ def weighers_of(
     lost = None if known.logging is None else lost_support(known.logging)
 
     def plain(rows: Chunk) -> Weighed:
+        if known.logging is not None:
+            _require_logging(known.logging, rows)
         found = weigh(rows, policy, model)
         return found if lost is None else replace(found, unsupported=expected_reward(policy, lost, rows)[:, 0])
 
@@ -114,6 +119,19 @@ def weighers_of(
     if {"balanced_ips", "sn_balanced_ips"} & {*names}:
         ways.append(_balanced(policy, known, names))
     return ways
+
+
+def _require_logging(logging: Policy, rows: Chunk) -> None:
+    """Raise InputError where the logger that was named would not have chosen as the log says."""
+    chance = logging.probability(rows)
+    off = np.flatnonzero(np.abs(chance - rows.propensity) > 0.01 * rows.propensity)
+    if len(off):
+        at = off[0]
+        raise InputError(
+            f"data.logging gives the action of row {rows.first + at + 1:,} a probability of {chance[at]:.6g}, the log "
+            f"a propensity of {rows.propensity[at]:.6g} ({len(off):,} such of {len(rows):,} rows). Name the policy "
+            "that chose, or leave data.logging out."
+        )
 
 
 def lost_support(logging: Policy, share: float = 0.01) -> RewardModel:

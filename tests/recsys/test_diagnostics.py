@@ -33,7 +33,7 @@ HEALTHY = Diagnosis(
 
 
 def judged(weight, click):
-    weighted = effective_events((weight * click)[:, None])[0]
+    weighted = effective_events(weight, click[:, None])[0]
     return diagnose(weight_sums(weight), events=float(click.sum()), effective_events=float(weighted))
 
 
@@ -148,8 +148,9 @@ def test_unsupported_mass_is_the_targets_probability_where_the_logger_has_next_t
 
 
 def test_effective_events_discount_weights():
-    weighted = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [8.0, 0.0]])
-    np.testing.assert_allclose(effective_events(weighted), [100 / 66, 0])
+    reward = np.array([[1.0, 0.0, 2.0], [1.0, 0.0, -2.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.1]])
+    found = effective_events(np.array([1.0, 1.0, 5.0, 8.0]), reward)
+    np.testing.assert_allclose(found, [100 / 66, 0, 100 / 66])  # losses and gains tell as much
 
 
 def test_a_healthy_estimate_is_reliable():

@@ -15,7 +15,8 @@ from recsys.adaptive import pas_if_errors
 from recsys.config import BoundsConfig, EstimatorsConfig, IntervalsConfig, SelectionConfig
 from recsys.evaluation import evaluate
 from recsys.logged import Columns
-from recsys.policies import ContextPolicy, TablePolicy
+from recsys.policies import ContextPolicy, TablePolicy, popularity
+from recsys.selection import subsample
 from recsys.weighing import Known
 
 WITH_USERS = Columns("item", ("click", "watch"), "p", "place", user="user", segments=("tab",))
@@ -85,8 +86,8 @@ def test_verdicts_know_what_is_ignored_unsupported_and_modeled() -> None:
     assert told["click/new/ips"]["check"] in ("mean_weight", "support")
     fine = evaluate(log_of(frame(4000)), {"new": [0.25] * 4}, estimators=EstimatorsConfig(cap=0.4), intervals=FAST)
     told = {row["estimate"]: row for row in fine.tables["verdicts"]}
-    assert told["click/new/capped_ips"]["check"] == "kept"
-    assert told["click/new/capped_dr"]["check"] == told["click/new/dm"]["check"] == "model"
+    assert told["click/new/capped_ips"]["check"] == "bias"
+    assert told["click/new/dm"]["verdict"] != "RELIABLE"
     assert told["click/new/ips"]["check"] == ""
 
 
@@ -112,6 +113,77 @@ def test_users_with_many_rows_do_not_make_the_mean_weight_look_wrong() -> None:
     assert "mean_weight" not in checks["users"]
 
 
+def test_what_to_read_covers_the_truth_and_so_does_what_it_would_change() -> None:
+    """Estimates whose intervals are about something else than the truth must not be what a launch is decided by."""
+    problem, held, lifts = bandit(), 0, 0
+    truth, logged = problem.truth[0], float((problem.logging[:, :, None] * problem.mean).sum(1).mean(0)[0])
+    for seed in range(60):
+        found = evaluate(log_of(frame(1500, 2 * seed)), {"new": problem.target}, intervals=IntervalsConfig(method="t"))
+        read = rows(found, "recommendations", signal="click")[0]["estimator"]
+        metric = found.metrics[f"click/new/{read}"]
+        (row,) = rows(found, "differences", signal="click", estimator=read)
+        held += metric.low <= truth <= metric.high
+        lifts += row["low"] <= truth - logged <= row["high"]
+    assert held >= 53
+    assert lifts >= 53
+
+
+def test_what_is_biased_is_read_only_where_that_is_asked_for() -> None:
+    settings, how = EstimatorsConfig(names=("ips", "subgaussian_ips"), subgaussian=0.3), SelectionConfig(biased=True)
+    every = {"estimators": settings, "intervals": FAST}
+    table = frame(300)
+    careful = evaluate(log_of(table), {"new": bandit().target}, **every)
+    bold = evaluate(log_of(table), {"new": bandit().target}, selection=how, **every)
+    assert {row["estimator"] for row in careful.tables["recommendations"]} == {"ips"}
+    assert {row["estimator"] for row in bold.tables["recommendations"]} == {"subgaussian_ips"}
+
+
+def test_rewards_that_are_all_alike_are_earned_by_every_policy() -> None:
+    found = evaluate(log_of(frame(3000).with_columns(click=pl.lit(1.0))), {"new": bandit().target}, intervals=FAST)
+    (row,) = rows(found, "recommendations", signal="click")
+    metric = found.metrics[f"click/new/{row['estimator']}"]
+    assert metric.low <= 1 <= metric.high
+    told = {row["estimate"]: row for row in found.tables["verdicts"]}
+    assert told["click/new/subgaussian_ips"]["verdict"] != "RELIABLE"
+
+
+def test_a_dense_signal_around_zero_is_as_reliable_as_its_weights() -> None:
+    table = frame(4000).with_columns(watch=pl.Series(np.random.default_rng(0).normal(size=4000)))
+    found = evaluate(log_of(table), {"new": bandit().target}, intervals=FAST)
+    told = {row["estimate"]: row["verdict"] for row in found.tables["verdicts"]}
+    assert told["watch/new/ips"] == told["watch/new/sndr"] == "RELIABLE"
+    assert found.metrics["watch/events"].value == 4000  # losses are events too
+
+
+def test_a_row_that_stands_for_two_is_two_rows() -> None:
+    table = frame(800).with_columns(times=pl.Series(np.arange(800) % 2 + 1))
+    twice = pl.concat([table, table.filter(pl.col("times") == 2)])
+    columns = Columns("item", ("click",), "p", "place", user="user")
+    counted = Columns("item", ("click",), "p", "place", user="user", multiplicity="times")
+    one, other = (
+        evaluate(log_of(rows_, named), {"new": bandit().target}, intervals=IntervalsConfig(method="t"))
+        for rows_, named in ((table, counted), (twice, columns))
+    )
+    for name in ("click/new/sndr", "click/new/ess", "click/new/mean_weight", "rows", "click/logged"):
+        assert one.metrics[name].value == pytest.approx(other.metrics[name].value, rel=1e-9), name
+        assert one.metrics[name].low == pytest.approx(other.metrics[name].low, rel=1e-9), name
+    assert one.tables["recommendations"] == other.tables["recommendations"]
+
+
+def test_popularity_is_not_blamed_for_being_made_of_the_log() -> None:
+    table = frame(4000).with_columns(p=pl.lit(0.25), item=pl.Series(np.random.default_rng(0).integers(4, size=4000)))
+    skewed = table.with_columns(item=pl.when(pl.int_range(4000) < 1500).then(0).otherwise("item"))
+    for policy, check in (("popularity", False), (popularity(log_of(skewed)).table, True)):
+        found = evaluate(log_of(skewed), {"popular": policy}, intervals=FAST)
+        assert ("mean_weight" in {row["check"] for row in found.tables["verdicts"]}) == check
+
+
+def test_a_logger_that_would_not_have_chosen_so_is_refused() -> None:
+    known = Known(TablePolicy("logging", np.full((CONTEXTS, ACTIONS), 0.25)))
+    with pytest.raises(InputError, match=r"data\.logging gives"):
+        evaluate(log_of(frame(400)), {"new": "uniform"}, known=known)
+
+
 def test_what_to_read_is_of_the_best_verdict_and_never_the_model_alone() -> None:
     found = evaluate(log_of(frame(4000), WITH_USERS), TARGET, intervals=FAST)
     told = {row["estimate"]: row["verdict"] for row in found.tables["verdicts"]}
@@ -123,7 +195,7 @@ def test_what_to_read_is_of_the_best_verdict_and_never_the_model_alone() -> None
     assert {row["estimator"] for row in few.tables["recommendations"]} == {None}
 
 
-def test_pas_if_reads_the_log_that_it_cuts_and_needs_to_know_who_logged() -> None:
+def test_pas_if_reads_the_log_that_it_cuts_and_needs_to_know_who_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Known(TablePolicy("logging", bandit().logging))
     settings = EstimatorsConfig(cap=0.1)  # nobody should read what is capped like this
     how = SelectionConfig(method="pas_if", rows=1500)
@@ -138,6 +210,13 @@ def test_pas_if_reads_the_log_that_it_cuts_and_needs_to_know_who_logged() -> Non
         log_of(frame(4000)), TablePolicy("t", bandit().target), known.logging, settings, how, prior_rows=50.0, seed=0
     )
     assert (errors["capped_ips"] > 3 * errors["ips"]).all()
+    seen: list[Any] = []
+    monkeypatch.setattr("recsys.adaptive.subsample", lambda *a: seen.append(a[4]) or subsample(*a))
+    for columns in (WITH_USERS, Columns("item", ("click",), "p", "place")):
+        log = log_of(frame(400), columns)
+        pas_if_errors(log, TablePolicy("t", bandit().target), known.logging, settings, how, prior_rows=50.0, seed=0)
+    assert len(np.unique(seen[0])) == frame(400)["user"].n_unique()  # a user falls to one side
+    assert seen[-1] is None
     with pytest.raises(InputError, match="tell it with"):
         evaluate(log_of(frame(4000)), target, selection=how)
 
@@ -207,7 +286,7 @@ def test_bounds_hold_whatever_is_drawn_and_what_they_do_not_apply_to_is_said(met
         assert wide.low < close.low < close.high < wide.high, name
     assert np.isinf(found.metrics["click/target/sndr"].high)
     assert any("sndr" in row["note"] for row in found.tables["notes"])
-    with pytest.raises(InputError, match="widen the range"):
+    with pytest.raises(InputError, match="widen the bound"):
         evaluate(
             log_of(frame(400), WITH_USERS),
             TARGET,

@@ -42,6 +42,16 @@ def test_a_price_that_was_never_set_is_judged_by_those_near_it() -> None:
     assert {row["verdict"] for row in found.tables["verdicts"]} == {"RELIABLE"}
 
 
+def test_a_kernel_that_is_too_wide_is_found_out() -> None:
+    noise = pl.Series(np.random.default_rng(1).normal(size=20_000))
+    table = prices().with_columns(sold=(pl.col("price") - 4) ** 2 + noise)  # bends
+    for bandwidth, level in ((0.2, "RELIABLE"), (2.0, "UNRELIABLE")):
+        found = evaluate(real_log(table.lazy(), DRAWN).with_context(["low"]), [RealPolicy("low", DRAWN, bandwidth)])
+        told = {row["estimate"]: row["verdict"] for row in found.tables["verdicts"]}
+        assert set(told) == {"sold/low/kernel_ips", "sold/low/sn_kernel_ips"}
+        assert told["sold/low/kernel_ips"] == level
+
+
 def config(path: Path, **data: Any) -> dict[str, Any]:
     columns = {"action": "price", "rewards": ["sold"], "propensity": "density", "user": "user"}
     told = {"format": "table", "path": str(path), "columns": columns, "bandwidth": 0.5, **data}
