@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from marl.report import Metric, Report
 LONGEST_LABEL = 80
 MOST_PAIRED = 8  # variants up to which each is compared with each
 RETURN = "return_per_agent"
+JUDGMENTS = ("verdicts", "recommendations", "differences")  # tables on whether and how to read estimates
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,23 @@ def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Me
         best = {side: max((values[label] for label in values if label[0] == side), key=_mean_return) for side in sides}
         found |= {f"best/{name}": metric for name, metric in _side_by_side(best).items()}
     return found
+
+
+def point_metrics(reports: Mapping[str, Report]) -> dict[str, Metric]:
+    """`<point>/<metric>` of runs that train nothing, each with the interval that the run itself has for it.
+
+    Such a metric is no draw of training: seeds of one log give one estimate, whose spread over seeds would say nothing.
+    """
+    return {f"{point}/{name}": metric for point, report in reports.items() for name, metric in report.metrics.items()}
+
+
+def judgments(reports: Mapping[str, Report]) -> dict[str, list[dict[str, Any]]]:
+    """What runs say of their own estimates, each row with the `point` that it is about."""
+    found = {
+        table: [{"point": point, **row} for point, report in reports.items() for row in report.tables.get(table, [])]
+        for table in JUDGMENTS
+    }
+    return {table: rows for table, rows in found.items() if rows}
 
 
 def _side_by_side(values: dict[str, dict[str, np.ndarray]]) -> dict[str, Metric]:

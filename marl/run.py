@@ -195,12 +195,17 @@ class Run:
         return learner
 
     def once(self, name: str, function: Callable[[], Any]) -> Any:
-        """The JSON value that `function` gives, computed once and kept."""
-        self.begin()
+        """The JSON value that `function` gives, computed once and kept.
+
+        A new run takes its folder after that, so that what `function` refuses leaves none behind.
+        """
         path = self.folder / "once" / f"{name}.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(function()))
-        return json.loads(path.read_text())
+        kept = path.exists()
+        text = path.read_text() if kept else json.dumps(function())
+        self.begin()
+        if not kept:
+            write_atomically(path, text)
+        return json.loads(text)
 
     def used(self, name: str) -> dict[str, int | float]:
         """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates.

@@ -9,13 +9,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from envs.core import ConcordError, InputError
-from marl.comparison import sweep_metrics
+from marl.comparison import judgments, point_metrics, sweep_metrics
 from marl.config import RunConfig, dump, read_yaml, resolve, split_assignments, yaml_text
 from marl.display import console, in_words
 from marl.report import Report, write_atomically
@@ -78,6 +78,10 @@ class _Rehearsal(Run):
         """Stop."""
         raise _Built
 
+    def once(self, name: str, function: Callable[[], Any]) -> Any:
+        """Stop, before anything is computed that each point computes for itself."""
+        self.begin()
+
 
 def _rehearse(config: RunConfig) -> None:
     """Build what a run trains, and train nothing. Raises InputError where that fails."""
@@ -122,15 +126,21 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     first = next(iter(reports.values()))
     seeds = [config.seed for config in configs.values()]
     table = [{"point": name, **{k: m.value for k, m in report.metrics.items()}} for name, report in reports.items()]
+    learned = any(learns(config) for config in configs.values())
     report = Report(
         first.recipe,
         seeds,
         next(iter(raws.values())) if len(raws) == 1 else raws,
-        sweep_metrics(variants),
-        {"points": table},
+        sweep_metrics(variants) if learned else point_metrics(reports),
+        {"points": table, **({} if learned else judgments(reports))},
     )
     report.save(folder / "report.json")
     return report
+
+
+def learns(config: RunConfig) -> bool:
+    """Whether a recipe trains: one that never does, such as an offline evaluation, excludes the section `train`."""
+    return "train" in config.model_dump()
 
 
 def usable_cores() -> int:

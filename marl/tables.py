@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from marl.catalog import Entry
-from marl.comparison import Group
+from marl.comparison import JUDGMENTS, Group
 from marl.config import RunConfig, describe
 from marl.report import Metric, Report
 
@@ -30,7 +30,8 @@ LONGEST_TABLE = 30  # rows on the terminal
 
 def print_report(report: Report, folder: Path, console: Console) -> None:
     """The metrics, then the paths of what was made."""
-    if "points" in report.tables:
+    swept = "points" in report.tables
+    if swept:
         _print_sweep(report.metrics, str(folder), console)
     else:
         whole = {name: metric for name, metric in report.metrics.items() if not name.startswith("agents=")}
@@ -40,12 +41,18 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
     edges = report.tables.get("edges", [])
     if any("worth" in row for row in edges):
         print_table("edges", edges, console)
-    print_judgments(report.tables, console)
+    if swept:
+        _print_judgments_by_point(report.tables, console)
+    else:
+        print_judgments(report.tables, console)
     print_files([folder / file for file in FILES.values() if (folder / file).exists()], console)
 
 
 def print_judgments(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
-    """Each verdict on estimates once, with its reason and those it is about; what to read, and what it would change."""
+    """Each verdict on estimates once, with its reason and those it is about; what to read, and what it would change.
+
+    Then what is to be read of each segment.
+    """
     about: dict[tuple[str, str], list[str]] = {}
     for row in tables.get("verdicts", []):
         about.setdefault((row["verdict"], row["reason"]), []).append(row["estimate"])
@@ -55,8 +62,43 @@ def print_judgments(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: 
     for (signal, policy), row in chosen.items():
         console.print(f"{signal}, {policy}: {row['sentence']}", markup=False)
     for row in _read_differences(tables.get("differences", []), {key: row["estimator"] for key, row in chosen.items()}):
-        told = f"{row['value']:+.4g} [{row['low']:+.4g}, {row['high']:+.4g}]"
+        value, low, high = (float(row[name]) for name in ("value", "low", "high"))  # JSON has infinities as words
+        told = f"{value:+.4g} [{low:+.4g}, {high:+.4g}]"
         console.print(f"{row['signal']}, {row['policy']} - {row['against']}: {told} ({row['estimator']})", markup=False)
+    _print_segments(tables.get("segments", []), {key: row["estimator"] for key, row in chosen.items()}, console)
+
+
+def _print_judgments_by_point(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
+    """The judgments of each point of a sweep under its name."""
+    for point in dict.fromkeys(row["point"] for name in JUDGMENTS for row in tables.get(name, [])):
+        console.print(point, style="italic", markup=False)
+        about = {name: [row for row in tables.get(name, []) if row["point"] == point] for name in JUDGMENTS}
+        print_judgments(about, console)
+
+
+def _print_segments(
+    rows: Sequence[Mapping[str, Any]], chosen: Mapping[tuple[str, str], str | None], console: Console
+) -> None:
+    """For each signal and policy the largest segments, by the estimator to read; none where none is to be read."""
+    families: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = (row["signal"], row["policy"])
+        if row["estimator"] == chosen.get(key):
+            families.setdefault(key, []).append(row)
+    columns = ("segment", "rows", "estimate", "interval", "difference to log", "adjusted p", "verdict")
+    for (signal, policy), family in families.items():
+        cells = []
+        for row in sorted(family, key=lambda row: -row["rows"])[:LONGEST_TABLE]:
+            value, low, high, difference, p = (
+                float(row[name]) for name in ("value", "low", "high", "difference", "adjusted")
+            )
+            interval = f"[{number(low)}, {number(high)}]"
+            told = (number(value), interval, f"{difference:+.4g}", number(p), row["verdict"])
+            cells.append((row["segment"], number(float(row["rows"])), *told))
+        _print(f"segments: {signal}, {policy} ({family[0]['estimator']})", columns, cells, console)
+        if len(family) > LONGEST_TABLE:
+            left = f"{len(family) - LONGEST_TABLE} more segments with fewer rows"
+            console.print(f"and {left}: see the segments of report.html, or that table of the report", markup=False)
 
 
 def _read_differences(
@@ -68,10 +110,14 @@ def _read_differences(
         signal, policy, against = row["signal"], row["policy"], row["against"]
         read = {chosen[signal, policy], chosen.get((signal, against), chosen[signal, policy])}
         found = widest.get((signal, policy, against))
-        wider = found is None or row["high"] - row["low"] > found["high"] - found["low"]
+        wider = found is None or _width(row) > _width(found)
         if None not in read and row["estimator"] in read and wider:
             widest[signal, policy, against] = row
     return list(widest.values())
+
+
+def _width(row: Mapping[str, Any]) -> float:
+    return float(row["high"]) - float(row["low"])
 
 
 def print_files(paths: Sequence[Path], console: Console) -> None:
@@ -123,7 +169,10 @@ def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> N
 
 
 def _print_sweep(metrics: dict[str, Metric], title: str, console: Console) -> None:
-    """A row for each metric: its statistics over the points; then the differences."""
+    """A row for each metric: its statistics over the points; then the differences. What was not learned has none."""
+    if not any(name.endswith("/iqm") for name in metrics):
+        print_metrics(metrics, title, console)
+        return
     rows = []
     for name, iqm in metrics.items():
         if name.endswith("/iqm"):

@@ -69,3 +69,18 @@ def test_of_two_who_want_a_folder_one_gets_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already holds a run"):
         second.begin()
     assert "seed: 1" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_what_is_computed_once_takes_its_folder_afterwards_and_is_kept(tmp_path: Path) -> None:
+    config = resolve({"recipe": "marl.algorithms.mappo", "env": {"world": "envs.games:climbing"}}, {})
+    folder = tmp_path / "run"
+
+    def refused() -> None:
+        raise InputError("bad input")
+
+    with pytest.raises(InputError, match="bad input"):
+        Run.create(folder, config).once("found", refused)
+    assert not folder.exists()
+    assert Run.create(folder, config).once("found", lambda: {"x": [1.5, None]}) == {"x": [1.5, None]}
+    assert (folder / "config.yaml").exists()
+    assert Run.open(folder).once("found", refused) == {"x": [1.5, None]}

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from marl.report import Metric, Report
-from marl.tables import print_metrics, print_report
+from marl.tables import print_judgments, print_metrics, print_report
 
 LONG = "policy.network.kind=attention,critic.sees=agent/return_per_agent"
 
@@ -36,3 +36,14 @@ def test_an_exact_number_has_no_interval() -> None:
     printed = io.StringIO()
     print_metrics({"env_steps": Metric.exact(2048)}, "run", Console(file=printed, width=80, soft_wrap=True))
     assert printed.getvalue().splitlines()[-1].split() == ["env_steps", "2,048"]
+
+
+def test_differences_of_a_report_that_was_saved_may_be_endless() -> None:
+    printed = io.StringIO()
+    row = {"signal": "click", "policy": "new", "against": "logged"}
+    tables = {
+        "recommendations": [{"signal": "click", "policy": "new", "estimator": "ips", "sentence": "Read ips."}],
+        "differences": [{**row, "estimator": "ips", "value": 0.5, "low": "-inf", "high": "inf"}],
+    }
+    print_judgments(tables, Console(file=printed, width=80, soft_wrap=True))
+    assert printed.getvalue().splitlines()[-1] == "click, new - logged: +0.5 [-inf, +inf] (ips)"
