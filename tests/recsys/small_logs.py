@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -82,3 +83,9 @@ def log_of(table: pl.DataFrame | pl.LazyFrame, columns: Columns = COLUMNS, **set
 def written(table: pl.DataFrame, path: Path) -> Path:
     table.write_parquet(path) if path.suffix == ".parquet" else table.write_csv(path)
     return path
+
+
+def table_config(path: Path, **columns: Any) -> dict[str, Any]:
+    named = {"action": "item", "rewards": ["click", "watch"], "propensity": "p", "position": "place", **columns}
+    data = {"format": "table", "path": str(path), "columns": named, "actions": ACTIONS}
+    return {"recipe": "recsys.ope", "data": data, "policy": {"target": "uniform"}}
