@@ -103,9 +103,9 @@ def evaluate(
 ) -> Evaluation:
     """Metrics `<signal>/<policy>/<estimator>` and tables of differences, verdicts, what to read, and segments.
 
-    targets: policies, or by name what `policies.policy_of` makes one of. model: by default that of `reward_model`, which takes
-    a scan of its own; `mrdr` takes one for each policy; all the rest takes one together. facts: more that the verdict
-    should know of a signal and a policy, by the names of `Diagnosis`.
+    targets: policies, or by name what `policies.policy_of` makes one of. model: by default what `reward_model` asks
+    for, which takes a scan of its own; `mrdr` takes one for each policy; all the rest takes one together. facts: more
+    that the verdict should know of a signal and a policy, by the names of `Diagnosis`.
     """
     settings, sure = estimators or EstimatorsConfig(), intervals or IntervalsConfig()
     means = reward_model or RewardModelConfig()
@@ -114,7 +114,9 @@ def evaluate(
     if not targets:
         raise InputError("There is nothing to evaluate: give at least one policy.")
     if selection is not None and selection.method == "pas_if" and means.kind != "mean":
-        raise InputError("PAS-IF fits a mean to every split of the log: take reward_model.kind=mean, or select by slope.")
+        raise InputError(
+            "PAS-IF fits a mean to every split of the log: take reward_model.kind=mean, or select by slope."
+        )
     model = model or fit_reward_model(log, means)
     log = log.with_context(model.columns)
     known = known or Known()

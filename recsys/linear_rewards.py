@@ -46,7 +46,11 @@ class Features:
     """
 
     def __init__(self, log: Log, columns: Sequence[str]):
-        self.columns, self._values, self._units = tuple(columns), dict[str, pl.Series](), dict[str, tuple[float, float]]()
+        self.columns, self._values, self._units = (
+            tuple(columns),
+            dict[str, pl.Series](),
+            dict[str, tuple[float, float]](),
+        )
         for name in columns:
             kind = log.schema[name]
             if kind in (pl.String, pl.Categorical, pl.Enum):
@@ -65,7 +69,9 @@ class Features:
         for name, width in zip(self.columns, self._widths, strict=True):
             if name in self._values:
                 text = pl.Series(rows.context[name], dtype=pl.String)
-                code = text.replace_strict(self._values[name], range(width), default=-1, return_dtype=pl.Int64).to_numpy()
+                code = text.replace_strict(
+                    self._values[name], range(width), default=-1, return_dtype=pl.Int64
+                ).to_numpy()
                 value = np.where(text.is_null().to_numpy(), np.nan, code >= 0)  # what was not fitted has no feature
                 code = code.clip(min=0)
             else:
@@ -116,7 +122,9 @@ class Moments:
                 more = np.bincount(at, value * signal, F * A * part.width)
                 self.product[..., part.at, k] += more.reshape(F, A, part.width)
             for other in parts[i:]:
-                pairs = np.bincount(at * other.width + other.code, value * other.value, F * A * part.width * other.width)
+                pairs = np.bincount(
+                    at * other.width + other.code, value * other.value, F * A * part.width * other.width
+                )
                 self.square[..., part.at, other.at] += pairs.reshape(F, A, part.width, other.width)
 
     def solved(
@@ -124,13 +132,15 @@ class Moments:
     ) -> tuple[Float[np.ndarray, "P A K"], Float[np.ndarray, "D A K"]]:
         """Intercepts and slopes from all folds but one, whose rows change nothing in them.
 
-        With z the features less their means, numbers over their deviations, and m the mean reward, action a's
-        intercepts α and slopes β minimize
+        z are the features less their means, numbers over their deviations, and m is the mean reward. Action a's slopes
+        minimize, over its rows and with a free intercept c for each position,
 
-        Σ (r - m - α_position - z·β)² + prior_rows |α|² + l2 |β - β̄|²
+        Σ (r - c_position - z·β_a)² + l2 |β_a - β̄|²
 
-        where β̄ minimizes the sum of all actions' squares and l2 |β̄|². A column that is constant in these folds has
-        slope 0. Without columns this is `reward_models.smoothed_mean`.
+        where β̄ minimizes the sum of all actions' squares plus l2 |β̄|². What the slopes leave has a smoothed mean:
+        α(position, a) = Σ (r - m - z·β_a) / (rows + prior_rows), and q(x, a) = m + α + z·β_a. Shrunk together with the
+        slopes, intercepts would bend these wherever the logger chose by context. A column that is constant in these
+        folds has slope 0; without columns this is `reward_models.smoothed_mean`.
         """
         F = len(self.count)
         others = [other for other in range(F) if other != fold]  # added up, not subtracted, which would leave traces
@@ -158,13 +168,13 @@ class Moments:
         total = (total - count[..., None] * center) * unit
         reward = reward - count[..., None] * mean
 
-        shrunk = 1 / (count + prior_rows)  # what is left of the equations once the intercepts are put in
-        square -= np.einsum("apd,ape->ade", total * shrunk[..., None], total)
-        product -= np.einsum("apd,apk->adk", total * shrunk[..., None], reward)
+        seen = np.where(count > 0, count, 1.0)[..., None]
+        square -= np.einsum("apd,ape->ade", total / seen, total)  # about each cell's own mean: the free intercepts
+        product -= np.einsum("apd,apk->adk", total / seen, reward)
         ridge = l2 * np.eye(len(center))
         shared = np.linalg.solve(square.sum(0) + ridge, product.sum(0))
         slope = np.linalg.solve(square + ridge, product + l2 * shared)
-        above = (reward - np.einsum("apd,adk->apk", total, slope)) * shrunk[..., None]
+        above = (reward - np.einsum("apd,adk->apk", total, slope)) / (count + prior_rows)[..., None]
         slope = slope * unit[:, None]
         base = mean + above - np.einsum("d,adk->ak", center, slope)[:, None]
         return base.swapaxes(0, 1), slope.swapaxes(0, 1)
@@ -261,8 +271,8 @@ def fit_linear(log: Log, columns: Sequence[str], prior_rows: float, l2: float, f
     base, slope = (np.stack(x) for x in zip(*solved, strict=True))
     if not (np.isfinite(base).all() and np.isfinite(slope).all()):
         raise InputError(
-            f"The linear reward model of {', '.join(columns)} cannot be computed: numbers of a column or a reward are too "
-            "large. Divide them, or leave the column out."
+            f"The linear reward model of {', '.join(columns)} cannot be computed: numbers of a column or a reward are "
+            "too large. Divide them, or leave the column out."
         )
     return LinearModel(needed, user, features, base, slope)
 
@@ -273,8 +283,8 @@ def _values(log: Log, name: str) -> pl.Series:
     values = collect(log.frame.select(text.drop_nulls().unique()), log.name).to_series().sort()
     if len(values) > MOST_VALUES:
         raise InputError(
-            f"Column {name!r} of reward_model.columns has {len(values):,} different values; kind=linear makes a feature "
-            f"of each and takes {MOST_VALUES} at most. Group them, or leave the column out."
+            f"Column {name!r} of reward_model.columns has {len(values):,} different values; kind=linear makes a "
+            f"feature of each and takes {MOST_VALUES} at most. Group them, or leave the column out."
         )
     return values
 
