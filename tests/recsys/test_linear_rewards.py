@@ -242,6 +242,18 @@ def test_a_setting_that_would_be_ignored_is_an_error() -> None:
             RewardModelConfig(**bad)  # type: ignore[arg-type]
 
 
+def test_a_config_that_would_mix_it_with_what_fits_means_is_refused_before_a_run() -> None:
+    raw = {
+        "recipe": "recsys.ope",
+        "data": {"format": "synthetic"},
+        "policy": {"target": "uniform"},
+        "reward_model": {"kind": "linear", "columns": ["x0"]},
+        "selection": {"method": "pas_if"},
+    }
+    with pytest.raises(InputError, match="goes with reward_model"):
+        resolve(raw, {})
+
+
 @pytest.mark.parametrize("recipe", ["recsys.ope", "recsys.learn"])
 def test_configs_take_it(recipe: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     raw = {
