@@ -84,9 +84,31 @@ class EstimatorsConfig(Section):
 
 
 class RewardModelConfig(Section):
-    """The model that dm, dr and their kin use: a smoothed mean for each action and position."""
+    """The model that dm, dr and their kin use: a smoothed mean for each action and position, or one with context."""
 
+    kind: Literal["mean", "linear"] = Field(
+        "mean", description="of each action and position; linear adds slopes of columns, fitted without the row's user"
+    )
     prior_rows: float = Field(50.0, gt=0, description="as if so many rows of the log's mean had been seen in each cell")
+    columns: tuple[str, ...] = Field(
+        (), description="of linear: numbers, booleans or text of few values, known before the action was chosen"
+    )
+    l2: float = Field(
+        10.0, ge=1e-6, description="of linear: penalty on how far an action's slopes are from those of all actions"
+    )
+    folds: int = Field(5, ge=2, le=100, description="of linear: of users; each is predicted by a model of the others")
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> RewardModelConfig:
+        if self.kind == "mean":
+            for name in ("columns", "l2", "folds"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for kind=linear; kind=mean does not use it")
+        elif not self.columns:
+            raise ValueError("kind=linear needs columns; without any it would be kind=mean")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns names each once")
+        return self
 
 
 class BoundsConfig(Section):

@@ -25,7 +25,7 @@ from recsys.intervals import ClusterSums, Interval, standard_error
 from recsys.judged import consistent, judge
 from recsys.logged import ROW_CLUSTERS, Log
 from recsys.policies import Policy, policy_of
-from recsys.reward_models import RewardModel, smoothed_mean
+from recsys.reward_models import RewardModel, fit_reward_model
 from recsys.scan import Sums, scan
 from recsys.segments import estimates_of, segments
 from recsys.selection import recommend
@@ -112,9 +112,9 @@ def evaluate(
 ) -> Evaluation:
     """Metrics `<signal>/<policy>/<estimator>` and tables of differences, verdicts, what to read, and segments.
 
-    targets: policies, or by name what `policies.policy_of` makes one of. model: by default `smoothed_mean`, which takes
-    a scan of its own; `mrdr` takes one for each policy; all the rest takes one together. facts: more that the verdict
-    should know of a signal and a policy, by the names of `Diagnosis`.
+    targets: policies, or by name what `policies.policy_of` makes one of. model: by default what `reward_model` asks
+    for, which takes a scan of its own; `mrdr` takes one for each policy; all the rest takes one together. facts: more
+    that the verdict should know of a signal and a policy, by the names of `Diagnosis`.
     """
     settings, sure = estimators or EstimatorsConfig(), intervals or IntervalsConfig()
     means, choice = reward_model or RewardModelConfig(), selection or SelectionConfig()
@@ -122,7 +122,12 @@ def evaluate(
         targets = [policy_of(what, log, name) for name, what in targets.items()]
     if not targets:
         raise InputError("There is nothing to evaluate: give at least one policy.")
-    model = model or smoothed_mean(log, means.prior_rows)
+    if selection is not None and selection.method == "pas_if" and means.kind != "mean":
+        raise InputError(
+            "PAS-IF fits a mean to every split of the log: take reward_model.kind=mean, or select by slope."
+        )
+    model = model or fit_reward_model(log, means)
+    log = log.with_context(model.columns)
     known = known or Known()
     ways = [weighers_of(log, policy, model, settings, known, means.prior_rows) for policy in targets]
     sums = scan(log, [weigher for of in ways for weigher in of], workers)

@@ -63,12 +63,14 @@ def fold_of(rows: Chunk, user: str | None, folds: int) -> Int[np.ndarray, " n"]:
     return (mixed(key) % np.uint64(folds)).astype(np.int64)
 
 
-def require_folds(rows: Num[np.ndarray, " folds"]) -> None:
+def require_folds(
+    rows: Num[np.ndarray, " folds"], what: str = "Propensities", key: str = "behavior.folds (at least 3)"
+) -> None:
     """Raise InputError where a fold has no rows."""
     if not rows.all():
         raise InputError(
-            f"Propensities are fitted in {len(rows)} folds of users, and the log's users (or rows, without users) fall "
-            f"into {np.count_nonzero(rows)} of them. Take fewer with behavior.folds (at least 3), or a longer log."
+            f"{what} are fitted in {len(rows)} folds of users, and the log's users (or rows, without users) fall "
+            f"into {np.count_nonzero(rows)} of them. Take fewer with {key}, or a longer log."
         )
 
 

@@ -32,7 +32,7 @@ from recsys.data_config import DataConfig
 from recsys.evaluation import Evaluation
 from recsys.logged import Log
 from recsys.policies import ContextPolicy
-from recsys.reward_models import smoothed_mean
+from recsys.reward_models import fit_reward_model
 from recsys.splits import Split
 from recsys.trained import Origin, Trained, View, as_target
 
@@ -92,7 +92,7 @@ def recipe(config: Config, run: Run) -> Report:
     view = View.of(learning, config.policy.observation)
     others = make_policies(config.data, config.against, held_out)
     policy = as_target(NAME, fit(config, run, learning, view), view, log.actions)
-    model = smoothed_mean(held_out, config.reward_model.prior_rows)
+    model = fit_reward_model(held_out, config.reward_model)
     seed = run.stage_seeds("bootstrap")[0]
     kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
     found = Evaluation.from_json(kept)

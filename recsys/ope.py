@@ -31,7 +31,7 @@ from recsys.evaluation import Evaluation, evaluate
 from recsys.logged import Log
 from recsys.policies import Policy
 from recsys.real_actions import KERNEL
-from recsys.reward_models import RewardModel, smoothed_mean
+from recsys.reward_models import RewardModel, fit_reward_model
 from recsys.trained import unseen
 from recsys.unknown import Fitted
 from recsys.weighing import APART, standard
@@ -63,6 +63,10 @@ class Config(OfflineConfig):
             )
         if self.behavior is not None and not self.data.fitted:
             raise ValueError("behavior fits propensities, but this log has them; leave the section out")
+        if self.reward_model.kind != "mean" and self.selection.method == "pas_if":
+            raise ValueError("selection.method=pas_if fits a mean to every split; it goes with reward_model.kind=mean")
+        if self.reward_model.kind != "mean" and self.data.bandwidth is not None:
+            raise ValueError("data.bandwidth (real actions) has no estimator that uses reward_model; leave it out")
         return self
 
 
@@ -92,7 +96,7 @@ def recipe(config: Config, run: Run) -> Report:
     log = with_columns(config.policy, unseen(whole, runs_of(config.policy), config.data, config.seed))
     log, slice_ = open_slice(config.data, log)
     targets = make_policies(config.data, config.policy, log)
-    model = smoothed_mean(log, config.reward_model.prior_rows)  # reads all rows: a bad log leaves no folder behind
+    model = fit_reward_model(log, config.reward_model)  # reads all rows: a bad log leaves no folder behind
     fitted = None if config.behavior is None else unknown.fit(log, config.behavior)
     seed = run.stage_seeds("bootstrap")[0]
 
@@ -125,8 +129,10 @@ def judge_fitted(
     compared = None
     if slice_ is not None:
         contexts = fitted.settings.columns if fitted.settings.model == "frequency" else None
-        prior, level = config.reward_model.prior_rows, config.intervals.level
-        compared = random_slice.compare(fitted.log, slice_, targets, contexts, prior, level, config.workers)
+        level = config.intervals.level
+        compared = random_slice.compare(
+            fitted.log, slice_, targets, contexts, config.reward_model, level, config.workers
+        )
 
     found = judge(config, fitted.log, targets, model, seed, None if compared is None else compared.facts)
     known = "propensity_score" if config.data.hide_propensity else None

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from envs.core import InputError
 from marl.report import Metric
 from recsys import estimators
+from recsys.config import RewardModelConfig
 from recsys.evaluation import Evaluation
 from recsys.folds import complete
 from recsys.frequencies import Contexts
@@ -25,7 +26,7 @@ from recsys.intervals import standard_error, student_t
 from recsys.logged import Chunk, Log
 from recsys.multiplicity import holm
 from recsys.policies import ContextPolicy, Policy, TablePolicy
-from recsys.reward_models import smoothed_mean
+from recsys.reward_models import fit_reward_model
 from recsys.scan import Estimators, Sums, sum_up
 
 COMPARED: Estimators = {
@@ -72,7 +73,7 @@ def compare(
     slice_: Log,
     targets: Sequence[Policy],
     contexts: tuple[str, ...] | None,
-    prior_rows: float,
+    reward_model: RewardModelConfig,
     level: float = 0.95,
     workers: int = 1,
 ) -> Comparison:
@@ -91,7 +92,8 @@ def compare(
             f"{kept:.1%} of the log's rows have a context that the slice has."
         )
     sources = {"fitted": log, "random": slice_}
-    models = {name: smoothed_mean(source, prior_rows) for name, source in sources.items()}
+    models = {name: fit_reward_model(source, reward_model) for name, source in sources.items()}
+    sources = {name: source.with_context(models[name].columns) for name, source in sources.items()}
     estimates: Table = []
     differences: Table = []
     for policy in targets:

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from recsys.config import RewardModelConfig
+from recsys.linear_rewards import fit_linear
 from recsys.logged import Chunk, Log
 
 Table = Float[np.ndarray, "positions A K"]
@@ -19,6 +21,10 @@ class RewardModel(Protocol):
 
     `table` is the whole model where it knows no more of a row than its position, and None where it needs the row.
     """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the log that it reads, besides action and position: `Log.with_context` provides them."""
 
     @property
     def table(self) -> Table | None:
@@ -34,6 +40,8 @@ class RewardModel(Protocol):
 class TableModel:
     """q(position, action), whatever the context."""
 
+    columns: tuple[str, ...] = ()
+
     def __init__(self, table: Table):
         self.table = table
 
@@ -45,6 +53,13 @@ class TableModel:
         """The entries of the table."""
         actions, signals = self.table.shape[1:]
         return np.take(self.table.reshape(-1, signals), rows.position * actions + rows.action, axis=0)
+
+
+def fit_reward_model(log: Log, config: RewardModelConfig) -> RewardModel:
+    """What the section `reward_model` asks for. Raises InputError where the log does not allow it."""
+    if config.kind == "linear":
+        return fit_linear(log, config.columns, config.prior_rows, config.l2, config.folds)
+    return smoothed_mean(log, config.prior_rows)
 
 
 def smoothed_mean(log: Log, prior_rows: float = 50.0) -> TableModel:

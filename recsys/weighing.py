@@ -149,6 +149,7 @@ def lost_support(logging: Policy, share: float = 0.01) -> RewardModel:
 class _LostSupport:
     logging: Policy
     least: float
+    columns: tuple[str, ...] = ()
     table: None = None
 
     def predict(self, rows: Chunk) -> Float[np.ndarray, "n A 1"]:

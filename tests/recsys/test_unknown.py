@@ -242,6 +242,17 @@ def test_a_hidden_confounder_is_found_out_by_the_random_slice(
     assert not low <= 0 <= high
 
 
+def test_a_reward_model_that_sees_the_context_goes_with_fitted_propensities_and_the_random_slice(
+    table: pl.DataFrame, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.parquet"
+    table.write_parquet(path)
+    raw = config_of(path, "tab", "mood") | {"reward_model": {"kind": "linear", "columns": ["tab", "mood"]}}
+    found = run(tmp_path, raw, data__random={"column": "is_random"})
+    assert {row["estimator"] for row in found.tables["random_slice"]} >= {"ips", "dr"}
+    assert all(abs(row["z"]) < 4 for row in found.tables["random_slice_differences"])
+
+
 def test_a_slice_of_other_contexts_is_matched_by_context(world: World, table: pl.DataFrame, tmp_path: Path) -> None:
     """The slice is nine tenths tab a; as it is, it would tell of tab a's clicks."""
     rest, drawn = table.filter(~pl.col("is_random")), table.filter(pl.col("is_random"))
