@@ -49,7 +49,9 @@ def _kuairand(data: DataConfig) -> Literal["random", "standard"]:
 def open_slice(data: DataConfig, log: Log, more: Sequence[str] = ()) -> tuple[Log, Log | None]:
     """The log and its random slice, where the config names one, over the actions of both; more: as of `read_log`."""
     if data.random_slice and data.format == "kuairand":
-        slice_ = formats.kuairand(Path(str(data.path)), data.version, "random", data.signals, more=(*log.context, *more))
+        slice_ = formats.kuairand(
+            Path(str(data.path)), data.version, "random", data.signals, more=(*log.context, *more)
+        )
         slice_ = formats.random_slice(slice_.frame, slice_.columns, slice_.name)
     elif data.random_slice:
         return log, formats.open_bandit(None if data.path is None else Path(data.path), data.campaign, "random")

@@ -228,9 +228,13 @@ def _with_features(frame: pl.LazyFrame, folder: Path, version: Version, names: S
         mine = [column for column in wanted if column in schema]
         wanted, known = [column for column in wanted if column not in mine], [*known, *schema]
         if mine:
-            twice = collect(features.select(pl.col(key).is_duplicated().any() | pl.col(key).is_null().any()), name).item()
+            twice = collect(
+                features.select(pl.col(key).is_duplicated().any() | pl.col(key).is_null().any()), name
+            ).item()
             if twice or not schema[key].is_integer():
-                raise InputError(f"{name} must tell of each {key} once, by its whole number; some are missing or repeated.")
+                raise InputError(
+                    f"{name} must tell of each {key} once, by its whole number; some are missing or repeated."
+                )
             frame = frame.join(features.select(key, *mine), on=key, how="left", maintain_order="left")
     where = f"the columns of KuaiRand-{version} in {folder}"
     require_columns(wanted, known, "columns", f"{where}, which lacks {' and '.join(lacking)}" if lacking else where)
@@ -275,7 +279,9 @@ def one_catalog(log: Log, slice_: Log) -> tuple[Log, Log]:
             f"The actions of a log and of its random slice must be labels of one kind; they are {labels[0].dtype} and "
             f"{labels[1].dtype}."
         )
-    labels = [x.cast(pl.Int64) for x in labels] if whole[0] else labels
+    if whole[0]:
+        kind = pl.Int128 if any(x.dtype in (pl.UInt64, pl.Int128) for x in labels) else pl.Int64
+        labels = [x.cast(kind) for x in labels]
     catalog = Catalog(pl.concat(labels).unique().sort())
     return with_catalog(log, catalog, log), with_catalog(slice_, catalog, log)
 

@@ -175,13 +175,13 @@ class Catalog:
                 f"holds {kind}."
             )
         value = pl.col(column).fill_nan(None) if kind.is_float() else pl.col(column)
-        if kind in _BEYOND:  # numbers that Int64 does not hold are told by what they are, not by what they wrap to
-            value = value.cast(pl.Int128)
+        labels = self.labels
+        if kind in _BEYOND or labels.dtype in _BEYOND:  # beyond Int64, and compared as what they are
+            value, labels = value.cast(pl.Int128), labels.cast(pl.Int128)
         if self.labels.dtype.is_integer() and int(self.labels[-1]) - int(self.labels[0]) == len(self) - 1:
             outside = ~value.is_between(self.labels[0], self.labels[-1])  # null of null, which is then left as it is
             place = pl.when(outside).then(-1).otherwise((value - self.labels[0]).cast(pl.Int64, strict=False))
         else:
-            labels = self.labels.cast(pl.Int128) if kind in _BEYOND else self.labels
             place = value.replace_strict(labels, range(len(self)), default=-1, return_dtype=pl.Int64)
             place = pl.when(value.is_not_null()).then(place)
         return place.fill_null(MISSING)
@@ -355,7 +355,9 @@ class Log:
         for name in self.columns.segments:
             kind = self.schema[name]
             if kind.is_nested() or kind in (pl.Object, pl.Binary):
-                raise InputError(f"Column {name!r} of segments must hold one value a row; in {self.name} it holds {kind}.")
+                raise InputError(
+                    f"Column {name!r} of segments must hold one value a row; in {self.name} it holds {kind}."
+                )
 
     def _require_distinct_steps(self) -> None:
         """Raise InputError where a step of an episode occurs twice; looked for once."""
@@ -381,7 +383,7 @@ def _text(name: str) -> pl.Expr:
 
 
 def require_rows(good: Bool[np.ndarray, " n"], what: str, rows: Chunk) -> None:
-    """Raise InputError, with the numbers of the first, where rows are bad that are looked at in the middle of a scan."""
+    """Raise InputError, with the numbers of the first, where rows are bad that are looked at while scanning."""
     if not good.all():
         bad = rows.row_numbers[~good] + 1
         told = ", ".join(map(str, bad[:TOLD_ROWS])) + (", …" if len(bad) > TOLD_ROWS else "")

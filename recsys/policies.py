@@ -81,9 +81,10 @@ class ContextPolicy:
         return found
 
     def _asked(self, rows: Chunk) -> Distribution:
+        there = ", ".join(rows.context) or "none (name them in context)"
         wanted = (
             f"A policy is a function of a recsys.logged.Chunk that gives numbers [{len(rows)} rows, {self.actions} "
-            f"actions], here with the columns {', '.join(rows.context) or 'none (name them in context)'} in rows.context."
+            f"actions], here with the columns {there} in rows.context."
         )
         try:
             given = self._choose(rows)

@@ -23,7 +23,10 @@ VIDEOS = 'video_id,video_type,video_duration,tag\n10,NORMAL,87433.0,39\n40,AD,,"
 def log_file(folder: Path, base: str, rows: int = 6, users: int = 3) -> None:
     rng = np.random.default_rng(rows)
     columns = {name: np.zeros(rows, np.int64) for name in formats.KUAIRAND_COLUMNS}
-    columns |= {"user_id": np.arange(rows) % users + 1, "video_id": np.array([10, 40, 7000])[np.arange(rows) * 7 // 4 % 3]}
+    columns |= {
+        "user_id": np.arange(rows) % users + 1,
+        "video_id": np.array([10, 40, 7000])[np.arange(rows) * 7 // 4 % 3],
+    }
     columns |= {"is_click": rng.integers(2, size=rows), "tab": np.arange(rows) % 2}
     pl.DataFrame(columns).write_csv(folder / f"{base}_pure.csv")
 
@@ -64,7 +67,7 @@ def test_what_is_nowhere_is_told_with_the_files_that_are_not_there(folder: Path)
     with pytest.raises(InputError, match=r"'user_activ_degree' \(did you mean 'user_active_degree'"):
         formats.kuairand(folder, "pure", "random", ("is_click",), ("user_activ_degree",))
     (folder / "user_features_pure.csv").unlink()
-    with pytest.raises(InputError, match="which lacks user_features_pure.csv"):
+    with pytest.raises(InputError, match=r"which lacks user_features_pure\.csv"):
         formats.kuairand(folder, "pure", "random", ("is_click",), ("user_active_degree",))
     (folder / "user_features_pure.csv").write_text("user_id,degree\n1,a\n1,b\n")
     with pytest.raises(InputError, match="must tell of each user_id once"):

@@ -11,9 +11,8 @@ import polars as pl
 import pytest
 from small_logs import COLUMNS, CONTEXTS, bandit, frame, log_of
 
-from recsys.config import EstimatorsConfig
+from recsys.config import EstimatorsConfig, IntervalsConfig
 from recsys.evaluation import evaluate
-from recsys.config import IntervalsConfig
 from recsys.policies import TablePolicy
 from recsys.reward_models import smoothed_mean
 from recsys.scan import Place, Weigher, scan, sum_up, weigh
