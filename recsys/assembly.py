@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,8 +19,8 @@ from recsys.trained import columns_of, trained
 from recsys.weighing import Known
 
 
-def read_log(data: DataConfig, seed: int) -> Log:
-    """The log; the rows of a synthetic one follow from the seed."""
+def read_log(data: DataConfig, seed: int, more: Sequence[str] = ()) -> Log:
+    """The log; the rows of a synthetic one follow from the seed. more: columns of KuaiRand's features to read too."""
     if data.format == "synthetic":
         return SyntheticBandit(data.synthetic).log(seed).with_context(data.context)
     if data.format == "table":
@@ -32,7 +32,8 @@ def read_log(data: DataConfig, seed: int) -> Log:
             log = formats.table(data.path, columns, data.actions)
     elif data.format == "kuairand":
         assert data.path is not None
-        log = formats.kuairand(Path(data.path), data.version, _kuairand(data), data.signals, data.segments)
+        more = (*data.context, *more)
+        log = formats.kuairand(Path(data.path), data.version, _kuairand(data), data.signals, data.segments, more)
     else:
         path = None if data.path is None else Path(data.path)
         log = formats.open_bandit(path, data.campaign, "bts" if data.logged_by == "bts" else "random", data.segments)
@@ -45,10 +46,12 @@ def _kuairand(data: DataConfig) -> Literal["random", "standard"]:
     return "standard" if data.logged_by == "standard" else "random"
 
 
-def open_slice(data: DataConfig, log: Log) -> tuple[Log, Log | None]:
-    """The log and its random slice, where the config names one, over the actions of both."""
+def open_slice(data: DataConfig, log: Log, more: Sequence[str] = ()) -> tuple[Log, Log | None]:
+    """The log and its random slice, where the config names one, over the actions of both; more: as of `read_log`."""
     if data.random_slice and data.format == "kuairand":
-        slice_ = formats.kuairand(Path(str(data.path)), data.version, "random", data.signals)
+        slice_ = formats.kuairand(
+            Path(str(data.path)), data.version, "random", data.signals, more=(*log.context, *more)
+        )
         slice_ = formats.random_slice(slice_.frame, slice_.columns, slice_.name)
     elif data.random_slice:
         return log, formats.open_bandit(None if data.path is None else Path(data.path), data.campaign, "random")

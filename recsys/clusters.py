@@ -11,21 +11,25 @@ SMALL = 2**20  # users below this, and below four times their number, are number
 class Clusters:
     """Numbers for users, given as they come, so that sums by user are arrays.
 
-    Users that are small whole numbers are looked up in a table, which grows with them; others by bisection.
+    Users that are small whole numbers are looked up in a table, which grows with them; others by bisection. With
+    small = 0 all are, which takes the least memory.
     """
 
-    def __init__(self) -> None:
-        self._count = 0
+    def __init__(self, small: int = SMALL) -> None:
+        self._count, self._least = 0, small
         self._table = np.zeros(0, np.int64)  # the number of each user; -1 is nobody yet
         self._keys, self._codes = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._small = True
+
+    def __len__(self) -> int:
+        return self._count
 
     def encode(self, users: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """0, 1, … for the users so far; the same user always has the same number."""
         starts = _starts(users[1:] != users[:-1])
         if 2 * len(starts) < len(users):  # a log that is sorted by users
             return np.repeat(self.encode(users[starts]), np.diff(starts, append=len(users)))
-        if self._small and (users.min() < 0 or users.max() >= SMALL + 4 * self._count):
+        if self._small and (users.min() < 0 or users.max() >= self._least + 4 * self._count):
             self._small, self._keys = False, np.flatnonzero(self._table >= 0)
             self._codes, self._table = self._table[self._keys], self._table[:0]
         if self._small:

@@ -133,7 +133,7 @@ class IntervalsConfig(Section):
         "bootstrap", description="percentiles, corrected ones, Student's, or bounds that hold for any number of users"
     )
     level: float = Field(0.95, gt=0, lt=1, description="the probability with which an interval should hold the truth")
-    replications: int = Field(1000, ge=1, description="of bootstrap and bca, drawn from the run's seed")
+    replications: int = Field(1000, ge=100, description="of bootstrap and bca, drawn from the run's seed")
     bounds: BoundsConfig | None = Field(None, description="of hoeffding and bernstein: what nothing exceeds")
     multiplicity: Literal["holm", "bh"] = Field(
         "holm", description="how p-values of segments are adjusted: no false alarm at all, or a share of them"

@@ -31,7 +31,7 @@ from recsys.segments import estimates_of, segments
 from recsys.selection import recommend
 from recsys.uncertainty import Intervals
 from recsys.verdict import Verdict
-from recsys.weighing import HALF, LOGGED, SEPARATOR, WEIGHT, Known, weighers_of
+from recsys.weighing import HALF, LOGGED, WEIGHT, Known, weighers_of
 
 Facts = Callable[[str, str], Mapping[str, int | float]]  # of a signal and a policy
 
@@ -132,9 +132,7 @@ def evaluate(
     ways = [weighers_of(log, policy, model, settings, known, means.prior_rows) for policy in targets]
     sums = scan(log, [weigher for of in ways for weigher in of], workers)
     found = [
-        Found(
-            policy, {weigher.name.partition(SEPARATOR)[2]: sums[weigher.name] for weigher in of}, facts_of(policy, log)
-        )
+        Found(policy, {weigher.weights: sums[weigher.place] for weigher in of}, facts_of(policy, log))
         for policy, of in zip(targets, ways, strict=True)
     ]
     require_bounds(found, sure)

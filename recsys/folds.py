@@ -12,7 +12,7 @@ from jaxtyping import Int, Num, UInt64
 from envs.core import InputError
 from recsys.behavior import CalibrationRow, calibration_error
 from recsys.logged import Chunk, Log
-from recsys.reading import Problems
+from recsys.reading import TOLD_ROWS, Problems
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def mixed(number: Int[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
 
 def row_numbers(rows: Chunk) -> Int[np.ndarray, " n"]:
     """The places of the rows in the log."""
-    return np.arange(rows.first, rows.first + len(rows))
+    return rows.row_numbers
 
 
 def fold_of(rows: Chunk, user: str | None, folds: int) -> Int[np.ndarray, " n"]:
@@ -86,7 +86,8 @@ def complete(log: Log, columns: tuple[str, ...]) -> Iterator[Chunk]:
         for name in columns:
             values = pl.Series(rows.context[name])
             bad = values.is_null() | values.is_nan() if values.dtype.is_float() else values.is_null()
-            problems.look(f"{name}, of behavior.columns, missing", bad.to_numpy(), rows.first)
+            missing = rows.row_numbers[bad.to_numpy()]
+            problems.add(f"{name}, of behavior.columns, missing", len(missing), missing[:TOLD_ROWS])
         if not problems:
             yield rows
     problems.tell()

@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from envs.core import InputError
 from recsys.logged import Catalog, Columns, Log
-from recsys.reading import require_columns, schema_of
+from recsys.reading import collect, require_columns, schema_of
 
 SAMPLE = Path(__file__).parent / "data" / "open_bandit"
 POSITIONS = 3  # of the Open Bandit Dataset, numbered from 1
@@ -39,6 +39,7 @@ KUAIRAND_SIGNALS = (
     "long_view",
     "play_time_ms",
 )
+KUAIRAND_FEATURES = {"user_id": "user_features", "video_id": "video_features_basic"}  # files, and what they tell of
 KUAIRAND_COLUMNS = (
     *("user_id", "video_id", "date", "hourmin", "time_ms"),
     *KUAIRAND_SIGNALS,
@@ -108,7 +109,8 @@ def categories(log: Log, path: Path) -> Int[np.ndarray, " A"]:
 def dataframe(data: Any, *, actions: int | None = None, **columns: Any) -> Log:
     """A log from a DataFrame of polars or pandas, an Arrow table, or a dict of columns.
 
-    columns: as in `logged.Columns`, so at least action, rewards and propensity. Raises InputError for what is no table.
+    columns: as in `logged.Columns`, so at least action and rewards. Without propensity, `recsys.unknown.fit` fits it.
+    Raises InputError for what is no table.
     """
     frame = data if isinstance(data, pl.DataFrame | pl.LazyFrame) else None
     if frame is None:
@@ -118,7 +120,7 @@ def dataframe(data: Any, *, actions: int | None = None, **columns: Any) -> Log:
             raise InputError(f"A log is a DataFrame or a dict of columns; got {type(data).__name__}: {error}") from None
     rewards = columns.get("rewards", ())
     columns["rewards"] = (rewards,) if isinstance(rewards, str) else tuple(rewards)
-    missing = [name for name in ("action", "rewards", "propensity") if not columns.get(name)]
+    missing = [name for name in ("action", "rewards") if not columns.get(name)]
     if missing:
         raise InputError(f"A log needs the names of its columns; {', '.join(missing)} missing.")
     return Log(frame.lazy(), Columns(**columns), None if actions is None else Catalog.numbered(actions))
@@ -182,11 +184,13 @@ def kuairand(
     logged_by: Literal["random", "standard"],
     signals: Sequence[str] = KUAIRAND_SIGNALS,
     segments: Sequence[str] = (),
+    more: Sequence[str] = (),
 ) -> Log:
     """KuaiRand's random slice or its standard log, as published: Pure, 1K or 27K (whose logs come in parts).
 
     Random rows were drawn uniformly from a pool of 7,583 videos: their propensity, given that a video was replaced, is
-    1/7583. The standard log has none: they have to be fitted. Users are clusters.
+    1/7583. The standard log has none: they have to be fitted. Users are clusters. segments, more: columns of the log,
+    or of the published files of user and video features in the same folder; what these do not have of a row is missing.
     Source: Gao et al., CIKM 2022 (arXiv 2208.08696).
     """
     paths = [path for base in KUAIRAND_LOGS[logged_by] for path in sorted(folder.glob(f"{base}_{version}*.csv*"))]
@@ -196,11 +200,45 @@ def kuairand(
     name = f"KuaiRand-{version}, {logged_by}"
     frame = scan(paths, name, signals)
     require_columns(KUAIRAND_COLUMNS, schema_of(frame, name), "columns", f"the columns of {paths[0].name}")
+    frame = _with_features(frame, folder, version, (*segments, *more))
     columns = Columns("video_id", tuple(signals), user="user_id", segments=tuple(segments))
     if logged_by == "random":
         columns = replace(columns, propensity="propensity")
         frame = frame.with_columns(propensity=pl.lit(1 / KUAIRAND_POOL))
     return Log(frame, columns, name=name)
+
+
+def _with_features(frame: pl.LazyFrame, folder: Path, version: Version, names: Sequence[str]) -> pl.LazyFrame:
+    """The log with those of the columns that are features of users or videos, joined as rows are read.
+
+    Raises InputError for names that are nowhere, and for files that tell of a user or a video twice.
+    """
+    known = list(schema_of(frame, str(folder)))
+    wanted = [name for name in dict.fromkeys(names) if name not in known]
+    lacking = []
+    for key, base in KUAIRAND_FEATURES.items() if wanted else ():
+        paths = sorted(folder.glob(f"{base}_{version}.csv*"))[:1]
+        if not paths:
+            lacking.append(f"{base}_{version}.csv")
+            continue
+        name = str(paths[0])
+        features = scan(paths, name, ())
+        schema = schema_of(features, name)
+        require_columns([key], schema, "columns", f"the columns of {name}")
+        mine = [column for column in wanted if column in schema]
+        wanted, known = [column for column in wanted if column not in mine], [*known, *schema]
+        if mine:
+            twice = collect(
+                features.select(pl.col(key).is_duplicated().any() | pl.col(key).is_null().any()), name
+            ).item()
+            if twice or not schema[key].is_integer():
+                raise InputError(
+                    f"{name} must tell of each {key} once, by its whole number; some are missing or repeated."
+                )
+            frame = frame.join(features.select(key, *mine), on=key, how="left", maintain_order="left")
+    where = f"the columns of KuaiRand-{version} in {folder}"
+    require_columns(wanted, known, "columns", f"{where}, which lacks {' and '.join(lacking)}" if lacking else where)
+    return frame
 
 
 def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
@@ -241,7 +279,9 @@ def one_catalog(log: Log, slice_: Log) -> tuple[Log, Log]:
             f"The actions of a log and of its random slice must be labels of one kind; they are {labels[0].dtype} and "
             f"{labels[1].dtype}."
         )
-    labels = [x.cast(pl.Int64) for x in labels] if whole[0] else labels
+    if whole[0]:
+        kind = pl.Int128 if any(x.dtype in (pl.UInt64, pl.Int128) for x in labels) else pl.Int64
+        labels = [x.cast(kind) for x in labels]
     catalog = Catalog(pl.concat(labels).unique().sort())
     return with_catalog(log, catalog, log), with_catalog(slice_, catalog, log)
 

@@ -152,11 +152,12 @@ def student_t(sums: ClusterSums, level: float = 0.95, side: Side = "both") -> In
     Assumes many independent clusters with finite variance, no bounds. (Student, Biometrika 1908; for clusters: Liang
     and Zeger, Biometrika 1986.)
     """
-    from scipy import stats
+    from scipy import special
 
     error, value = standard_error(sums), sums.value
     low, high = [
-        error * (stats.t.ppf(1 - tail, max(sums.clusters - 1, 1)) if tail else math.inf) for tail in tails(level, side)
+        error * (special.stdtrit(max(sums.clusters - 1, 1), 1 - tail) if tail else math.inf)
+        for tail in tails(level, side)
     ]
     # 0 · ∞ is a bound that was not asked for, on a signal that never varied
     return Interval(value, value - _endless(low), value + _endless(high), sums.clusters, level, "t")

@@ -86,7 +86,7 @@ class Config(OfflineConfig):
 def recipe(config: Config, run: Run) -> Report:
     """Learn on one part of the log, tell by the other what the policy would earn."""
     asked = config.evaluation_config()
-    log = read_log(config.data, config.seed).with_context(config.policy.observation)
+    log = read_log(config.data, config.seed, config.policy.observation).with_context(config.policy.observation)
     parts = split_of(run)
     learning, held_out = parts.learning(log), with_columns(config.against, parts.evaluation(log))
     view = View.of(learning, config.policy.observation)

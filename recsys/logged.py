@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from envs.core import InputError
 from recsys.clusters import Clusters
@@ -20,6 +20,8 @@ CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns 
 # hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
 # what the rows themselves leave uncertain.
 ROW_CLUSTERS = 2**14
+MISSING = -2  # the place in a catalog of no value at all
+_BEYOND = (pl.UInt64, pl.Int128)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Chunk:
 
     first: the log's rows before these. propensity: NaN where the log has none. action, position: indices into the
     catalog and the log's positions. cluster: a number for each user; without users, rows are dealt into `ROW_CLUSTERS`
-    clusters in turn. multiplicity: how many rows each stands for; None is one.
+    clusters in turn. multiplicity: how many rows each stands for; None is one. segments: values as text, `missing`
+    where there is none. numbers: of the rows in the log, from 0; None where they follow `first` without a gap.
     """
 
     first: int
@@ -70,15 +73,26 @@ class Chunk:
     multiplicity: Float[np.ndarray, " n"] | None = None
     segments: Mapping[str, np.ndarray] = field(default_factory=dict)
     context: Mapping[str, np.ndarray] = field(default_factory=dict)
+    numbers: Int[np.ndarray, " n"] | None = None
+
+    @property
+    def row_numbers(self) -> Int[np.ndarray, " n"]:
+        """The places of the rows in the log, from 0."""
+        return np.arange(self.first, self.first + len(self)) if self.numbers is None else self.numbers
 
     def __len__(self) -> int:
         return len(self.action)
 
     def take(self, rows: Any) -> Chunk:
-        """Some rows, by slice, mask or indices; of a slice, `first` stays true."""
+        """Some rows, by slice, mask or indices; their numbers stay true."""
+        first, numbers = self.first, None if self.numbers is None else self.numbers[rows]
+        if isinstance(rows, slice):
+            first += rows.start or 0
+        elif numbers is None:
+            numbers = first + (np.flatnonzero(rows) if rows.dtype == bool else rows)
         segments, context = ({k: x[rows] for k, x in columns.items()} for columns in (self.segments, self.context))
         return Chunk(
-            self.first + ((rows.start or 0) if isinstance(rows, slice) else 0),
+            first,
             self.action[rows],
             self.position[rows],
             self.propensity[rows],
@@ -87,6 +101,7 @@ class Chunk:
             None if self.multiplicity is None else self.multiplicity[rows],
             segments,
             context,
+            numbers,
         )
 
     @classmethod
@@ -107,6 +122,7 @@ class Chunk:
             None if first.multiplicity is None else join(lambda c: np.asarray(c.multiplicity)),
             {name: join(lambda c, name=name: c.segments[name]) for name in first.segments},  # type: ignore[misc]
             {name: join(lambda c, name=name: c.context[name]) for name in first.context},  # type: ignore[misc]
+            join(lambda c: c.row_numbers),
         )
 
     def counted(self, column: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
@@ -114,6 +130,12 @@ class Chunk:
         if self.multiplicity is None:
             return column
         return column * self.multiplicity.reshape(-1, *[1] * (column.ndim - 1))
+
+    def without_zeros(self) -> Chunk:
+        """The rows that count at all."""
+        if self.multiplicity is None or self.multiplicity.all():
+            return self
+        return self.take(np.flatnonzero(self.multiplicity))
 
     def blocks(self, size: int) -> Iterator[Chunk]:
         """The rows in order, `size` at a time."""
@@ -136,25 +158,33 @@ class Catalog:
     @classmethod
     def found(cls, frame: pl.LazyFrame, column: str, what: str = "action") -> Catalog:
         """What a column holds, sorted; one scan."""
-        return cls(collect(frame.select(pl.col(column).drop_nulls().unique())).to_series().sort(), what)
+        found = collect(frame.select(pl.col(column).unique())).to_series().drop_nulls()
+        return cls((found.drop_nans() if found.dtype.is_float() else found).sort(), what)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def index(self, column: str, kind: Any) -> pl.Expr:
-        """The place of each value, -1 where it has none. Raises InputError for a column of another kind of values."""
+        """The place of each value; -1 where it has none, -2 (`MISSING`) where there is no value.
+
+        Raises InputError for a column of another kind of values.
+        """
         if kind.is_integer() != self.labels.dtype.is_integer():
             raise InputError(
                 f"Column {column!r} must hold {self.what} labels such as {self.labels[0]!r} ({self.labels.dtype}); it "
                 f"holds {kind}."
             )
-        value = pl.col(column)
+        value = pl.col(column).fill_nan(None) if kind.is_float() else pl.col(column)
+        labels = self.labels
+        if kind in _BEYOND or labels.dtype in _BEYOND:  # beyond Int64, and compared as what they are
+            value, labels = value.cast(pl.Int128), labels.cast(pl.Int128)
         if self.labels.dtype.is_integer() and int(self.labels[-1]) - int(self.labels[0]) == len(self) - 1:
-            inside = value.is_between(self.labels[0], self.labels[-1])
-            place = pl.when(inside).then(value.cast(pl.Int64) - int(self.labels[0])).otherwise(-1)
+            outside = ~value.is_between(self.labels[0], self.labels[-1])  # null of null, which is then left as it is
+            place = pl.when(outside).then(-1).otherwise((value - self.labels[0]).cast(pl.Int64, strict=False))
         else:
-            place = value.replace_strict(self.labels, range(len(self)), default=-1, return_dtype=pl.Int64)
-        return place.fill_null(-1)
+            place = value.replace_strict(labels, range(len(self)), default=-1, return_dtype=pl.Int64)
+            place = pl.when(value.is_not_null()).then(place)
+        return place.fill_null(MISSING)
 
 
 class Log:
@@ -182,6 +212,7 @@ class Log:
         self.schema = schema_of(frame, name)
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
         self._require_numbers(columns.numbers())
+        self._require_segments()
         self.catalog = Catalog.found(frame, columns.action) if catalog is None else catalog
         if positions is None and columns.position is not None:
             positions = Catalog.found(frame, columns.position, "position")
@@ -258,32 +289,34 @@ class Log:
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""
         self._require_distinct_steps()
-        problems, users, first = Problems(self.name), Clusters(), 0
+        problems, users, first, counted = Problems(self.name), Clusters(), 0, 0
         for frame in self._frames():
             chunk = self._chunk(frame, first, users)
             self._look_for_problems(problems, chunk, frame)
             first += len(chunk)
-            if not problems:
-                for change in self._changes:
-                    chunk = change(chunk)
-                yield chunk
+            chunk = chunk.without_zeros()
+            for change in () if problems else self._changes:
+                chunk = change(chunk).without_zeros()
+            if problems or not len(chunk):
+                continue
+            if self.columns.user is None:
+                chunk = replace(chunk, cluster=np.arange(counted, counted + len(chunk)) & (ROW_CLUSTERS - 1))
+            counted += len(chunk)
+            yield chunk
         problems.tell()
-        if first == 0:
-            raise InputError(f"{self.name} has no rows.")
+        if counted == 0:
+            which = f" of a {self.columns.multiplicity} above 0" if first else ""
+            raise InputError(f"{self.name} has no rows{which}.")
 
     def _chunk(self, frame: pl.DataFrame, first: int, users: Clusters) -> Chunk:
         signals = [frame[f"reward{k}"].to_numpy() for k in range(len(self.signals))]
-        if "user" in frame.columns:
-            cluster = users.encode(frame["user"].to_numpy())
-        else:
-            cluster = np.arange(first, first + len(frame)) & (ROW_CLUSTERS - 1)
         return Chunk(
             first,
             frame["action"].to_numpy(),
             frame["position"].to_numpy() if "position" in frame.columns else np.zeros(len(frame), np.int64),
             frame["propensity"].to_numpy() if "propensity" in frame.columns else np.full(len(frame), np.nan),
             signals[0][:, None] if len(signals) == 1 else np.stack(signals, 1),
-            cluster,
+            users.encode(frame["user"].to_numpy()) if "user" in frame.columns else np.zeros(len(frame), np.int64),
             frame["multiplicity"].to_numpy() if "multiplicity" in frame.columns else None,
             {name: frame[f"segment{i}"].to_numpy() for i, name in enumerate(self.columns.segments)},
             {name: frame[f"context{i}"].to_numpy() for i, name in enumerate(self.columns.context)},
@@ -291,10 +324,13 @@ class Log:
 
     def _look_for_problems(self, problems: Problems, chunk: Chunk, frame: pl.DataFrame) -> None:
         columns, first, p = self.columns, chunk.first, chunk.propensity
-        if chunk.action.min() < 0:
-            problems.look(f"{columns.action} not in the catalog of {self.actions} actions", chunk.action < 0, first)
-        if chunk.position.min() < 0:
-            problems.look(f"{columns.position} not among the {self.positions} positions", chunk.position < 0, first)
+        for name, place, among in (
+            (columns.action, chunk.action, f"in the catalog of {self.actions} actions"),
+            (columns.position, chunk.position, f"among the {self.positions} positions"),
+        ):
+            if place.min() < 0:
+                problems.look(f"{name} missing", place == MISSING, first)
+                problems.look(f"{name} not {among}", place == -1, first)
         if columns.propensity is not None and not (p.min() > 0 and p.max() <= 1):  # NaN is neither
             problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
         for name, signal in zip(self.signals, chunk.reward.T, strict=True):
@@ -311,7 +347,7 @@ class Log:
         wanted = [
             self.catalog.index(columns.action, self.schema[columns.action]).alias("action"),
             *(_number(name).alias(f"reward{k}") for k, name in enumerate(columns.rewards)),
-            *(pl.col(name).alias(f"segment{i}") for i, name in enumerate(columns.segments)),
+            *(_text(name).alias(f"segment{i}") for i, name in enumerate(columns.segments)),
             *(pl.col(name).alias(f"context{i}") for i, name in enumerate(columns.context)),
         ]
         if columns.position is not None and self.position_catalog is not None:
@@ -322,10 +358,10 @@ class Log:
         if columns.multiplicity is not None:
             wanted.append(_number(columns.multiplicity).alias("multiplicity"))
         if columns.user is not None:
-            user = pl.col(columns.user)
-            key = (
-                user.cast(pl.Int64) if self.schema[columns.user].is_integer() else user.hash(0).reinterpret(signed=True)
-            )
+            user, kind = pl.col(columns.user), self.schema[columns.user]
+            user = user.fill_nan(None) if kind.is_float() else user
+            plain = kind.is_integer() and kind not in _BEYOND
+            key = user.cast(pl.Int64) if plain else user.hash(0).reinterpret(signed=True)
             wanted += [key.fill_null(-1).alias("user"), user.is_null().alias("user_missing")]
         return exact_batches(self.frame.select(wanted), self._chunk_rows, self.name)
 
@@ -334,6 +370,14 @@ class Log:
             kind = self.schema[name]
             if not (kind.is_numeric() or kind == pl.Boolean):
                 raise InputError(f"Column {name!r} of {self.name} must hold numbers; it holds {kind}.")
+
+    def _require_segments(self) -> None:
+        for name in self.columns.segments:
+            kind = self.schema[name]
+            if kind.is_nested() or kind in (pl.Object, pl.Binary):
+                raise InputError(
+                    f"Column {name!r} of segments must hold one value a row; in {self.name} it holds {kind}."
+                )
 
     def _require_distinct_steps(self) -> None:
         """Raise InputError where a step of an episode occurs twice; looked for once."""
@@ -352,3 +396,15 @@ class Log:
 
 def _number(name: str) -> pl.Expr:
     return pl.col(name).cast(pl.Float64).fill_null(float("nan"))
+
+
+def _text(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.String).fill_null("missing")
+
+
+def require_rows(good: Bool[np.ndarray, " n"], what: str, rows: Chunk) -> None:
+    """Raise InputError, with the numbers of the first, where rows are bad that are looked at while scanning."""
+    if not good.all():
+        bad = rows.row_numbers[~good] + 1
+        told = ", ".join(map(str, bad[:TOLD_ROWS])) + (", …" if len(bad) > TOLD_ROWS else "")
+        raise InputError(f"The log cannot be evaluated: {what} in {len(bad):,} of {len(rows):,} rows (rows {told}).")

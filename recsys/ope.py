@@ -92,9 +92,10 @@ def require_known(data: DataConfig, policy: TargetConfig, settings: EstimatorsCo
 
 def recipe(config: Config, run: Run) -> Report:
     """Scan the log twice, once for the reward model, and tell what each policy would earn."""
-    whole = read_log(config.data, config.seed)
+    behind = () if config.behavior is None else config.behavior.columns  # what moved the logger
+    whole = read_log(config.data, config.seed, (*behind, *config.policy.observation))
     log = with_columns(config.policy, unseen(whole, runs_of(config.policy), config.data, config.seed))
-    log, slice_ = open_slice(config.data, log)
+    log, slice_ = open_slice(config.data, log, behind)
     targets = make_policies(config.data, config.policy, log)
     model = fit_reward_model(log, config.reward_model)  # reads all rows: a bad log leaves no folder behind
     fitted = None if config.behavior is None else unknown.fit(log, config.behavior)

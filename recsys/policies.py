@@ -9,9 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from envs.core import InputError, import_dotted
+from marl.display import in_words
 from recsys.logged import Chunk, Log
 from recsys.reading import require_columns
 from recsys.reward_models import RewardModel
@@ -19,6 +20,7 @@ from recsys.reward_models import RewardModel
 Distribution = Float[np.ndarray, "n A"]
 BLOCK = 2**22  # numbers at most in a block of distributions and predictions
 TOLERANCE = 1e-6  # by how much a distribution may miss 1
+STEADY = 1e-4  # by how much it may differ when rows are asked again: single precision depends on who sums with whom
 
 
 @runtime_checkable
@@ -70,17 +72,54 @@ class ContextPolicy:
 
     def __init__(self, name: str, actions: int, choose: Callable[[Chunk], Distribution]):
         self.name, self.actions, self._choose = name, actions, choose
+        self._is_steady = False
 
     def distribution(self, rows: Chunk) -> Distribution:
-        """As `choose` gives it, checked. Raises InputError where it is no distribution over the catalog."""
-        found = np.asarray(self._choose(rows), dtype=np.float64)
-        if found.shape != (len(rows), self.actions):
-            raise InputError(
-                f"The policy {self.name} must give an array [{len(rows)} rows, {self.actions} actions]; it gave "
-                f"{list(found.shape)}."
-            )
-        require_distribution(self.name, found, "row", rows.first)
+        """As `choose` gives it, checked. Raises InputError where it fails, gives no distribution over the catalog, or
+        gives the rows of the first block another one when asked again.
+        """
+        found = self._asked(rows)
+        require_distribution(self.name, found, "row", rows.row_numbers)
+        if not self._is_steady:
+            self._require_steady(rows, found)
+            self._is_steady = True
         return found
+
+    def _asked(self, rows: Chunk) -> Distribution:
+        there = ", ".join(rows.context) or "none (name them in context)"
+        wanted = (
+            f"A policy is a function of a recsys.logged.Chunk that gives numbers [{len(rows)} rows, {self.actions} "
+            f"actions], here with the columns {there} in rows.context."
+        )
+        try:
+            given = self._choose(rows)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"The policy {self.name} failed. {in_words(error)} {wanted}") from error
+        try:
+            found = np.asarray(given)
+        except Exception as error:  # whatever an array of the user's own says of itself
+            raise InputError(f"The policy {self.name} gave no array. {in_words(error)} {wanted}") from error
+        if found.dtype.kind not in "biuf":
+            held = type(given).__name__ if found.ndim == 0 else f"an array of {found.dtype}"
+            raise InputError(f"The policy {self.name} gave {held}. {wanted}")
+        if found.shape != (len(rows), self.actions):
+            raise InputError(f"The policy {self.name} gave an array {list(found.shape)}. {wanted}")
+        return found.astype(np.float64)
+
+    def _require_steady(self, rows: Chunk, found: Distribution) -> None:
+        """Ask for the second half of the rows alone: what draws, counts calls or mixes rows does not give the same."""
+        half = slice(len(rows) // 2, len(rows))
+        off = np.abs(self._asked(rows.take(half)) - found[half]).max(1)
+        if off.max(initial=0) <= STEADY:
+            return
+        row = int(rows.row_numbers[half][np.argmax(off)]) + 1
+        raise InputError(
+            f"The policy {self.name} gave row {row} other probabilities when it was asked again, apart by up to "
+            f"{off.max():.3g}. A policy's answer must follow from the row alone: it gives the probabilities with which "
+            "it would draw instead of drawing, keeps nothing between calls, and takes rows one by one."
+        )
 
     def probability(self, rows: Chunk) -> Float[np.ndarray, " n"]:
         """Block by block."""
@@ -91,14 +130,16 @@ class ContextPolicy:
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def require_distribution(name: str, table: Float[np.ndarray, "n A"], place: str, first: int = 0) -> None:
-    """Raise InputError unless every line of `table` is a probability distribution."""
+def require_distribution(
+    name: str, table: Float[np.ndarray, "n A"], place: str, numbers: Int[np.ndarray, " n"] | None = None
+) -> None:
+    """Raise InputError unless every line of `table` is a probability distribution; numbers: of its lines, from 0."""
     bad = ~(np.isfinite(table).all(1) & (table >= 0).all(1) & (np.abs(table.sum(1) - 1) <= TOLERANCE))
     if bad.any():
         worst = int(np.argmax(bad))
-        line = table[worst]
+        line, number = table[worst], worst if numbers is None else int(numbers[worst])
         raise InputError(
-            f"The policy {name} must give probabilities ≥ 0 that add up to 1; at {place} {first + worst + 1} they "
+            f"The policy {name} must give probabilities ≥ 0 that add up to 1; at {place} {number + 1} they "
             f"lie in [{line.min():.6g}, {line.max():.6g}] and add up to {line.sum():.9g} ({int(bad.sum())} such)."
         )
 

@@ -126,7 +126,7 @@ def restricted(policy: Policy, actions: Bool[np.ndarray, " A"]) -> Policy:
     return ContextPolicy(policy.name, policy.actions, lambda rows: among(policy.distribution(rows)))
 
 
-class NothingSharedError(Exception):
+class NothingSharedError(InputError):
     """A policy takes none of the actions that it was restricted to."""
 
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from envs.core import InputError
 from recsys import estimators
-from recsys.logged import Catalog, Chunk, Columns, Log
+from recsys.logged import Catalog, Chunk, Columns, Log, require_rows
 from recsys.policies import TablePolicy
-from recsys.reading import TOLD_ROWS, require_columns, schema_of
+from recsys.reading import require_columns, schema_of
 from recsys.scan import Weighed
 
 KERNEL = ("kernel_ips", "sn_kernel_ips")
@@ -41,8 +41,8 @@ class RealPolicy(TablePolicy):
         """Rows by their kernel weights. Raises InputError for numbers that are not finite, or densities ≤ 0."""
         names = self._columns
         chosen, action, density = (_numbers(rows, name) for name in names)
-        _require(np.isfinite(chosen) & np.isfinite(action), f"{names[0]} or {names[1]} is no number", rows)
-        _require(np.isfinite(density) & (density > 0), f"{names[2]} is no density > 0", rows)
+        require_rows(np.isfinite(chosen) & np.isfinite(action), f"{names[0]} or {names[1]} is no number", rows)
+        require_rows(np.isfinite(density) & (density > 0), f"{names[2]} is no density > 0", rows)
         weight = estimators.kernel_weight(chosen - action, density, self.bandwidth)
         nothing = np.zeros_like(rows.reward)
         return Weighed(weight, rows.reward, nothing, nothing, weight)
@@ -75,10 +75,3 @@ def _numbers(rows: Chunk, name: str) -> Float[np.ndarray, " n"]:
     if rows.context[name].dtype.kind not in "biuf":
         raise InputError(f"Column {name!r} must hold numbers, what a policy would have set; it holds text.")
     return rows.context[name].astype(np.float64)
-
-
-def _require(good: Bool[np.ndarray, " n"], what: str, rows: Chunk) -> None:
-    if not good.all():
-        bad = rows.first + 1 + np.flatnonzero(~good)
-        told = ", ".join(map(str, bad[:TOLD_ROWS])) + (", …" if len(bad) > TOLD_ROWS else "")
-        raise InputError(f"The log cannot be evaluated: {what} in {len(bad):,} of {len(rows):,} rows (rows {told}).")

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float, Int
 
 from envs.core import InputError
-from recsys.clusters import sums_by_cluster
+from recsys.clusters import Clusters, sums_by_cluster
 from recsys.diagnostics import KEPT, WeightSums
 from recsys.estimators import Ratio
 from recsys.histograms import Histograms, histograms
@@ -54,14 +55,30 @@ class Weighed:
 Estimators = Mapping[str, Callable[[Weighed], Ratio]]
 
 
+class Place(NamedTuple):
+    """Which sums: of a policy, by the weights of this name, over the whole log or a segment's rows (column, value)."""
+
+    policy: str
+    weights: str = ""
+    segment: tuple[str, str] | None = None
+
+
 @dataclass(frozen=True)
 class Weigher:
-    """One way to weigh rows, the estimators that are computed from it, and the weights that these use instead of w."""
+    """One way to weigh rows for a policy, the estimators that are computed from it, and the weights that these use
+    instead of w. weights: the name of weights that are not the plain ones.
+    """
 
-    name: str
+    policy: str
     weigh: Callable[[Chunk], Weighed]
     estimators: Estimators
     used: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+    weights: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where its sums over the whole log are."""
+        return Place(self.policy, self.weights)
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,8 @@ class Sums:
     the very largest. events: rows whose signal is not 0; event_weight, event_squares [K]: Σ w and Σ w² of these; least,
     most [K]: of the rewards. kept: by estimator, the sum of the weights that it uses instead of w. unsupported: of the
     target's probabilities of what the logger could not show, NaN where that is not known. histograms: those of a
-    segment stay empty.
+    segment stay empty. numbering: of a segment, which holds only the clusters that it has; ids [C] are these clusters
+    in the log.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -110,6 +128,8 @@ class Sums:
     kept: dict[str, float] = field(default_factory=dict)
     unsupported: float = 0.0
     histograms: Histograms = field(default_factory=Histograms)
+    numbering: Clusters | None = None
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def estimate(self, name: str) -> Float[np.ndarray, " K"]:
         """The estimate by signal."""
@@ -131,8 +151,10 @@ class Sums:
 
     @property
     def clusters(self) -> tuple[Float[np.ndarray, "C F"], Float[np.ndarray, " C"]]:
-        """Sums and rows of the clusters that have any."""
-        some = self.rows > 0
+        """Sums and rows of the clusters that have any, in the order of the whole log's."""
+        some = np.flatnonzero(self.rows > 0)
+        if self.numbering is not None:
+            some = some[np.argsort(self.ids[some])]
         return self.by_cluster.T[some], self.rows[some]
 
     def add(self, part: Part) -> None:
@@ -144,11 +166,15 @@ class Sums:
             self.events = np.zeros_like(part.events)
             self.event_weight = self.event_squares = np.zeros(len(part.events))
             self.least, self.most = part.least, part.most
+        part = part if self.numbering is None else self._renumbered(part, self.numbering)
         grown = part.clusters - len(self.rows)
         if grown > 0:  # doubled, so that growing costs no more than filling
             grown = max(grown, len(self.rows))
             self.by_cluster = np.pad(self.by_cluster, ((0, 0), (0, grown)))
             self.rows = np.pad(self.rows, (0, grown))
+        if part.ids is not None:
+            self.ids = np.pad(self.ids, (0, len(self.rows) - len(self.ids)))
+            self.ids[part.place] = part.ids
         for sums, more in zip(self.by_cluster, part.by_cluster, strict=True):
             sums[part.place] += more
         self.rows[part.place] += part.rows
@@ -167,6 +193,15 @@ class Sums:
             self.largest_row = part.largest_row
         if len(self.largest) < KEPT or part.largest[0] > self.largest[-1]:
             self.largest = np.sort(np.concatenate([self.largest, part.largest]))[::-1][:KEPT]
+
+    @staticmethod
+    def _renumbered(part: Part, numbering: Clusters) -> Part:
+        """A chunk's sums by the clusters that have rows in it, which get numbers of their own as they come."""
+        some = np.flatnonzero(part.rows > 0)
+        place = part.place
+        ids = (np.arange(place.start, place.stop) if isinstance(place, slice) else place)[some]
+        own, sums = numbering.encode(ids), [column[some] for column in part.by_cluster]
+        return replace(part, place=own, clusters=len(numbering), by_cluster=sums, rows=part.rows[some], ids=ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +227,7 @@ class Part:
     kept: dict[str, float]
     unsupported: float
     histograms: Histograms = field(default_factory=Histograms)
+    ids: Int[np.ndarray, " c"] | None = None
 
 
 def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
@@ -201,8 +237,8 @@ def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
     return Weighed(target / rows.propensity, rows.reward, model.predict_logged(rows), value, target)
 
 
-def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.ndarray, " n"]) -> Part:
-    """The sums of some rows, which have these numbers in the log."""
+def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher) -> Part:
+    """The sums of some rows."""
     slots, columns = _columns(weighed, weigher.estimators)
     columns = [rows.counted(column) for column in columns]
     count = np.ones(len(rows)) if rows.multiplicity is None else rows.multiplicity
@@ -223,7 +259,7 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher, numbers: Int[np.nda
         float(counted_weight.sum()),
         float(np.einsum("n,n->", counted_weight, weight)),  # not @, whose threads may change the bits
         np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
-        int(numbers[np.argmax(weight)]),
+        int(rows.row_numbers[np.argmax(weight)]) + 1,
         np.count_nonzero(weighed.reward, axis=0),
         np.einsum("n,nk->k", counted_weight, happened),
         np.einsum("n,n,nk->k", counted_weight, weight, happened),
@@ -262,37 +298,48 @@ def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot],
 def sum_up(
     log: Log, policies: Sequence[Policy], model: RewardModel, estimators: Estimators, workers: int = 1
 ) -> dict[str, Sums]:
-    """Sums of the whole log by policy, and by `policy|segment=value` for each value of a segment column."""
-    return scan(log, [Weigher(p.name, partial(weigh, policy=p, model=model), estimators) for p in policies], workers)
+    """Sums of the whole log by policy."""
+    log = log.with_columns(replace(log.columns, segments=())) if log.columns.segments else log
+    ways = [Weigher(p.name, partial(weigh, policy=p, model=model), estimators) for p in policies]
+    return {place.policy: sums for place, sums in scan(log, ways, workers).items()}
 
 
-def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[str, Sums]:
-    """Sums of the whole log by weigher, and by `weigher|segment=value` for each value of a segment column.
+def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[Place, Sums]:
+    """Sums of the whole log by weigher, and of each value of each segment column.
 
-    Raises InputError for a log without propensities.
+    Raises InputError for a log without propensities, and for policies of one name.
     """
-    sums: dict[str, Sums] = {weigher.name: Sums() for weigher in weighers}
+    sums: dict[Place, Sums] = {weigher.place: Sums() for weigher in weighers}
+    if len(sums) < len(weighers):
+        raise InputError(f"Policies are told by their names; got {', '.join(weigher.policy for weigher in weighers)}.")
 
-    def work(chunk: Chunk) -> dict[str, Part]:
+    def work(chunk: Chunk) -> dict[Place, Part]:
         found = {}
-        numbers = np.arange(chunk.first + 1, chunk.first + 1 + len(chunk))
+        segments = [(name, *of) for name, values in chunk.segments.items() for of in _by_value(values)]
         for weigher in weighers:
             weighed = weigher.weigh(chunk)
             if np.isnan(weighed.weight).any():
                 raise InputError(f"{log.name} has no propensities; recsys.unknown.fit gives it fitted ones.")
             drawn = histograms(weighed.weight, chunk.propensity, chunk.multiplicity)
-            found[weigher.name] = replace(part_of(chunk, weighed, weigher, numbers), histograms=drawn)
-            for segment, values in chunk.segments.items():
-                for value in np.unique(values):
-                    at = np.flatnonzero(values == value)
-                    part = part_of(chunk.take(at), weighed.take(at), weigher, numbers[at])
-                    found[f"{weigher.name}|{segment}={value}"] = part
+            found[weigher.place] = replace(part_of(chunk, weighed, weigher), histograms=drawn)
+            for segment, value, at in segments:
+                place = weigher.place._replace(segment=(segment, value))
+                found[place] = part_of(chunk.take(at), weighed.take(at), weigher)
         return found
 
     for parts in in_order(work, log.chunks(), workers):
-        for name, part in parts.items():
-            sums.setdefault(name, Sums()).add(part)
+        for place, part in parts.items():
+            if place not in sums:
+                sums[place] = Sums(numbering=Clusters(small=0))
+            sums[place].add(part)
     return sums
+
+
+def _by_value(values: np.ndarray) -> Iterator[tuple[str, Int[np.ndarray, " m"]]]:
+    """Each text among some, and the rows that have it."""
+    frame = pl.DataFrame({"value": pl.Series(values, dtype=pl.String)}).with_row_index("row")
+    for (value,), rows in frame.sort("value", maintain_order=True).group_by("value", maintain_order=True):
+        yield str(value), rows["row"].to_numpy().astype(np.int64)
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

@@ -10,26 +10,28 @@ import numpy as np
 from recsys.intervals import ClusterSums, student_t
 from recsys.judged import judge
 from recsys.multiplicity import benjamini_hochberg, holm, p_values
-from recsys.scan import Sums
-from recsys.weighing import HALF, LOGGED, SEPARATOR, WEIGHT
+from recsys.scan import Place, Sums
+from recsys.weighing import HALF, LOGGED, WEIGHT
 
 ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
 
 
 def segments(
-    sums: Mapping[str, Sums], signals: Sequence[str], level: float, control: str, facts: Mapping[str, Mapping[str, Any]]
+    sums: Mapping[Place, Sums],
+    signals: Sequence[str],
+    level: float,
+    control: str,
+    facts: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """A row for each segment, signal, policy and estimator.
 
     value with its interval by Student's t, and `low_all`, `high_all`: intervals that hold in all segments at once with
     probability `level` (Bonferroni). `difference` to what the segment's own rows earned as logged, with its p-value,
     `p`, and `adjusted` for all segments of that policy, estimator and signal: by Holm, or by Benjamini and Hochberg.
+    facts: by policy, what verdicts must know.
     """
-    verdicts = {
-        place: judge(of, estimates_of(of), [facts[_policy(place)]] * len(signals))
-        for place, of in sums.items()
-        if "|" in place
-    }
+    sums = {place: of for place, of in sums.items() if place.segment and place.weights != HALF}
+    verdicts = {place: judge(of, estimates_of(of), [facts[place.policy]] * len(signals)) for place, of in sums.items()}
     rows = []
     for family in _families(sums).values():
         found = [_rows(place, of, name, signals, level, len(family)) for place, of, name in family]
@@ -42,17 +44,13 @@ def segments(
     return rows
 
 
-def _families(sums: Mapping[str, Sums]) -> dict[tuple[str, str], list[tuple[str, Sums, str]]]:
+def _families(sums: Mapping[Place, Sums]) -> dict[tuple[str, str], list[tuple[Place, Sums, str]]]:
     """By policy and estimator: the segments where there is such an estimate."""
-    families: dict[tuple[str, str], list[tuple[str, Sums, str]]] = {}
+    families: dict[tuple[str, str], list[tuple[Place, Sums, str]]] = {}
     for place, of in sums.items():
-        for name in estimates_of(of) if "|" in place and f"{SEPARATOR}{HALF}" not in place else ():
-            families.setdefault((_policy(place), name), []).append((place, of, name))
+        for name in estimates_of(of):
+            families.setdefault((place.policy, name), []).append((place, of, name))
     return families
-
-
-def _policy(place: str) -> str:
-    return place.partition("|")[0].partition(SEPARATOR)[0]
 
 
 def estimates_of(of: Sums) -> Iterator[str]:
@@ -62,8 +60,8 @@ def estimates_of(of: Sums) -> Iterator[str]:
             yield name
 
 
-def _rows(place: str, of: Sums, name: str, signals: Sequence[str], level: float, family: int) -> list[dict[str, Any]]:
-    policy, _, segment = place.partition("|")
+def _rows(place: Place, of: Sums, name: str, signals: Sequence[str], level: float, family: int) -> list[dict[str, Any]]:
+    segment = "=".join(place.segment or ())
     sums: ClusterSums = of.cluster_sums(name)
     alone, together = student_t(sums, level), student_t(sums, 1 - (1 - level) / family)
     above_log = sums - of.cluster_sums(LOGGED)
@@ -73,7 +71,7 @@ def _rows(place: str, of: Sums, name: str, signals: Sequence[str], level: float,
         row: dict[str, Any] = {
             "segment": segment,
             "signal": signal,
-            "policy": policy.partition(SEPARATOR)[0],
+            "policy": place.policy,
             "estimator": name,
         }
         row |= {"rows": of.n, "events": int(of.events[k]), "value": float(alone.value[k])}

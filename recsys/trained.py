@@ -83,7 +83,7 @@ class View:
             row, column = np.argwhere(bad)[0]
             raise InputError(
                 f"A policy sees finite numbers; {self.columns[column]!r} is missing or not finite in row "
-                f"{rows.first + row + 1:,} and {int(bad.any(1).sum()) - 1:,} more of this part of the log."
+                f"{rows.row_numbers[row] + 1:,} and {int(bad.any(1).sum()) - 1:,} more of this part of the log."
             )
         return x
 

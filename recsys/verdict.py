@@ -124,7 +124,7 @@ CHECKS = (
         lambda d: -d.clusters,
         -40,
         -10,
-        "only {clusters} users (or other clusters) are independent",
+        "the number of independent users (or other clusters) is only {clusters}",
         "Below 40 clusters intervals cover visibly less than they say, below 10 resampling means little.",
     ),
     Check(

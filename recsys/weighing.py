@@ -16,8 +16,9 @@ from envs.core import InputError
 from recsys import estimators
 from recsys.config import EstimatorsConfig
 from recsys.estimators import Ratio
-from recsys.logged import Chunk, Log
+from recsys.logged import Chunk, Log, require_rows
 from recsys.policies import BLOCK, Policy, expected_reward
+from recsys.reading import require_columns
 from recsys.real_actions import KERNEL, RealPolicy
 from recsys.reward_models import RewardModel, TableModel, fitted_means
 from recsys.scan import Weighed, Weigher, weigh
@@ -26,7 +27,6 @@ LOGGED = "logged"  # the log's own mean reward, beside the estimates
 WEIGHT = "weight"  # the mean weight by cluster
 APART = ("mrdr", "replay", "mips", "sn_mips", "balanced_ips", "sn_balanced_ips")  # what is computed only if named
 HALF = "half"  # the kind of weights with half the bandwidth, which kernel estimates are held against
-SEPARATOR = "#"  # between a policy's name and that of its weights
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Known:
     logging: Policy | None = None
     category: Int[np.ndarray, " A"] | None = None
     loggers: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        shares = [] if self.loggers is None else list(self.loggers.values())
+        if shares and not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):
+            raise InputError(f"The loggers' shares of rows are at least 0 and add up to 1; got {self.loggers}.")
 
 
 def standard(settings: EstimatorsConfig) -> dict[str, Callable[[Weighed], Ratio]]:
@@ -93,7 +98,7 @@ def weighers_of(
     if isinstance(policy, RealPolicy):
         names = settings.names or KERNEL
         chosen = _with_weight(log, _ips_like(names, "kernel_ips"))
-        narrow = Weigher(_apart(policy, HALF), policy.narrowed(0.5).weighed, chosen)
+        narrow = Weigher(policy.name, policy.narrowed(0.5).weighed, chosen, weights=HALF)
         return [Weigher(policy.name, policy.weighed, chosen), narrow]
     every = standard(settings)
     names = settings.names or tuple(every)
@@ -113,11 +118,11 @@ def weighers_of(
     if "mrdr" in names:
         fitted = mrdr_model(log, policy, prior_rows)
         more = {LOGGED: _logged, "mrdr": every["dr"]}
-        ways.append(Weigher(_apart(policy, "mrdr"), lambda rows: weigh(rows, policy, fitted), more))
+        ways.append(Weigher(policy.name, lambda rows: weigh(rows, policy, fitted), more, weights="mrdr"))
     if {"mips", "sn_mips"} & {*names}:
         ways.append(_by_category(policy, known, names))
     if {"balanced_ips", "sn_balanced_ips"} & {*names}:
-        ways.append(_balanced(policy, known, names))
+        ways.append(_balanced(log, policy, known, names))
     return ways
 
 
@@ -187,7 +192,7 @@ def _by_category(policy: Policy, known: Known, names: Sequence[str]) -> Weigher:
         chances = [_grouped(p, rows, member)[np.arange(len(rows)), own] for p in (policy, logging)]
         return _without_model(chances[0] / chances[1], rows, chances[0])
 
-    return Weigher(_apart(policy, "mips"), weighed, _ips_like(names, "mips"))
+    return Weigher(policy.name, weighed, _ips_like(names, "mips"), weights="mips")
 
 
 def _grouped(policy: Policy, rows: Chunk, member: Float[np.ndarray, "A G"]) -> Float[np.ndarray, "n G"]:
@@ -198,7 +203,7 @@ def _grouped(policy: Policy, rows: Chunk, member: Float[np.ndarray, "A G"]) -> F
     return np.concatenate([policy.distribution(b) @ member for b in rows.blocks(max(1, BLOCK // policy.actions))])
 
 
-def _balanced(policy: Policy, known: Known, names: Sequence[str]) -> Weigher:
+def _balanced(log: Log, policy: Policy, known: Known, names: Sequence[str]) -> Weigher:
     """Weights over the mixture of all loggers: π_e / Σ_l share_l π_l."""
     if known.loggers is None:
         raise InputError(
@@ -206,13 +211,23 @@ def _balanced(policy: Policy, known: Known, names: Sequence[str]) -> Weigher:
             "propensities and the share of rows that it logged."
         )
     loggers = known.loggers
+    require_columns(list(loggers), log.context, "columns of data.loggers", "the log's context columns")
+    for column in loggers:
+        if not log.schema[column].is_numeric():
+            raise InputError(
+                f"Column {column!r} of data.loggers must hold propensities in (0, 1]; it holds {log.schema[column]}."
+            )
 
     def weighed(rows: Chunk) -> Weighed:
-        mixture = np.stack([rows.context[column] for column in loggers], 1) @ np.array(list(loggers.values()))
+        mixture = np.zeros(len(rows))
+        for column, share in loggers.items():
+            propensity = rows.context[column].astype(np.float64)
+            require_rows((propensity > 0) & (propensity <= 1), f"{column}, of data.loggers, not in (0, 1]", rows)
+            mixture += share * propensity
         target = policy.probability(rows)
         return _without_model(target / mixture, rows, target)
 
-    return Weigher(_apart(policy, "balanced"), weighed, _ips_like(names, "balanced_ips"))
+    return Weigher(policy.name, weighed, _ips_like(names, "balanced_ips"), weights="balanced")
 
 
 def _ips_like(names: Sequence[str], name: str) -> dict[str, Callable[[Weighed], Ratio]]:
@@ -246,7 +261,3 @@ def _replay(name: str, x: Weighed) -> Ratio:
 def _logged(x: Weighed) -> Ratio:
     """The log's own mean reward."""
     return Ratio(x.reward)
-
-
-def _apart(policy: Policy, weights: str) -> str:
-    return f"{policy.name}{SEPARATOR}{weights}"

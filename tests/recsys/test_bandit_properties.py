@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from recsys.intervals import standard_error
 from recsys.logged import ROW_CLUSTERS, Log
 from recsys.policies import TablePolicy
 from recsys.reward_models import smoothed_mean
-from recsys.scan import Sums, sum_up
+from recsys.scan import Place, Sums, Weigher, scan, sum_up, weigh
 from recsys.weighing import standard
 
 KNOWN = standard(EstimatorsConfig(cap=1.5, threshold=1.5, shrinkage=2.0))
@@ -138,13 +139,13 @@ def test_segments_are_what_their_rows_alone_would_give() -> None:
     table = frame(400)
     log = log_of(table, replace(COLUMNS, segments=("tab",)), chunk_rows=64)
     model = smoothed_mean(log)
-    found = sum_up(log, [TARGET], model, KNOWN)
+    found = scan(log, [Weigher("target", partial(weigh, policy=TARGET, model=model), KNOWN)])
     for tab in (0, 1):
         alone = sum_up(log_of(table.filter(pl.col("tab") == tab)), [TARGET], model, KNOWN)["target"]
-        segment = found[f"target|tab={tab}"]
+        segment = found[Place("target", segment=("tab", str(tab)))]
         np.testing.assert_allclose(estimates(segment), estimates(alone), rtol=1e-12)
         assert segment.n == alone.n
-    assert found["target"].n == 400
+    assert found[Place("target")].n == 400
 
 
 def test_one_scan_serves_several_policies_as_scans_of_their_own() -> None:

@@ -178,7 +178,7 @@ def test_a_healthy_estimate_is_reliable():
         ({"events": 9}, "events", Level.UNRELIABLE, "9 events"),
         ({"events": 30}, "events", Level.CAUTION, "30 events"),
         ({"effective_events": 1.5}, "effective_events", Level.UNRELIABLE, "no more than 1.5"),
-        ({"clusters": 8}, "clusters", Level.UNRELIABLE, "only 8 users"),
+        ({"clusters": 8}, "clusters", Level.UNRELIABLE, "is only 8"),
         ({"kept": 0.4}, "kept", Level.UNRELIABLE, "40%"),
         ({"kept": 0.8}, "kept", Level.CAUTION, "80%"),
         ({"model_share": 1.0}, "model", Level.CAUTION, "reward model alone"),

@@ -72,7 +72,7 @@ def test_segments_are_logs_of_their_own_and_p_values_are_adjusted_for_all_of_the
     adjusted = sorted(one["adjusted"] for one in family)
     assert adjusted[0] == pytest.approx(min(1, 2 * p[0]))
     assert all(one["low_all"] < one["low"] < one["high"] < one["high_all"] for one in family)
-    less = evaluate(log_of(table, WITH_USERS), TARGET, intervals=IntervalsConfig(replications=50, multiplicity="bh"))
+    less = evaluate(log_of(table, WITH_USERS), TARGET, intervals=IntervalsConfig(replications=100, multiplicity="bh"))
     assert rows(less, "segments")[0]["adjusted"] <= rows(found, "segments")[0]["adjusted"]
 
 

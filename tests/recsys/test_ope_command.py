@@ -104,7 +104,7 @@ def test_segments_are_printed_by_the_estimator_to_read(
     raw = table_config(written(table, tmp_path / "log.csv"), rewards=["click"], user="user")
     raw["data"]["segments"] = ["tab", "day"]
     (tmp_path / "c.yaml").write_text(json.dumps(raw))
-    words = ["intervals.replications=50", "--out", tmp_path / "run"]
+    words = ["intervals.replications=100", "--out", tmp_path / "run"]
     assert concord(monkeypatch, "run", tmp_path / "c.yaml", *words) == 0
     told = capsys.readouterr().out
     report = Report.load(tmp_path / "run" / "report.json")

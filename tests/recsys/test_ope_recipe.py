@@ -184,7 +184,7 @@ def test_the_command_prints_the_table_and_the_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        sys, "argv", ["concord", "run", "ope/open_bandit", "intervals.replications=50", "--out", str(tmp_path / "run")]
+        sys, "argv", ["concord", "run", "ope/open_bandit", "intervals.replications=100", "--out", str(tmp_path / "run")]
     )
     with pytest.raises(SystemExit, match="0"):
         main()

@@ -85,7 +85,7 @@ def test_the_smoothed_mean_is_pulled_towards_the_mean_of_the_log() -> None:
 def test_what_is_no_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at row 1 .* add up to 2"):
         ContextPolicy("bad", ACTIONS, lambda rows: np.full((len(rows), ACTIONS), 0.5)).distribution(ROWS)
-    with pytest.raises(InputError, match="it gave \\[300, 2\\]"):
+    with pytest.raises(InputError, match="gave an array \\[300, 2\\]"):
         ContextPolicy("bad", ACTIONS, lambda rows: np.full((len(rows), 2), 0.5)).distribution(ROWS)
     with pytest.raises(InputError, match=r"at position 2 they lie in \[-0.5, 1.5\]"):
         TablePolicy("bad", np.array([[0.5, 0.5], [-0.5, 1.5]]))

@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     named = {"action": "item", "rewards": list(SIGNALS), "propensity": "p", "user": "user"}
     data = {"format": "table", "path": str(place / "log.parquet"), "columns": named, "segments": [SEGMENT]}
     raw = {"recipe": "recsys.ope", "data": data, "policy": {"target": ["uniform", f"{__name__}:greedy"]}}
-    run_training(resolve(raw, {"intervals.replications": 50}), place / "run")
+    run_training(resolve(raw, {"intervals.replications": 100}), place / "run")
     return place / "run"
 
 
