@@ -13,9 +13,9 @@ import polars as pl
 from jaxtyping import Bool, Float, Int, Shaped
 
 from envs.core import InputError
-from recsys.logged import Log
+from recsys.logged import CHUNK_ROWS, ROW_CLUSTERS, Log
 from recsys.policies import Policy
-from recsys.reading import TOLD_ROWS, Problems, collect
+from recsys.reading import TOLD_ROWS, Problems, exact_batches
 from recsys.sequential import Trajectories, pad
 from recsys.tabular import TabularLog
 
@@ -27,7 +27,7 @@ class Sessions:
     """A log's sessions, in the order of their names.
 
     order [steps]: the log's rows, session by session and step by step. lengths [n]. cluster [n]: a number for each
-    user, or for each session where there are no users. state [n,T]: places in labels; None where the log has no such
+    user; without users sessions are dealt into `ROW_CLUSTERS` clusters in turn. state [n,T]: places in labels; None where the log has no such
     column.
     """
 
@@ -85,8 +85,8 @@ def read_sessions(log: Log, state: str | None = None) -> Sessions:
     Raises InputError where a step is missing or occurs twice, where users change within a session, and for whatever
     `Log.chunks` refuses.
     """
-    place = _places(log, state)
     chunks = list(log.chunks())
+    place = _places(log, state)
     action, cluster = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("action", "cluster"))
     reward = np.concatenate([c.reward for c in chunks])
     episode, step = place["episode"].to_numpy(), place["step"].to_numpy()
@@ -94,7 +94,8 @@ def read_sessions(log: Log, state: str | None = None) -> Sessions:
     begins = np.flatnonzero(np.diff(episode[order], prepend=-1))
     lengths = np.diff(begins, append=len(order))
     _require_whole(log, step[order], begins, order)
-    own = np.arange(len(lengths)) if log.columns.user is None else cluster[order][begins]
+    # As for rows of a log without users: sums of independent sessions are independent, and so many clusters suffice.
+    own = np.arange(len(lengths)) % ROW_CLUSTERS if log.columns.user is None else cluster[order][begins]
     if log.columns.user is not None:
         strayed = cluster[order] != np.repeat(own, lengths)
         _refuse(log, f"{log.columns.user} other than in the first step of the session", order[strayed])
@@ -119,7 +120,8 @@ def _places(log: Log, state: str | None) -> pl.DataFrame:
             f"{log.schema[step]}. Of times, take their rank within the session."
         )
     named = {"episode": episode, "step": step} | ({} if state is None else {"state": state})
-    found = collect(log.frame.select(pl.col(name).alias(what) for what, name in named.items()), log.name)
+    wanted = log.frame.select(pl.col(name).alias(what) for what, name in named.items())
+    found = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name))
     problems = Problems(log.name)
     for what, name in named.items():
         missing = found[what].is_null().to_numpy()

@@ -64,6 +64,8 @@ def recipe(config: Config, run: Run) -> Report:
         return found if problem is None else with_truth(found, problem, policies, config)
 
     found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
+    if problem is None and log.name != config.data.path:
+        found.tables["notes"].append({"note": "Only sessions of users count from whom no policy here was learned."})
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
     report.save(run.folder / "report.json")
     print_table("weights of the way to each step", found.tables["steps"], console)

@@ -118,7 +118,6 @@ def test_intervals_hold_the_truth() -> None:
         for name in held:
             metric = found[f"reward/softmax/{name}"]
             held[name] += metric.low <= ORACLE.value(ORACLE.target) <= metric.high
-    print(held)
     assert min(held.values()) >= 45, held
 
 
@@ -187,6 +186,23 @@ def test_a_function_of_ones_own_sees_the_state(tmp_path: Path) -> None:
     found = ran(tmp_path, raw).metrics
     for name in ("pdis", "fqe", "magic"):
         assert found[f"click/by_its_state/{name}"].value == pytest.approx(found[f"click/softmax/{name}"].value)
+
+
+def test_what_was_learned_from_this_log_is_judged_by_the_sessions_of_other_users(tmp_path: Path) -> None:
+    raw = table_config(written(steps(200), tmp_path), user="user", state="state")
+    columns = {key: value for key, value in raw["data"]["columns"].items() if key != "state"}
+    scores = [f"score{a}" for a in range(3)]
+    learn = {"data": {**raw["data"], "columns": columns, "context": scores}, "train": {"env_steps": 5_000}}
+    quick = {"intervals": {"method": "t"}, "learner": {"weights": [1.0, 0.0]}}
+    run_training(resolve({"recipe": "recsys.learn", **learn, **quick}, {}), tmp_path / "learned")
+    raw["policy"] = {"target": f"run:{tmp_path / 'learned'}"}
+    report = ran(tmp_path, raw, data__context=scores)
+    found = report.metrics
+    assert "no policy here was learned" in report.tables["notes"][-1]["note"]
+    assert 15 < found["clusters"].value < 55  # about half of 67 users
+    assert np.isfinite(found["click/learned/wdr"].value)
+    with pytest.raises(InputError, match=r"evaluated on the sessions of the other users"):
+        ran(tmp_path, raw, data__columns__user=None)
 
 
 def broken(what: str) -> tuple[pl.DataFrame, str]:
