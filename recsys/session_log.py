@@ -27,8 +27,8 @@ class Sessions:
     """A log's sessions, in the order of their names.
 
     order [steps]: the log's rows, session by session and step by step. lengths [n]. cluster [n]: a number for each
-    user; without users sessions are dealt into `ROW_CLUSTERS` clusters in turn. state [n,T]: places in labels; None where the log has no such
-    column.
+    user; without users sessions are dealt into `ROW_CLUSTERS` clusters in turn. state [n,T]: places in labels; None
+    where the log has no such column.
     """
 
     log: Log

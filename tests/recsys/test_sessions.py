@@ -164,6 +164,17 @@ def test_users_are_the_clusters_of_intervals(tmp_path: Path) -> None:
     assert width["user"] / width[None] == pytest.approx(3**0.5, rel=0.01)
 
 
+def test_many_sessions_without_users_are_dealt_into_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = table_config(written(steps(600), tmp_path))
+    alone = ran(tmp_path, raw, intervals__method="t").metrics
+    monkeypatch.setattr("recsys.session_log.ROW_CLUSTERS", 128)
+    dealt = ran(tmp_path, raw, intervals__method="t").metrics
+    assert (alone["clusters"].value, dealt["clusters"].value) == (600, 128)
+    one, other = (found["click/uniform/pdis"] for found in (alone, dealt))
+    assert other.value == pytest.approx(one.value)
+    assert other.high - other.low == pytest.approx(one.high - one.low, rel=0.25)
+
+
 def test_without_states_only_weights_are_used_and_steps_are_told(tmp_path: Path) -> None:
     report = ran(tmp_path, table_config(written(steps(), tmp_path)))
     assert {row["estimator"] for row in report.tables["differences"]} == {"tis", "wis", "pdis", "cwpdis", "ncis"}
