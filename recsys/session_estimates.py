@@ -111,18 +111,17 @@ def logged_return(sessions: Sessions, discount: Discount) -> Float[np.ndarray, "
     return discounted(sessions.reward, discount)
 
 
-def judge(found: Found, sessions: Sessions, discount: Discount) -> dict[str, list[Verdict]]:
+def judge(found: Found, sessions: Sessions) -> dict[str, list[Verdict]]:
     """By estimator and signal: the checks of single decisions on the weights of whole sessions, ρ_{T-1}.
 
-    Events are sessions that earned something; weighted they count as by PDIS.
+    Events are sessions that earned something.
     """
     whole = found.weight[:, -1]
     sums = cluster_sums(whole[:, None], None, sessions.cluster)
     off, error = float(sums.value[0]) - 1, float(standard_error(sums)[0])
     z = 0.0 if abs(off) < 1e-12 else off / error if error > 0 else math.copysign(math.inf, off)
-    earned = np.abs(sessions.reward)
-    effective = effective_events(discounted(found.weight[..., None] * earned, discount))
-    events = (earned > 0).any(1).sum(0)
+    earned = (sessions.reward != 0).any(1).astype(np.float64)
+    effective, events = effective_events(whole, earned), earned.sum(0)
     judged: dict[str, list[Verdict]] = {name: [] for name in found.contributions}
     for count, weighted in zip(events.tolist(), effective.tolist(), strict=True):
         facts = diagnose(weight_sums(whole), sums.clusters, mean_z=z, events=count, effective_events=weighted)

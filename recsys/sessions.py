@@ -138,7 +138,7 @@ def evaluate(sessions: Sessions, policies: Sequence[Policy], config: Config, see
     first: tuple[str, dict[str, ClusterSums]] | None = None
     for policy in policies:
         found = estimate(sessions, policy, config.names, gamma, config.estimators.cap)
-        sums, verdicts = found.sums(sessions), judge(found, sessions, gamma)
+        sums, verdicts = found.sums(sessions), judge(found, sessions)
         intervals = how.of(sums)
         for name, interval in intervals.items():
             told |= {f"{s}/{policy.name}/{name}": m for s, m in zip(signals, interval.metrics(), strict=True)}
