@@ -138,7 +138,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], console: Console)
 
 
 def _cell(value: Any) -> str:
-    return number(value) if isinstance(value, float | int) else str(value)
+    return number(float(value)) if isinstance(value, float | int) else str(value)
 
 
 def print_along(report: Report, title: str, console: Console) -> None:

@@ -71,12 +71,23 @@ def state_value(q: Float[np.ndarray, "*T S A K"], policy: Float[np.ndarray, "S A
     return np.einsum("...sak,sa->...sk", q, policy)
 
 
+def value_at(
+    q: Float[np.ndarray, "T S A K"], policy: Float[np.ndarray, "*rows A"], log: TabularLog, step: int
+) -> Float[np.ndarray, "n K"]:
+    """v of the logged states of a step; of a policy [n,T,A], which knows more of a step than its state, row by row."""
+    state = log.state[:, step]
+    if policy.ndim == 2:
+        return state_value(q[step], policy)[state]
+    return np.einsum("nak,na->nk", q[step][state], policy[:, step])
+
+
 def looked_up(
-    q: Float[np.ndarray, "T S A K"], policy: Float[np.ndarray, "S A"], log: TabularLog
+    q: Float[np.ndarray, "T S A K"], policy: Float[np.ndarray, "*rows A"], log: TabularLog
 ) -> tuple[Float[np.ndarray, "n T K"], Float[np.ndarray, "n T K"]]:
-    """q of every logged state and action, and v of every logged state, each at its step."""
+    """q of every logged state and action, and v of every logged state, each at its step. policy: [S,A] or [n,T,A]."""
     clock = np.arange(log.state.shape[1])
-    return q[clock, log.state, log.action], state_value(q, policy)[clock, log.state]
+    value = np.stack([value_at(q, policy, log, t) for t in range(len(clock))], axis=1)
+    return q[clock, log.state, log.action], value
 
 
 def exact_q(
@@ -128,12 +139,13 @@ def density_ratio(target: Float[np.ndarray, "*T S"], logging: Float[np.ndarray, 
     return np.divide(target, logging, out=np.zeros_like(target), where=logging > 0)
 
 
-def fqe(log: TabularLog, policy: Float[np.ndarray, "S A"], discount: Discount) -> Float[np.ndarray, "T S A K"]:
+def fqe(log: TabularLog, policy: Float[np.ndarray, "*rows A"], discount: Discount) -> Float[np.ndarray, "T S A K"]:
     """Fitted Q evaluation in a table: q_t(s, a) is the mean of r_t + γ v_{t+1}(s_{t+1}) over the rows with (s, a).
 
     One sweep backward is exact. Its estimate is the mean of v_0 at the logged first states (`looked_up`). Needs states
-    that tell all that matters, and rows of every pair that the target policy takes: unseen pairs have q = 0. Le,
-    Voloshin and Yue, "Batch policy learning under constraints", ICML 2019.
+    that tell all that matters, and rows of every pair that the target policy takes: unseen pairs have q = 0. A policy
+    is [S,A], or [n,T,A] where it knows more of a step than its state. Le, Voloshin and Yue, "Batch policy learning
+    under constraints", ICML 2019.
     """
     steps, signals = log.reward.shape[1:]
     gamma = powers(discount, 2, signals)[1]
@@ -141,7 +153,7 @@ def fqe(log: TabularLog, policy: Float[np.ndarray, "S A"], discount: Discount) -
     target = log.reward[:, -1]
     for t in range(steps - 1, -1, -1):
         if t < steps - 1:
-            value = state_value(q[t + 1], policy)[log.state[:, t + 1]]
+            value = value_at(q, policy, log, t + 1)
             target = log.reward[:, t] + gamma * value * log.mask[:, t + 1, None]
         rows = log.mask[:, t]
         q[t] = _pair_means(log.pair(t)[rows], target[rows], log.states * log.actions).reshape(q[t].shape)
