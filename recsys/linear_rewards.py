@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from envs.core import InputError
 from recsys.folds import fold_of, require_folds
 from recsys.logged import Chunk, Log
-from recsys.reading import Problems, collect
+from recsys.reading import TOLD_ROWS, Problems, collect
 
 MOST_VALUES = 100  # of a text column
 MOST_SUMS = 2**26  # numbers at most that are kept of a log: half a gigabyte, and as much again to solve
@@ -252,9 +252,9 @@ def fit_linear(log: Log, columns: Sequence[str], prior_rows: float, l2: float, f
         with np.errstate(invalid="ignore", over="ignore"):
             parts = features.parts(rows)
             for part in parts:
-                problems.look(
-                    f"{part.name}, of reward_model.columns, missing or not finite", ~np.isfinite(part.value), rows.first
-                )
+                bad = rows.row_numbers[~np.isfinite(part.value)]
+                told = f"{part.name}, of reward_model.columns, missing or not finite"
+                problems.add(told, len(bad), bad[:TOLD_ROWS])
             if problems:
                 continue
             if moments is None:

@@ -133,9 +133,9 @@ def _require_logging(logging: Policy, rows: Chunk) -> None:
     if len(off):
         at = off[0]
         raise InputError(
-            f"data.logging gives the action of row {rows.first + at + 1:,} a probability of {chance[at]:.6g}, the log "
-            f"a propensity of {rows.propensity[at]:.6g} ({len(off):,} such of {len(rows):,} rows). Name the policy "
-            "that chose, or leave data.logging out."
+            f"data.logging gives the action of row {rows.row_numbers[at] + 1:,} a probability of {chance[at]:.6g}, "
+            f"the log a propensity of {rows.propensity[at]:.6g} ({len(off):,} such of {len(rows):,} rows). Name the "
+            "policy that chose, or leave data.logging out."
         )
 
 
