@@ -78,7 +78,7 @@ class SessionIntervalsConfig(Section):
         "bootstrap", description="percentiles, corrected ones, Student's, or empirical likelihood"
     )
     level: float = Field(0.95, gt=0, lt=1, description="the probability with which an interval should hold the truth")
-    replications: int = Field(1000, ge=1, description="of bootstrap and bca, drawn from the run's seed")
+    replications: int = Field(1000, ge=100, description="of bootstrap and bca, drawn from the run's seed")
 
 
 class Config(OfflineConfig):

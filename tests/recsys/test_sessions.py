@@ -33,7 +33,7 @@ T_INTERVALS = {"intervals.method": "t"}
 
 
 def ran(folder: Path, raw: dict[str, Any] = SHIPPED, **overrides: Any) -> Report:
-    quick = {"intervals.replications": 50, **{key.replace("__", "."): value for key, value in overrides.items()}}
+    quick = {"intervals.replications": 100, **{key.replace("__", "."): value for key, value in overrides.items()}}
     found = run_training(resolve(raw, quick), folder / f"run{len(list(folder.iterdir()))}")
     return found
 
@@ -284,7 +284,7 @@ def test_a_log_too_long_to_hold_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_command_prints_what_to_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ["policy.target=softmax", "intervals.replications=50"]
+    small = ["policy.target=softmax", "intervals.replications=100"]
     monkeypatch.setattr(sys, "argv", ["concord", "run", "ope/sessions", *small, "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit, match="0"):
         main()
