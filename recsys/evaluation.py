@@ -48,6 +48,15 @@ class Evaluation:
         told = {name: (metric.value, metric.low, metric.high, metric.n) for name, metric in self.metrics.items()}
         return {"metrics": told, "tables": self.tables}
 
+    def beside(self, truths: Mapping[str, Metric]) -> Evaluation:
+        """With each truth, `<signal>/<policy>/truth`, before the estimates of it."""
+        metrics: dict[str, Metric] = {}
+        for name, metric in self.metrics.items():
+            truth = f"{name.rpartition('/')[0]}/truth"
+            metrics |= {truth: truths[truth]} if truth in truths else {}
+            metrics[name] = metric
+        return Evaluation(metrics, self.tables)
+
     def show(self) -> None:
         """Print the estimates with their intervals and verdicts, as `concord run` does."""
         print_metrics(self.metrics, "evaluation", console)

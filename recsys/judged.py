@@ -28,7 +28,9 @@ def judge(
     more: facts of each signal. half: the same estimates by kernels of half the bandwidth, to be held against.
     """
     clusters = len(sums.clusters[1])
-    weights = diagnose(sums.weights, clusters, mean_z=_mean_z(sums), unsupported=sums.unsupported / sums.n)
+    # Where rows are independent, the weights tell it by themselves.
+    z = mean_z(sums.cluster_sums(WEIGHT)) if WEIGHT in sums.slots else None
+    weights = diagnose(sums.weights, clusters, mean_z=z, unsupported=sums.unsupported / sums.n)
     by_signal = [
         replace(weights, events=int(events), effective_events=float(total**2 / squares) if squares > 0 else 0.0)
         for events, total, squares in zip(sums.events, sums.event_weight, sums.event_squares, strict=True)
@@ -94,10 +96,7 @@ def _kept(sums: Sums, name: str) -> float:
     return sums.kept[name] / sums.n if name in sums.kept else 1.0
 
 
-def _mean_z(sums: Sums) -> float | None:
-    """How far the mean weight is from 1, in standard errors over users; None where rows are independent."""
-    if WEIGHT not in sums.slots:
-        return None
-    mean = sums.cluster_sums(WEIGHT)
+def mean_z(mean: ClusterSums) -> float:
+    """How far a mean weight is from 1, in standard errors over clusters; infinite where it misses 1 without varying."""
     off, error = float(mean.value[0]) - 1, float(standard_error(mean)[0])
     return 0.0 if abs(off) < 1e-12 else off / error if error > 0 else math.copysign(math.inf, off)

@@ -7,12 +7,11 @@ bootstrap's intervals do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from marl.report import Metric, Report
+from marl.report import Report
 from marl.run import Run
 from recsys import random_slice, unknown
 from recsys.assembly import known_of, make_policies, open_slice, problem_of, read_log, runs_of, with_columns
@@ -167,11 +166,4 @@ def judge(
         facts=facts,
     )
     problem = problem_of(config.data)
-    if problem is None:
-        return found
-    truths, metrics = problem.truths(targets), dict[str, Metric]()
-    for name, metric in found.metrics.items():
-        truth = f"{name.rpartition('/')[0]}/truth"
-        metrics |= {truth: truths[truth]} if truth in truths else {}
-        metrics[name] = metric
-    return replace(found, metrics=metrics)
+    return found if problem is None else found.beside(problem.truths(targets))

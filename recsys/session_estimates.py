@@ -6,7 +6,6 @@ Every estimate is the mean of the contributions that `recsys.sequential` gives, 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from jaxtyping import Float
 
 from recsys.diagnostics import diagnose, effective_events, weight_sums
 from recsys.histograms import Histograms, histograms
-from recsys.intervals import ClusterSums, Interval, cluster_sums, standard_error
+from recsys.intervals import ClusterSums, Interval, cluster_sums
+from recsys.judged import mean_z
 from recsys.policies import Policy
 from recsys.sequential import (
     Discount,
@@ -118,13 +118,13 @@ def judge(found: Found, sessions: Sessions) -> dict[str, list[Verdict]]:
     """
     whole = found.weight[:, -1]
     sums = cluster_sums(whole[:, None], None, sessions.cluster)
-    off, error = float(sums.value[0]) - 1, float(standard_error(sums)[0])
-    z = 0.0 if abs(off) < 1e-12 else off / error if error > 0 else math.copysign(math.inf, off)
     earned = (sessions.reward != 0).any(1).astype(np.float64)
     effective, events = effective_events(whole, earned), earned.sum(0)
     judged: dict[str, list[Verdict]] = {name: [] for name in found.contributions}
     for count, weighted in zip(events.tolist(), effective.tolist(), strict=True):
-        facts = diagnose(weight_sums(whole), sums.clusters, mean_z=z, events=count, effective_events=weighted)
+        facts = diagnose(
+            weight_sums(whole), sums.clusters, mean_z=mean_z(sums), events=count, effective_events=weighted
+        )
         told = _of_sessions(verdict(facts))
         for name, by_signal in judged.items():
             biased = name in BIASED and told.level <= Level.CAUTION

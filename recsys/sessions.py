@@ -186,14 +186,8 @@ def with_truth(found: Evaluation, problem: FiniteProblem, policies: Sequence[Pol
     """With `reward/<policy>/truth` before each policy's estimates, the exact return."""
     discount = float(np.ravel(config.gamma)[0])
     problem = replace(problem, discount=discount)
-    metrics: dict[str, Metric] = {}
     truths = {f"reward/{p.name}/truth": Metric.exact(problem.value(by_state(p, problem))) for p in policies}
-    truths["reward/truth"] = Metric.exact(problem.value(problem.logging))
-    for name, metric in found.metrics.items():
-        truth = f"{name.rpartition('/')[0]}/truth"
-        metrics |= {truth: truths[truth]} if truth in truths else {}
-        metrics[name] = metric
-    return replace(found, metrics=metrics)
+    return found.beside({**truths, "reward/truth": Metric.exact(problem.value(problem.logging))})
 
 
 def by_state(policy: Policy, problem: FiniteProblem) -> np.ndarray:
