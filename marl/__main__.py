@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from marl.memory import keep_freed_memory
+from marl.commands.allocator import keep_freed_memory
 
 # Heavy imports (torch, matplotlib) belong to the commands that need them: help and listings answer at once.
 app = typer.Typer(
@@ -43,12 +43,12 @@ def run(
     processes: Annotated[int | None, typer.Option(min=1, help="processes of a sweep; default one a core")] = None,
 ) -> None:
     """Train from a config, evaluate, and leave report, curve, film, events and checkpoints in one folder."""
-    from marl.catalog import find_config
-    from marl.config import resolve, split_assignments
-    from marl.display import console
-    from marl.sweep import run_sweep, with_configs
-    from marl.tables import print_report
-    from marl.training import run_training
+    from marl.commands.printing import print_report
+    from marl.commands.run import run_training
+    from marl.commands.sweep import run_sweep, with_configs
+    from marl.config.catalog import find_config
+    from marl.config.load import resolve, split_assignments
+    from marl.output.console import console
 
     raws, points = with_configs([find_config(name) for name in config.split(",")], split_assignments(assignments or []))
     folder = out or Path("runs") / f"{'-'.join(raws)}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -65,9 +65,9 @@ def resume(folder: RunFolder, assignments: Assignments = None) -> None:
 
     Settings under resume. may be given: resume.restart_episodes=true.
     """
-    from marl.display import console
-    from marl.sweep import resume_folder
-    from marl.tables import print_report
+    from marl.commands.printing import print_report
+    from marl.commands.sweep import resume_folder
+    from marl.output.console import console
 
     print_report(resume_folder(folder, assignments or []), folder, console)
 
@@ -78,9 +78,10 @@ def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
 
     One comma list plays it at each value: env.agents=2,10,100,1000 shows how a swarm approaches its limit.
     """
-    from marl.display import console
-    from marl.evaluation import evaluate_folder
-    from marl.tables import print_along, print_files, print_metrics, print_table
+    from marl.commands.evaluate import evaluate_folder
+    from marl.commands.printing import print_along, print_files
+    from marl.output.console import console
+    from marl.output.tables import print_metrics, print_table
 
     report, path = evaluate_folder(folder, assignments or [])
     if "along" in report.tables:
@@ -96,10 +97,10 @@ def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
 @app.command()
 def show(config: ConfigArgument, assignments: Assignments = None) -> None:
     """Print the resolved config: every field with its value, range and meaning."""
-    from marl.catalog import find_config
-    from marl.config import read_yaml, resolve, split_assignments
-    from marl.display import console
-    from marl.tables import print_config
+    from marl.commands.printing import print_config
+    from marl.config.catalog import find_config
+    from marl.config.load import read_yaml, resolve, split_assignments
+    from marl.output.console import console
 
     raw = read_yaml(find_config(config))
     for point in split_assignments(assignments or []):
@@ -109,9 +110,9 @@ def show(config: ConfigArgument, assignments: Assignments = None) -> None:
 @app.command(name="list")
 def list_configs() -> None:
     """List the configs that come with Concord: what each is for, how long it takes, what to expect."""
-    from marl.catalog import catalog
-    from marl.display import console
-    from marl.tables import print_catalog
+    from marl.commands.printing import print_catalog
+    from marl.config.catalog import catalog
+    from marl.output.console import console
 
     print_catalog(catalog(), console)
 
@@ -123,9 +124,9 @@ def compare(
     out: Annotated[Path, typer.Option(help="where the picture goes")] = Path("comparison.png"),
 ) -> None:
     """Compare runs: a table and a plot, with intervals over seeds; runs that differ only in their seed form a group."""
-    from marl.comparison import compare_folders
-    from marl.display import console
-    from marl.tables import print_comparison
+    from marl.commands.compare import compare_folders
+    from marl.commands.printing import print_comparison
+    from marl.output.console import console
 
     groups = compare_folders(folders, metric, out)
     print_comparison(groups, metric, console)
@@ -138,9 +139,9 @@ def render(folder: RunFolder) -> None:
 
     Of an offline evaluation: make DIR/report.html from DIR/report.json again.
     """
-    from marl.display import console
-    from marl.evaluation import render_folder
-    from marl.tables import print_files
+    from marl.commands.evaluate import render_folder
+    from marl.commands.printing import print_files
+    from marl.output.console import console
 
     print_files(render_folder(folder), console)
 
@@ -152,8 +153,8 @@ def bench(
 ) -> None:
     """Measure speed on this machine, per CPU-second, next to a calibration loop."""
     from marl.bench import run_benchmarks
-    from marl.display import console
-    from marl.tables import print_metrics
+    from marl.output.console import console
+    from marl.output.tables import print_metrics
 
     folder = out or Path(tempfile.mkdtemp(prefix="concord-bench-"))
     report = run_benchmarks(name, folder)
@@ -170,7 +171,7 @@ def claims(
     ] = False,
 ) -> None:
     """Measure what the project claims, and say line by line what holds."""
-    from marl.measuring import run_claims
+    from marl.claims.measure import run_claims
 
     raise typer.Exit(run_claims(ids or [], tier, check))
 
@@ -205,7 +206,7 @@ def _plain(text: str) -> str:
 
 def _unexpected(error: Exception) -> str:
     """One paragraph for what the disk or the memory refused, or nobody foresaw, with the traceback in a file."""
-    from marl.display import in_words
+    from marl.output.console import in_words
 
     if isinstance(error, OSError):
         return f"{in_words(error)} Mend the file, the permissions or the disk; what was saved before is intact."

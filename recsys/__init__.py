@@ -4,7 +4,7 @@ log = recsys.dataframe(frame, action="item", rewards=["click"], propensity="p", 
 recsys.evaluate(log, {"new": new_policy, "uniform": "uniform"}).show()
 """
 
-from recsys.evaluation import Evaluation, evaluate
-from recsys.formats import dataframe
+from recsys.bandit.evaluate import Evaluation, evaluate
+from recsys.logs.formats import dataframe
 
 __all__ = ["Evaluation", "dataframe", "evaluate"]

@@ -24,20 +24,20 @@ import polars as pl
 from envs.core import ConcordError
 from marl.bench.timing import Effort, Findings, Work, calibrated, machine_is_idle, over_rounds, speed, take_turns
 from marl.bench.training import peak_memory
-from marl.config import resolve
-from marl.memory import keep_freed_memory
-from marl.report import Metric
-from marl.training import run_training
-from recsys import formats
-from recsys.bootstrap import bootstrap
+from marl.commands.allocator import keep_freed_memory
+from marl.commands.run import run_training
+from marl.config.load import resolve
+from marl.output.report import Metric
+from recsys.bandit.importance_weights import standard
+from recsys.bandit.scan import Sums, sum_up
 from recsys.config import EstimatorsConfig
-from recsys.intervals import cluster_sums
-from recsys.logged import Catalog, Columns, Log
-from recsys.policies import TablePolicy
-from recsys.reward_models import smoothed_mean
-from recsys.scan import Sums, sum_up
-from recsys.sequential import Trajectories, pdis, wdr
-from recsys.weighing import standard
+from recsys.logs import formats
+from recsys.logs.log import Catalog, Columns, Log
+from recsys.models.reward import smoothed_mean
+from recsys.policies.base import TablePolicy
+from recsys.sequential.estimators import Trajectories, pdis, wdr
+from recsys.statistics.bootstrap import bootstrap
+from recsys.statistics.intervals import cluster_sums
 
 SIX = ("ips", "snips", "ncis", "dm", "dr", "sndr")  # with the effective sample size and the largest weight: eight
 ACTIONS, POSITIONS, USERS, MANY_USERS = 50, 3, 2_000, 100_000

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from marl.config import EnvConfig, EvaluationConfig, RunConfig, Section, TrainConfig
+from marl.config.schema import EnvConfig, EvaluationConfig, RunConfig, Section, TrainConfig
 
 NAMED = ("random", "uniform", "popularity", "bts", "table", "softmax", "epsilon_greedy", "logging", "best")
 KNOWN = ("logging", "best")  # to a synthetic log

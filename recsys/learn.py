@@ -17,24 +17,24 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from envs.core import EnvSpec, InputError, Streams
-from marl.config import Section, TrainConfig
-from marl.critics import ActionCritic
-from marl.logged import Logged, chooser_spec, transitions
-from marl.logged_learner import LoggedActorCritic, LoggedLearnerConfig, channel_weights
-from marl.networks import NetworkConfig
-from marl.policies import IndependentPolicy, PolicyConfig
-from marl.report import Metric, Report
-from marl.run import Run, env_steps_to_updates
+from marl.config.schema import Section, TrainConfig
+from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig, channel_weights
+from marl.learning.offline_batch import Logged, chooser_spec, transitions
+from marl.models.critics import ActionCritic
+from marl.models.layers import NetworkConfig
+from marl.models.policies import IndependentPolicy, PolicyConfig
+from marl.output.report import Metric, Report
+from marl.training.run import Run, env_steps_to_updates
 from recsys import ope
-from recsys.assembly import make_policies, problem_of, read_log, with_columns
+from recsys.bandit.evaluate import Evaluation
+from recsys.build import make_policies, problem_of, read_log, with_columns
 from recsys.config import TRAINED, EstimatorsConfig, IntervalsConfig, OfflineConfig, RewardModelConfig, TargetConfig
-from recsys.data_config import DataConfig
-from recsys.evaluation import Evaluation
-from recsys.logged import Log
-from recsys.policies import ContextPolicy
-from recsys.reward_models import fit_reward_model
-from recsys.splits import Split
-from recsys.trained import Origin, Trained, View, as_target
+from recsys.logs.config import DataConfig
+from recsys.logs.log import Log
+from recsys.logs.splits import Split
+from recsys.models.reward import fit_reward_model
+from recsys.policies.base import ContextPolicy
+from recsys.policies.from_run import Origin, Trained, View, as_target
 
 NAME = "learned"  # what the policy is called among the metrics
 VIEW = "view"  # what a run keeps of how its policy sees a log

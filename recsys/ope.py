@@ -11,10 +11,14 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from marl.report import Report
-from marl.run import Run
-from recsys import random_slice, unknown
-from recsys.assembly import known_of, make_policies, open_slice, problem_of, read_log, runs_of, with_columns
+from marl.output.report import Report
+from marl.training.run import Run
+from recsys.bandit import fitted_propensities, random_slice
+from recsys.bandit.evaluate import Evaluation, evaluate
+from recsys.bandit.fitted_propensities import Fitted
+from recsys.bandit.importance_weights import APART, standard
+from recsys.bandit.kernel import KERNEL
+from recsys.build import known_of, make_policies, open_slice, problem_of, read_log, runs_of, with_columns
 from recsys.config import (
     COLUMN,
     KNOWN,
@@ -25,15 +29,11 @@ from recsys.config import (
     SelectionConfig,
     TargetConfig,
 )
-from recsys.data_config import BehaviorConfig, DataConfig
-from recsys.evaluation import Evaluation, evaluate
-from recsys.logged import Log
-from recsys.policies import Policy
-from recsys.real_actions import KERNEL
-from recsys.reward_models import RewardModel, fit_reward_model
-from recsys.trained import unseen
-from recsys.unknown import Fitted
-from recsys.weighing import APART, standard
+from recsys.logs.config import BehaviorConfig, DataConfig
+from recsys.logs.log import Log
+from recsys.models.reward import RewardModel, fit_reward_model
+from recsys.policies.base import Policy
+from recsys.policies.from_run import unseen
 
 __all__ = ["Config", "recipe"]
 
@@ -97,7 +97,7 @@ def recipe(config: Config, run: Run) -> Report:
     log, slice_ = open_slice(config.data, log, behind)
     targets = make_policies(config.data, config.policy, log)
     model = fit_reward_model(log, config.reward_model)  # reads all rows: a bad log leaves no folder behind
-    fitted = None if config.behavior is None else unknown.fit(log, config.behavior)
+    fitted = None if config.behavior is None else fitted_propensities.fit(log, config.behavior)
     seed = run.stage_seeds("bootstrap")[0]
 
     def evaluated() -> Evaluation:
@@ -136,7 +136,7 @@ def judge_fitted(
 
     found = judge(config, fitted.log, targets, model, seed, None if compared is None else compared.facts)
     known = "propensity_score" if config.data.hide_propensity else None
-    found = unknown.findings(fitted, targets, found, known, config.workers)
+    found = fitted_propensities.findings(fitted, targets, found, known, config.workers)
     return found if compared is None else compared.added_to(found)
 
 

@@ -15,36 +15,28 @@ import numpy as np
 import polars as pl
 
 from envs.core import InputError
-from marl.display import console
-from marl.report import Metric, Report
-from marl.run import Run
-from marl.tables import print_table
+from marl.output.console import console
+from marl.output.report import Metric, Report
+from marl.output.tables import print_table
+from marl.training.run import Run
 from recsys import ope
-from recsys.assembly import make_policies, read_log, runs_of, with_columns
+from recsys.bandit.evaluate import Evaluation, verdict_rows
+from recsys.bandit.importance_weights import LOGGED
+from recsys.build import make_policies, read_log, runs_of, with_columns
 from recsys.config import EstimatorsConfig, IntervalsConfig
-from recsys.data_config import DataConfig
-from recsys.diagnostics import weight_sums
-from recsys.evaluation import Evaluation, verdict_rows
-from recsys.histograms import weight_table
-from recsys.intervals import ClusterSums, cluster_sums
-from recsys.logged import Catalog, Chunk, Columns, Log
-from recsys.oracles import PROBLEMS
-from recsys.oracles.sequential import FiniteProblem
-from recsys.policies import Policy
-from recsys.session_config import Config
-from recsys.session_estimates import (
-    Found,
-    by_step,
-    estimate,
-    horizon_histograms,
-    judge,
-    logged_return,
-    to_read,
-)
-from recsys.session_log import Sessions, read_sessions
-from recsys.trained import load
-from recsys.uncertainty import Intervals
-from recsys.weighing import LOGGED
+from recsys.logs.config import DataConfig
+from recsys.logs.log import Catalog, Chunk, Columns, Log
+from recsys.policies.base import Policy
+from recsys.policies.from_run import load
+from recsys.problems.base import PROBLEMS
+from recsys.problems.sequential import FiniteProblem
+from recsys.sequential.config import Config
+from recsys.sequential.evaluate import Found, by_step, estimate, horizon_histograms, judge, logged_return, to_read
+from recsys.sequential.log import Sessions, read_sessions
+from recsys.statistics.diagnostics import weight_sums
+from recsys.statistics.histograms import weight_table
+from recsys.statistics.intervals import ClusterSums, cluster_sums
+from recsys.statistics.methods import Intervals
 
 __all__ = ["Config", "recipe"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from marl.__main__ import main
-from marl.pictures import read_curve
+from marl.evaluation.plots import read_curve
 
 ROOT = Path(__file__).parents[1]
 

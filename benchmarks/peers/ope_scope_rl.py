@@ -53,11 +53,11 @@ def trajectories() -> dict[str, np.ndarray]:
 
 
 def by_concord(x: dict[str, np.ndarray], name: str) -> float:
-    from recsys import sequential
+    from recsys.sequential import estimators
 
     shape, rows = (TRAJECTORIES, STEPS), np.arange(TRAJECTORIES * STEPS)
     weight = (x["target"][rows, x["action"]] / x["pscore"]).reshape(shape)
-    log = sequential.Trajectories.of(weight, x["reward"].reshape(*shape, 1))
+    log = estimators.Trajectories.of(weight, x["reward"].reshape(*shape, 1))
     if name not in ("seq_dr", "wdr"):
         return float(getattr(sequential, name)(log, DISCOUNT).mean())
     q_logged = x["q"][rows, x["action"]].reshape(*shape, 1)

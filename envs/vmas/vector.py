@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from envs.core import ConcordError, Discrete, InputError, Observation, Step, tree_map, tree_where
-from envs.snapshots import put, take
 from envs.vmas.scenarios import allowed, find, flat, spec_of
+from envs.vmas.snapshots import put, take
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class VmasEnv:
     rows are no functions of seeds of their own: each seed's block of rows is a simulator of its own, whose every call
     is seeded from the block's generator. torch's own generators are left as they were.
 
-    A saved state holds all that simulator and scenario keep in tensors, numbers and references (see `envs.snapshots`).
+    A saved state holds all that simulator and scenario keep in tensors, numbers and references (see `snapshots`).
     Where part of that cannot be saved or put back, loading raises ConcordError, or starts new episodes with
     `restart_episodes`. Raises InputError where VMAS is not installed, or cannot make the scenario.
     """

@@ -12,8 +12,8 @@ import torch
 from envs.core import InputError, import_dotted
 from marl.bench import networks, stepping, swarm, timing, training
 from marl.bench.timing import REFERENCE_LOOPS, Effort, Findings
-from marl.display import console
-from marl.report import Report
+from marl.output.console import console
+from marl.output.report import Report
 
 Benchmark = Callable[[Effort], Findings]
 

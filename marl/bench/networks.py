@@ -12,9 +12,9 @@ from envs.core import Observation, Streams
 from envs.particles import SimpleSpread
 from envs.world import TensorEnv, World
 from marl.bench.timing import Effort, Findings, Work, over_rounds, take_turns
-from marl.critics import CriticConfig, build_critic
-from marl.losses import squared_error
-from marl.policies import IndependentPolicy, JointPolicy, PolicyConfig
+from marl.learning.losses import squared_error
+from marl.models.critics import CriticConfig, build_critic
+from marl.models.policies import IndependentPolicy, JointPolicy, PolicyConfig
 
 
 def channels(effort: Effort) -> Findings:

@@ -19,7 +19,7 @@ from envs.world import TensorEnv
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.bench.timing import Effort, Findings, machine_is_idle, over_rounds, speeds, take_turns
 from marl.bench.training import peak_memory
-from marl.report import Metric
+from marl.output.report import Metric
 
 SWARMS, AGENTS = 16, 200
 MILLION = 1_000_000

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marl.report import Metric
+from marl.output.report import Metric
 
 # What the calibration loop reaches per CPU-second on the reference machine. The bars rest on peers' figures from
 # another machine, so this was recorded beside the peers. Where the loop reached 1,145, four peers' trainings reached

@@ -19,16 +19,17 @@ import numpy as np
 import torch
 
 from envs.core import ConcordError
-from marl.batch import Batch
 from marl.bench.stepping import play_steps, staggered_env
 from marl.bench.timing import Calibration, Effort, Findings, calibrated, over_rounds, speed, speeds
-from marl.catalog import find_config
-from marl.config import load_recipe, read_yaml, resolve
-from marl.learners import Learner
-from marl.memory import keep_freed_memory
-from marl.report import Metric
-from marl.run import Run, Source
-from marl.sources import OnPolicy
+from marl.commands.allocator import keep_freed_memory
+from marl.config.catalog import find_config
+from marl.config.load import load_recipe, read_yaml, resolve
+from marl.learning.batch import Batch
+from marl.learning.learner import Learner
+from marl.learning.rollout import OnPolicy
+from marl.output.report import Metric
+from marl.training.run import Run
+from marl.training.stage import Source
 
 SPREAD = "cooperative/spread"
 WARM_UP = 3  # updates before the clock runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from marl.report import Report, write_atomically
+from marl.output.report import Report, write_atomically
 from recsys.report.markup import Element, html, rounded, tag
 from recsys.report.results import Results
 from recsys.report.sections import SECTIONS

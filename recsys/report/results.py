@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from marl.report import Metric, Report
+from marl.output.report import Metric, Report
 from recsys.report.markup import number, rounded
 
 LOGGED = "logged"

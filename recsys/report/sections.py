@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from marl.config import flatten, yaml_text
-from recsys.diagnostics import Diagnosis
+from marl.config.load import flatten, yaml_text
 from recsys.report.charts import Bar, calibration, chip, intervals, shares
 from recsys.report.markup import Child, Element, details, exact, number, percent, rounded, table, tag
 from recsys.report.results import FACTS, LOGGED, Results, Rows, grouped, numbers
-from recsys.verdict import verdict
+from recsys.statistics.diagnostics import Diagnosis
+from recsys.statistics.verdict import verdict
 
 DIGITS = re.compile(r"(\d+)")
 LONGEST = 40  # segments in one table

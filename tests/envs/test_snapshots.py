@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from envs.core import ConcordError, tree_map
-from envs.snapshots import put, take
+from envs.vmas.snapshots import put, take
 
 
 class Part:

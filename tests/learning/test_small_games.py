@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from marl.config import load_recipe, resolve
-from marl.run import Run
+from marl.config.load import load_recipe, resolve
+from marl.training.run import Run
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from marl.claims import Claim
+from marl.claims.entries import Claim
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENTRY: dict[str, Any] = {

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from envs.core import Discrete, EnvSpec, Observation, Streams, Tree, tree_map
 from envs.world import TensorEnv, Transition, World
-from marl.critics import Critic, CriticConfig, build_critic
-from marl.learners import ActorCritic, LearnerConfig, per_channel
-from marl.policies import IndependentPolicy, PolicyConfig
-from marl.sources import OnPolicy
-from marl.weighing import Weighing, own
+from marl.learning.actor_critic import ActorCritic, LearnerConfig
+from marl.learning.learner import per_channel
+from marl.learning.rollout import OnPolicy
+from marl.learning.scalarization import Weighing, own
+from marl.models.critics import Critic, CriticConfig, build_critic
+from marl.models.policies import IndependentPolicy, PolicyConfig
 
 
 class Lives(NamedTuple):

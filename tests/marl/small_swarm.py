@@ -12,10 +12,10 @@ from envs.core import Continuous, Discrete, EnvSpec, Observation, Streams
 from envs.world import TensorEnv, Transition, World
 from marl.algorithms.mean_field import SwarmCriticConfig, SwarmLearnerConfig
 from marl.algorithms.mean_field.policy import SwarmPolicy, SwarmPolicyConfig
-from marl.critics import CriticConfig, build_critic
-from marl.learners import ActorCritic
-from marl.sources import OnPolicy
-from marl.weighing import team
+from marl.learning.actor_critic import ActorCritic
+from marl.learning.rollout import OnPolicy
+from marl.learning.scalarization import team
+from marl.models.critics import CriticConfig, build_critic
 
 SMALL = {"network": {"hidden": (8,)}}
 

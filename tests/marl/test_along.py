@@ -15,18 +15,19 @@ from small_swarm import Drift
 
 from envs.core import InputError
 from envs.world import RandomActor
-from marl import along, environments
 from marl.__main__ import main
 from marl.algorithms import mean_field
-from marl.along import Curve, Limit, Point, draw, summarize, swept_key
-from marl.config import EnvConfig, dump, resolve, split_assignments
-from marl.environments import AGENTS_AT_ONCE, evaluation_rows, make_env, rows_at_once
-from marl.evaluate import play
-from marl.evaluation import evaluate_folder
-from marl.pictures import new_axes
-from marl.report import Metric, Report
-from marl.sweep import run_sweep
-from marl.training import run_training
+from marl.commands.evaluate import evaluate_folder
+from marl.commands.run import run_training
+from marl.commands.sweep import run_sweep
+from marl.config.load import dump, resolve, split_assignments
+from marl.config.schema import EnvConfig
+from marl.evaluation.agent_sweep import Curve, Limit, Point, draw, summarize, swept_key
+from marl.evaluation.episodes import play
+from marl.evaluation.plots import new_axes
+from marl.output.report import Metric, Report
+from marl.training import environments
+from marl.training.environments import AGENTS_AT_ONCE, evaluation_rows, make_env, rows_at_once
 
 SWARM: dict[str, Any] = {
     "recipe": "marl.algorithms.mean_field",

@@ -16,7 +16,7 @@ from marl import bench
 from marl.bench import BENCHMARKS, QUICK, SLOW, networks, stepping, swarm, timing, training
 from marl.bench.timing import Effort
 from marl.bench.training import Watch
-from marl.report import Report
+from marl.output.report import Report
 
 TINY = Effort(rounds=2, seconds=0.005, updates=1)
 

@@ -18,18 +18,18 @@ from envs.world import TensorEnv, Transition, World
 from marl.algorithms.bnpg import Config, load, pictures, recipe, train
 from marl.algorithms.bnpg.distillation import Classroom, Distillation, Lessons
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
-from marl.batch import Batch, segment_rows
-from marl.checkpoints import checkpoints, load_checkpoint
-from marl.config import resolve
-from marl.distributions import IndependentCategorical
-from marl.evaluation import evaluate_folder
-from marl.learners import LearnerConfig, take_rows
-from marl.losses import mean_weights
-from marl.pictures import read_curve
-from marl.policies import IndependentPolicy
-from marl.run import Run
-from marl.sources import OnPolicy
-from marl.stacking import take_policy
+from marl.commands.evaluate import evaluate_folder
+from marl.commands.stacking import take_policy
+from marl.config.load import resolve
+from marl.evaluation.plots import read_curve
+from marl.learning.actor_critic import LearnerConfig
+from marl.learning.batch import Batch, segment_rows, take_rows
+from marl.learning.losses import mean_weights
+from marl.learning.rollout import OnPolicy
+from marl.models.distributions import IndependentCategorical
+from marl.models.policies import IndependentPolicy
+from marl.training.checkpoints import checkpoints, load_checkpoint
+from marl.training.run import Run
 
 SMALL = {"network": {"hidden": (16,)}, "share": "none"}
 COMPLETE = {"graph": {"kind": "complete"}}

@@ -18,14 +18,14 @@ from test_cli import concord
 from worlds import Walk
 
 from envs.core import Observation, Streams
-from marl.algorithms.bnpg.drawing import graph_film, graph_frame, heat_map
+from marl.algorithms.bnpg.graph_plots import graph_film, graph_frame, heat_map
 from marl.algorithms.bnpg.graphs import Graph
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
-from marl.config import resolve
-from marl.environments import make_env
-from marl.evaluate import Moment
-from marl.log import read_rows
-from marl.run import Run
+from marl.config.load import resolve
+from marl.evaluation.episodes import Moment
+from marl.training.environments import make_env
+from marl.training.metrics_log import read_rows
+from marl.training.run import Run
 
 # Agent 1 must name a bit that only agent 0 sees; of ten times it hears agent 0 nine.
 COPY = {
@@ -141,8 +141,8 @@ def test_render_draws_edges_and_a_film_of_graphs_where_the_world_has_no_picture(
 def test_a_film_of_graphs_shows_whole_episodes_or_the_first_steps_beside_the_world(
     limit: int, frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("marl.algorithms.bnpg.drawing.FEWEST", 5)
-    monkeypatch.setattr("marl.algorithms.bnpg.drawing.MOST", 8)
+    monkeypatch.setattr("marl.algorithms.bnpg.graph_plots.FEWEST", 5)
+    monkeypatch.setattr("marl.algorithms.bnpg.graph_plots.MOST", 8)
     env = {"world": "envs.particles:SimpleSpread", "args": {"agents": 3}, "time_limit": limit}
     run = Run.create(tmp_path, resolve(COPY, {"env": env}))
     world = make_env(run.config.env, num_envs=1)

@@ -18,13 +18,13 @@ from envs.world import TensorEnv, World
 from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, edge_list, levels
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.relaxed import assign, sinkhorn
-from marl.algorithms.bnpg.turns import Turns
-from marl.critics import CriticConfig, build_critic
-from marl.learners import ActorCritic, LearnerConfig
-from marl.losses import clipped_surrogate
-from marl.policies import Greedy
-from marl.sources import OnPolicy
-from marl.weighing import team
+from marl.algorithms.bnpg.sampling_order import Turns
+from marl.learning.actor_critic import ActorCritic, LearnerConfig
+from marl.learning.losses import clipped_surrogate
+from marl.learning.rollout import OnPolicy
+from marl.learning.scalarization import team
+from marl.models.critics import CriticConfig, build_critic
+from marl.models.policies import Greedy
 
 SMALL = {"network": {"hidden": (8,)}}
 LEARNED = {"kind": "learned", "network": {"kind": "attention", "hidden": (8,), "heads": 2}}
@@ -266,7 +266,7 @@ def test_the_first_minibatch_has_ratio_1_for_every_decider(
         ratios.append((log_prob - old).detach().exp())
         return clipped_surrogate(log_prob, old, *rest)
 
-    monkeypatch.setattr("marl.learners.clipped_surrogate", spied)
+    monkeypatch.setattr("marl.learning.actor_critic.clipped_surrogate", spied)
     env = TensorEnv(Mortals(), 4)
     settings = BayesianPolicyConfig.model_validate({**(GRU if memory else SMALL), "graph": GRAPHS[graph]})
     policy = BayesianPolicy(env.spec, settings, Streams([0]))

@@ -15,12 +15,12 @@ from envs.world import TensorEnv, World
 from marl.algorithms.bnpg import Config
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
-from marl.batch import Batch
-from marl.config import resolve
-from marl.critics import CriticConfig, build_critic
-from marl.learners import ActorCritic, LearnerConfig
-from marl.sources import OnPolicy
-from marl.weighing import team
+from marl.config.load import resolve
+from marl.learning.actor_critic import ActorCritic, LearnerConfig
+from marl.learning.batch import Batch
+from marl.learning.rollout import OnPolicy
+from marl.learning.scalarization import team
+from marl.models.critics import CriticConfig, build_critic
 
 UPDATES = 10
 PLAN = {"kind": "anneal", "begin": 0.2, "end": 0.6}

@@ -9,8 +9,8 @@ import pytest
 from small_claims import ENTRY, MEASURED, REPOSITORY, TEST, claim, make_root
 
 from envs.core import InputError
-from marl.claims import Claim, dump_claims, figure, read_claims, renew_tables, results_table
-from marl.measuring import Ledger, by_command
+from marl.claims.entries import Claim, dump_claims, figure, read_claims, renew_tables, results_table
+from marl.claims.measure import Ledger, by_command
 
 
 def test_the_projects_own_claims_are_valid_and_the_quick_ones_take_half_an_hour():

@@ -21,11 +21,12 @@ from pettingzoo import ParallelEnv
 from envs.core import ConcordError
 from envs.particles import SimpleSpread
 from envs.world import TensorEnv
-from marl import checkpoints, sweep
 from marl.__main__ import main
-from marl.comparison import compare_folders
-from marl.log import read_rows
-from marl.run import sole_trainer
+from marl.commands import sweep
+from marl.commands.compare import compare_folders
+from marl.training import checkpoints
+from marl.training.folders import sole_trainer
+from marl.training.metrics_log import read_rows
 
 SMALL = [
     "train.env_steps=2000",
@@ -254,7 +255,7 @@ def test_a_sweep_runs_in_processes_and_says_which_point_failed(
         (["run", "cooperative/spread", "env.world=os:getcwd", "env.args={}"], 2, "os:getcwd gave a str"),
         (["run", "cooperative/spread", "env={pettingzoo: 'os:getcwd'}"], 2, "it made a builtins.str"),
         (["run", "cooperative/spread", "env={pettingzoo: os}"], 2, "os is a module"),
-        (["run", "cooperative/spread", "policy.network.kind=os:getcwd"], 2, "must name a marl.networks.Network"),
+        (["run", "cooperative/spread", "policy.network.kind=os:getcwd"], 2, "must name a marl.models.layers.Network"),
         (["run", "cooperative/spread", "env.time_limit=null"], 2, "env.time_limit=100"),
         (["run", "cooperative/spread", "recipe=os"], 2, "os lacks Config and recipe"),
         (["run", "."], 2, "There is no config '.'"),
@@ -296,7 +297,7 @@ def test_a_recipe_s_own_mistakes_are_told(
     line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "wrong_recipe.py").write_text(
-        f"from marl.config import RunConfig as Config\n\ndef recipe(config, run):\n    {line}\n"
+        f"from marl.config.schema import RunConfig as Config\n\ndef recipe(config, run):\n    {line}\n"
     )
     (tmp_path / "wrong.yaml").write_text("recipe: wrong_recipe\nenv: {world: 'envs.games:climbing'}\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -334,7 +335,7 @@ def test_a_folder_that_was_damaged_or_edited_by_hand_is_explained(
         (lambda f: edited(f / config, "seed: 0", "seed: some"), "seed: expected a valid integer"),
         (lambda f: edited(f / config, "- 8", "- 16"), "policy.network.hidden is [16], was [8]"),
         (lambda f: edited(f / config, "num_envs: 16", "num_envs: 8"), "env.num_envs is 8, was 16"),
-        (lambda f: edited(f / config, "kind: mlp", "kind: os:getcwd"), "must name a marl.networks.Network"),
+        (lambda f: edited(f / config, "kind: mlp", "kind: os:getcwd"), "must name a marl.models.layers.Network"),
         (lambda f: (f / config).write_text((f / config).read_text()[:600]), "is cut short"),
         (lambda f: (f / config).write_bytes(b"\xff\xfe"), "is cut short"),
         (lambda f: (f / "metrics.csv").write_text("train,0,1\n" * 9), "its first line does not name the columns"),
@@ -413,7 +414,7 @@ def test_an_irreproducible_environment_is_told_on_resume_and_can_be_accepted(
 
 def interrupt_after(updates: int, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals = signal.SIGINT) -> None:
     """Ctrl-C during the update after this many."""
-    from marl.learners import ActorCritic
+    from marl.learning.actor_critic import ActorCritic
 
     whole, count = ActorCritic.update, [0]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from envs.core import InputError
-from marl.comparison import sweep_metrics
-from marl.report import Metric, Report
-from marl.sweep import run_sweep, with_configs
+from marl.commands.compare import sweep_metrics
+from marl.commands.sweep import run_sweep, with_configs
+from marl.output.report import Metric, Report
 
 
 def reports(*returns: float) -> list[Report]:

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from envs.core import InputError
-from marl.catalog import catalog, find_config
-from marl.config import OTHER_NAMES, describe, dump, read_yaml, resolve, split_assignments, walk
+from marl.config.catalog import catalog, describe, find_config
+from marl.config.load import dump, read_yaml, resolve, split_assignments
+from marl.config.messages import OTHER_NAMES, walk
 
 SPREAD = read_yaml(find_config("cooperative/spread"))
 
@@ -49,7 +50,7 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("env.workers=2", "env.workers is for PettingZoo environments"),
         ("recipe.x=1", "recipe.x cannot be set: recipe is 'marl.algorithms.mappo', not a section"),
         ("recipe=marl.algorithms.mapo", "Cannot import marl.algorithms.mapo"),
-        ("recipe=marl.returns", "marl.returns lacks Config and recipe"),
+        ("recipe=marl.learning.returns", "marl.learning.returns lacks Config and recipe"),
         ("recipe=no-such", "Expected a dotted path"),
     ],
 )
@@ -100,7 +101,7 @@ def test_a_resolved_config_survives_being_written_and_read() -> None:
     [
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
         ("def (", "cannot be imported: SyntaxError"),
-        ("class Config: pass\ndef recipe(config, run): pass", "derived from marl.config.RunConfig"),
+        ("class Config: pass\ndef recipe(config, run): pass", "derived from marl.config.schema.RunConfig"),
     ],
 )
 def test_a_module_that_is_no_recipe_is_told(

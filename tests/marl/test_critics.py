@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.core import Streams, tree_map
 from envs.world import TensorEnv
-from marl.critics import CriticConfig, ValueScale, build_critic
+from marl.models.critics import CriticConfig, ValueScale, build_critic
 
 SMALL = {"network": {"hidden": (8,)}}
 

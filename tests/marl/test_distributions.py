@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from envs.core import Continuous, Streams
-from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, log_softmax
+from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, log_softmax
 
 CHOICES = (3, 2, 4)
 

@@ -8,8 +8,8 @@ import torch
 from envs.core import InputError
 from envs.games import Constant
 from envs.world import Transition
-from marl.config import EnvConfig
-from marl.environments import make_env, pettingzoo_env
+from marl.config.schema import EnvConfig
+from marl.training.environments import make_env, pettingzoo_env
 
 SPREAD = "mpe2.simple_spread_v3:parallel_env"
 

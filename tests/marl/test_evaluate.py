@@ -13,8 +13,8 @@ from worlds import Walk
 from envs.core import Discrete, EnvSpec, InputError, Observation, Streams
 from envs.games import Constant
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
-from marl.distributions import ActionUnits, IndependentGaussian
-from marl.evaluate import CHUNK, play
+from marl.evaluation.episodes import CHUNK, play
+from marl.models.distributions import ActionUnits, IndependentGaussian
 
 
 class Lottery(World[Tensor]):

@@ -14,9 +14,9 @@ from envs.core import ConcordError, InputError
 from envs.swarm import LinearQuadratic
 from envs.swarm.riccati import LinearRule
 from marl.__main__ import main
-from marl.config import resolve
-from marl.evaluation import evaluate_folder
-from marl.training import run_training
+from marl.commands.evaluate import evaluate_folder
+from marl.commands.run import run_training
+from marl.config.load import resolve
 
 SMALL = ["learner.steps=16", "policy.network.hidden=[8]", "critic.network.hidden=[8]"]
 

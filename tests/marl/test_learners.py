@@ -25,17 +25,18 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_flatten
 from worlds import Walk
 
-import marl.learners
+import marl.learning.actor_critic
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
 from envs.games import Constant
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.world import TensorEnv, World
-from marl.batch import Batch
-from marl.learners import ActorCritic, Chain, per_channel
-from marl.losses import clipped_surrogate
-from marl.optimizers import DECAY
-from marl.returns import gae
-from marl.weighing import own, team
+from marl.learning.actor_critic import ActorCritic
+from marl.learning.batch import Batch
+from marl.learning.learner import Chain, per_channel
+from marl.learning.losses import clipped_surrogate
+from marl.learning.optimizers import DECAY
+from marl.learning.returns import gae
+from marl.learning.scalarization import own, team
 
 RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "segment": 4}
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
@@ -74,7 +75,7 @@ def test_the_first_minibatch_of_each_batch_has_ratio_1(name: str, monkeypatch: p
         ratios.append((log_prob - old).detach().exp())
         return clipped_surrogate(log_prob, old, *rest)
 
-    monkeypatch.setattr(marl.learners, "clipped_surrogate", spied)
+    monkeypatch.setattr(marl.learning.actor_critic, "clipped_surrogate", spied)
     small = setup(name, epochs=1, minibatches=2)
     ended = 0
     for _, batch in zip(range(2), small.source):
@@ -352,7 +353,7 @@ def test_a_successor_is_worth_what_the_next_step_says_also_when_a_teammate_has_j
         columns.append(given)
         return gae(*given)
 
-    monkeypatch.setattr(marl.learners, "gae", spied)
+    monkeypatch.setattr(marl.learning.actor_critic, "gae", spied)
     small = build(Mortals(), critic=critic, segment=8)
     batch = next(iter(small.source))
     small.learner.update(batch)

@@ -11,7 +11,7 @@ from torch import Tensor
 from envs.core import Discrete, EnvSpec, Observation
 from envs.games import Identity, coordination
 from envs.world import TensorEnv, Transition, World
-from marl.evaluate import play
+from marl.evaluation.episodes import play
 
 
 class Echo(World[Tensor]):

@@ -13,13 +13,13 @@ from small_runs import assert_close
 from torch import Tensor, nn
 
 from envs.core import Decision, Discrete, InputError, Observation, Streams
-from marl.batch import Batch
-from marl.critics import ActionCritic
-from marl.distributions import IndependentCategorical
-from marl.logged import Logged, chooser_spec, transitions
-from marl.logged_learner import LoggedActorCritic, LoggedLearnerConfig, channel_weights
-from marl.networks import NetworkConfig
-from marl.policies import IndependentPolicy, PolicyConfig
+from marl.learning.batch import Batch
+from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig, channel_weights
+from marl.learning.offline_batch import Logged, chooser_spec, transitions
+from marl.models.critics import ActionCritic
+from marl.models.distributions import IndependentCategorical
+from marl.models.layers import NetworkConfig
+from marl.models.policies import IndependentPolicy, PolicyConfig
 
 CONTEXTS, ACTIONS = 2, 3
 LOGITS = [[0.5, -1.0, 0.2], [1.5, 0.3, -0.7]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from marl.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
+from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
 
 
 def masked(rows: int = 12, width: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

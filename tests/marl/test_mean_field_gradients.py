@@ -19,7 +19,7 @@ from envs.world import TensorEnv
 from marl.algorithms.mean_field.pathwise import discounted_return
 from marl.algorithms.mean_field.policy import SwarmPolicy, SwarmPolicyConfig
 from marl.algorithms.mean_field.rules import Rule
-from marl.sources import Differentiable, OnPolicy
+from marl.learning.rollout import Differentiable, OnPolicy
 
 HORIZON = 6
 STD = 0.02  # of xi, where rules are explored

@@ -14,11 +14,11 @@ from envs.world import TensorEnv
 from marl.algorithms.mean_field import recipe
 from marl.algorithms.mean_field.limit import in_the_limit, limit_metrics
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
-from marl.config import resolve
-from marl.evaluate import play
-from marl.exact import known_metrics, regret
-from marl.report import Metric
-from marl.run import Run
+from marl.config.load import resolve
+from marl.evaluation.episodes import play
+from marl.evaluation.known_returns import known_metrics, regret
+from marl.output.report import Metric
+from marl.training.run import Run
 
 TABLE = {"kind": "table", "points": 2, "low": 0.0, "high": 1.0}
 

@@ -18,13 +18,14 @@ from envs.world import TensorEnv, Transition, World
 from marl.algorithms.mean_field import train
 from marl.algorithms.mean_field.pathwise import Pathwise, discounted_return, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
-from marl.config import EnvConfig, resolve
-from marl.environments import make_env
-from marl.evaluate import play
-from marl.learners import LearnerConfig
-from marl.run import Run
-from marl.sources import Differentiable
-from marl.training import run_training
+from marl.commands.run import run_training
+from marl.config.load import resolve
+from marl.config.schema import EnvConfig
+from marl.evaluation.episodes import play
+from marl.learning.actor_critic import LearnerConfig
+from marl.learning.rollout import Differentiable
+from marl.training.environments import make_env
+from marl.training.run import Run
 
 RAW: dict[str, Any] = {
     "recipe": "marl.algorithms.mean_field",

@@ -16,10 +16,10 @@ from torch import Tensor
 from envs.core import Decision, InputError, Observation, Streams
 from envs.world import TensorEnv
 from marl.algorithms.mean_field.policy import FollowingAgents, MeanRule, SwarmPolicy, SwarmPolicyConfig
-from marl.critics import CriticConfig, build_critic
-from marl.losses import clipped_surrogate
-from marl.policies import Greedy
-from marl.stacking import take_policy
+from marl.commands.stacking import take_policy
+from marl.learning.losses import clipped_surrogate
+from marl.models.critics import CriticConfig, build_critic
+from marl.models.policies import Greedy
 
 MODES = [{"explore": explore, "sees": sees} for explore in ("rule", "agent") for sees in ("swarm", "time", "nothing")]
 KINDS = [{"explore": "rule", "rule": {"kind": kind, "points": 3}} for kind in ("table", "neural")]
@@ -146,7 +146,7 @@ def test_the_first_minibatch_has_ratio_1(name: str, world: str, monkeypatch: pyt
         ratios.append((log_prob - old).detach().exp())
         return clipped_surrogate(log_prob, old, *rest)
 
-    monkeypatch.setattr("marl.learners.clipped_surrogate", spied)
+    monkeypatch.setattr("marl.learning.actor_critic.clipped_surrogate", spied)
     small = build(WORLDS[world], policy=SETUPS[name], epochs=1)
     for _, batch in zip(range(2), small.source):
         ratios.clear()

@@ -13,11 +13,11 @@ from envs.core import InputError
 from envs.world import TensorEnv
 from marl.algorithms.mean_field import load, recipe, steepest, train
 from marl.algorithms.mean_field.policy import MeanRule
-from marl.config import resolve
-from marl.evaluate import play
-from marl.evaluation import evaluate_folder
-from marl.run import Run
-from marl.training import run_training
+from marl.commands.evaluate import evaluate_folder
+from marl.commands.run import run_training
+from marl.config.load import resolve
+from marl.evaluation.episodes import play
+from marl.training.run import Run
 
 RAW: dict[str, Any] = {
     "recipe": "marl.algorithms.mean_field",

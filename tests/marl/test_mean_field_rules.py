@@ -14,7 +14,7 @@ from worlds import Walk
 
 from envs.core import Continuous, Decision, Discrete, EnvSpec, InputError, Observation, Streams
 from marl.algorithms.mean_field.rules import MANY_AGENTS, KernelRule, Rule, RuleConfig, TableRule, build_rule
-from marl.distributions import IndependentCategorical, IndependentGaussian
+from marl.models.distributions import IndependentCategorical, IndependentGaussian
 
 STEERING = Continuous((-1.0, -math.inf), (3.0, math.inf))  # one bounded component, half-range 2, and a free one
 

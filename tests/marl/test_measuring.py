@@ -13,8 +13,8 @@ import pytest
 from small_claims import ENTRY, MEASURED, REPOSITORY, TEST, make_root
 
 from envs.core import InputError
-from marl.claims import Claim
-from marl.measuring import (
+from marl.claims.entries import Claim
+from marl.claims.measure import (
     ORCHESTRATION,
     Ledger,
     Outcome,
@@ -177,12 +177,12 @@ def test_tests_count_as_passed_only_if_some_ran_and_none_failed(tmp_path: Path):
 def test_every_process_writes_down_the_modules_it_loaded(tmp_path: Path):
     loaded = tmp_path / "loaded.txt"
     environment = {**os.environ, "CONCORD_LOADED": str(loaded)}
-    for module in ("marl", "marl.catalog"):
+    for module in ("marl", "marl.config.catalog"):
         subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, cwd=REPOSITORY, check=True)
     assert loaded.read_text().split().count("marl") == 2
     names = modules_in(loaded, REPOSITORY)
     assert {"marl", "envs", "envs.core"} <= set(names)
-    assert "marl.catalog" not in names
+    assert "marl.config.catalog" not in names
     assert all(module_file(name, REPOSITORY).is_file() for name in names)
 
 

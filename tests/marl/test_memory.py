@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import sys, torch
 from pathlib import Path
-from marl.memory import keep_freed_memory
+from marl.commands.allocator import keep_freed_memory
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 if sys.argv[1] == "keep":

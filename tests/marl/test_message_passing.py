@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from envs.core import Discrete, EnvSpec, InputError, Observation, Streams
 from envs.particles import SpeakerListener
 from envs.world import TensorEnv, Transition, World
-from marl.critics import CriticConfig
-from marl.evaluate import play
-from marl.message_passing import MessagePassing, all_pairs
-from marl.networks import NetworkConfig, build_network
-from marl.policies import IndependentPolicy, PolicyConfig
+from marl.evaluation.episodes import play
+from marl.models.critics import CriticConfig
+from marl.models.layers import NetworkConfig
+from marl.models.message_passing import MessagePassing, all_pairs
+from marl.models.networks import build_network
+from marl.models.policies import IndependentPolicy, PolicyConfig
 
 PLACES = (1, 3)
 

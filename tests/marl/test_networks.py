@@ -11,20 +11,9 @@ from torch import Tensor, nn
 
 from envs.core import InputError, Streams
 from envs.games import climbing
-from marl.networks import (
-    GRU,
-    MANY,
-    NARROW,
-    Attention,
-    ByKind,
-    Linear,
-    Network,
-    NetworkConfig,
-    Trunk,
-    build_network,
-    tanh,
-)
-from marl.policies import IndependentPolicy, PolicyConfig
+from marl.models.layers import MANY, NARROW, Linear, Network, NetworkConfig, Trunk, tanh
+from marl.models.networks import GRU, Attention, ByKind, build_network
+from marl.models.policies import IndependentPolicy, PolicyConfig
 
 KINDS = ("mlp", "gru", "attention", "message_passing")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from marl.optimizers import EPSILON, ClippedAdam, Stacked
+from marl.learning.optimizers import EPSILON, ClippedAdam, Stacked
 
 SHAPES = [(4, 3, 2), (2, 5), (2, 1, 7)]  # of two policies; the first has two copies each
 

@@ -15,7 +15,7 @@ from envs.core import Decision, Observation, Streams, Tree, tree_map
 from envs.games import climbing
 from envs.particles import SpeakerListener
 from envs.world import TensorEnv, World
-from marl.policies import Greedy, IndependentPolicy, PolicyConfig
+from marl.models.policies import Greedy, IndependentPolicy, PolicyConfig
 
 SMALL = {"network": {"hidden": (8,)}}
 KINDS: list[dict[str, Any]] = [SMALL, GRU, {**ATTENTION, "share": "all"}, {**MESSAGES, "share": "all"}]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from marl.__main__ import main
-from marl.checkpoints import checkpoints, load_checkpoint, save_checkpoint
-from marl.log import read_rows
+from marl.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from marl.training.metrics_log import read_rows
 
 SMALL = [
     "train.env_steps=5000",
@@ -38,7 +38,13 @@ FOREIGN = [
 FORKS = multiprocessing.get_context("forkserver")
 LIBRARIES = ["pytest", "torch._dynamo", "torch.utils.tensorboard", "scipy.stats", "mpe2.simple_spread_v3"]
 FORKS.set_forkserver_preload(
-    [*LIBRARIES, "matplotlib.backends.backend_agg", "marl.sweep", "marl.tables", "marl.algorithms.mappo"]
+    [
+        *LIBRARIES,
+        "matplotlib.backends.backend_agg",
+        "marl.commands.sweep",
+        "marl.output.tables",
+        "marl.algorithms.mappo",
+    ]
 )
 
 

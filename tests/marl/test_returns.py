@@ -9,7 +9,7 @@ import torch
 from small_runs import Mortals, build
 from torch import Tensor
 
-from marl.returns import episode_age, episode_sums, gae
+from marl.learning.returns import episode_age, episode_sums, gae
 
 STEPS, ROWS, AGENTS, CHANNELS = 12, 3, 3, 3
 

@@ -11,10 +11,10 @@ from small_runs import Mortals, build
 
 from envs.core import InputError
 from marl.algorithms.mappo import train
-from marl.comparison import _reports
-from marl.config import resolve
-from marl.log import Tally
-from marl.run import Run
+from marl.commands.compare import _reports
+from marl.config.load import resolve
+from marl.training.metrics_log import Tally
+from marl.training.run import Run
 
 
 def test_a_tally_saved_in_the_middle_reads_the_same() -> None:

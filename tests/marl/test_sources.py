@@ -15,7 +15,7 @@ from envs.core import Observation, Streams, tree_map
 from envs.games import Constant, climbing
 from envs.particles import SpeakerListener
 from envs.world import RandomActor, Scripted, TensorEnv, World
-from marl.sources import OnPolicy, rollout
+from marl.learning.rollout import OnPolicy, rollout
 
 
 def step_by_step(env: TensorEnv, policy: Any, streams: Streams, seed: int, steps: int) -> list[Any]:

@@ -17,12 +17,12 @@ from envs.core import Streams, Tree, tree_map
 from envs.particles import SpeakerListener
 from envs.world import World
 from marl.algorithms.mappo import train
-from marl.batch import Batch, minibatches, segment_rows
-from marl.checkpoints import checkpoints, load_checkpoint
-from marl.config import resolve
-from marl.run import Run
-from marl.stacking import take_policy
-from marl.weighing import team
+from marl.commands.stacking import take_policy
+from marl.config.load import resolve
+from marl.learning.batch import Batch, minibatches, segment_rows
+from marl.learning.scalarization import team
+from marl.training.checkpoints import checkpoints, load_checkpoint
+from marl.training.run import Run
 
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "mlp": (Mortals(), {"scale_values": True}),

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from marl.report import Metric, Report
-from marl.tables import print_judgments, print_metrics, print_report
+from marl.commands.printing import print_report
+from marl.output.report import Metric, Report
+from marl.output.tables import print_metrics
+from recsys.report.terminal import print_judgments
 
 LONG = "policy.network.kind=attention,critic.sees=agent/return_per_agent"
 

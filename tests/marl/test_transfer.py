@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from marl.report import Metric
-from marl.transfer import Fit, Gap, fit, gaps, standard_error
+from marl.evaluation.limit_fit import Fit, Gap, fit, gaps, standard_error
+from marl.output.report import Metric
 
 SIZES = (2, 5, 10, 50, 200)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from envs.core import Continuous, Discrete, Observation
-from marl.weighing import by_decider, choosing, own, team
+from marl.learning.scalarization import by_decider, choosing, own, team
 
 ADVANTAGE = torch.tensor([[[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]], [[3.0, 0.0], [5.0, 0.0], [7.0, 0.0]]])
 ALIVE = torch.tensor([[True, True, False], [False, False, False]])

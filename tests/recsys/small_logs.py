@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.logged import Catalog, Columns, Log
+from recsys.logs.log import Catalog, Columns, Log
 
 CONTEXTS, ACTIONS, SIGNALS = 3, 4, 2
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from recsys.oracles import PROBLEMS, judge
-from recsys.oracles.sequential import FiniteProblem
-from recsys.sequential import Trajectories
-from recsys.tabular import TabularLog
+from recsys.problems.base import PROBLEMS, judge
+from recsys.problems.sequential import FiniteProblem
+from recsys.sequential.estimators import Trajectories
+from recsys.sequential.tabular import TabularLog
 
 ORACLE = FiniteProblem.read(PROBLEMS / "sequential.json")
 Estimate = Callable[[FiniteProblem, TabularLog], np.ndarray]

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from small_logs import Bandit, Drawn, bandit
 
-from recsys import estimators as e
-from recsys import formats, policies
-from recsys.estimators import Ratio
-from recsys.reward_models import smoothed_mean
-from recsys.scan import Sums, Weighed, sum_up
+from recsys.bandit import estimators as e
+from recsys.bandit.estimators import Ratio
+from recsys.bandit.scan import Sums, Weighed, sum_up
+from recsys.logs import formats
+from recsys.models.reward import smoothed_mean
+from recsys.policies import base as policies
 
 PEER = json.loads((Path(__file__).parent.parent / "fixtures" / "expected_obp_0.5.7.json").read_text())
 ROWS = 200_000

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_logs import ACTIONS, COLUMNS, CONTEXTS, bandit, frame, log_of, written
 
-from recsys import formats
+from recsys.bandit.importance_weights import standard
+from recsys.bandit.scan import Place, Sums, Weigher, scan, sum_up, weigh
 from recsys.config import EstimatorsConfig
-from recsys.intervals import standard_error
-from recsys.logged import ROW_CLUSTERS, Log
-from recsys.policies import TablePolicy
-from recsys.reward_models import smoothed_mean
-from recsys.scan import Place, Sums, Weigher, scan, sum_up, weigh
-from recsys.weighing import standard
+from recsys.logs import formats
+from recsys.logs.log import ROW_CLUSTERS, Log
+from recsys.models.reward import smoothed_mean
+from recsys.policies.base import TablePolicy
+from recsys.statistics.intervals import standard_error
 
 KNOWN = standard(EstimatorsConfig(cap=1.5, threshold=1.5, shrinkage=2.0))
 TARGET = TablePolicy("target", bandit().target)

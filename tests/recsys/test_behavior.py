@@ -6,8 +6,8 @@ import pytest
 from scipy import special
 
 from envs.core import InputError
-from recsys.behavior import calibration_table, cross_fit, frequency, logistic, temperature
-from recsys.sensitivity import breaking_odds, sensitivity_bounds
+from recsys.bandit.sensitivity import breaking_odds, sensitivity_bounds
+from recsys.models.propensity import calibration_table, cross_fit, frequency, logistic, temperature
 
 
 def softmax_log(rows=6_000, seed=0, scale=1.0):

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from envs.core import InputError
-from recsys.bootstrap import bootstrap, quantile_interval, replicates, resampled_totals, simultaneous, without_each
-from recsys.intervals import ClusterSums, cluster_sums, student_t
+from recsys.statistics.bootstrap import (
+    bootstrap,
+    quantile_interval,
+    replicates,
+    resampled_totals,
+    simultaneous,
+    without_each,
+)
+from recsys.statistics.intervals import ClusterSums, cluster_sums, student_t
 
 
 def gamma_sums(clusters=300, signals=2, seed=0):
@@ -39,7 +46,7 @@ def test_a_seed_fixes_the_bits_whatever_the_workers():
 
 def test_threads_of_the_linear_algebra_do_not_change_the_bits():
     code = (
-        "import hashlib, numpy as np; from recsys.bootstrap import resampled_totals; "
+        "import hashlib, numpy as np; from recsys.statistics.bootstrap import resampled_totals; "
         "x = np.random.default_rng(0).normal(size=(20_000, 9)); "
         "print(hashlib.sha256(resampled_totals(x, 16).tobytes()).hexdigest())"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recsys.clusters import SMALL, Clusters, sums_by_cluster
+from recsys.logs.clusters import SMALL, Clusters, sums_by_cluster
 
 ROWS = 4096
 

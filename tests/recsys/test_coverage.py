@@ -7,9 +7,9 @@ that knows the propensities, clicks. The truth is a sum over all of it. Rows of 
 import numpy as np
 import pytest
 
-from recsys.bootstrap import quantile_interval, resampled_totals
-from recsys.empirical_likelihood import empirical_likelihood
-from recsys.intervals import ClusterSums, empirical_bernstein, hoeffding, student_t
+from recsys.statistics.bootstrap import quantile_interval, resampled_totals
+from recsys.statistics.empirical_likelihood import empirical_likelihood
+from recsys.statistics.intervals import ClusterSums, empirical_bernstein, hoeffding, student_t
 
 LOGS, USERS, LEVEL = 1_000, 300, 0.95
 LOGGING = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])

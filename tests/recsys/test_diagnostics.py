@@ -6,16 +6,9 @@ import pytest
 from open_bandit_logs import open_bandit
 
 from envs.core import InputError
-from recsys.diagnostics import (
-    KEPT,
-    Diagnosis,
-    diagnose,
-    effective_events,
-    unsupported_mass,
-    weight_sums,
-)
-from recsys.tails import generalized_pareto, pareto_k, tail_length
-from recsys.verdict import CHECKS, Level, verdict
+from recsys.statistics.diagnostics import KEPT, Diagnosis, diagnose, effective_events, unsupported_mass, weight_sums
+from recsys.statistics.pareto_tail import generalized_pareto, pareto_k, tail_length
+from recsys.statistics.verdict import CHECKS, Level, verdict
 
 HEALTHY = Diagnosis(
     rows=100_000,

@@ -11,13 +11,13 @@ from small_logs import ACTIONS, CONTEXTS, bandit, frame, log_of
 
 import recsys
 from envs.core import InputError
-from recsys.adaptive import pas_if_errors
+from recsys.bandit.evaluate import evaluate
+from recsys.bandit.importance_weights import Known
+from recsys.bandit.pas_if import pas_if_errors
 from recsys.config import BoundsConfig, EstimatorsConfig, IntervalsConfig, SelectionConfig
-from recsys.evaluation import evaluate
-from recsys.logged import Columns
-from recsys.policies import ContextPolicy, TablePolicy, popularity
-from recsys.selection import subsample
-from recsys.weighing import Known
+from recsys.logs.log import Columns
+from recsys.policies.base import ContextPolicy, TablePolicy, popularity
+from recsys.statistics.selection import subsample
 
 WITH_USERS = Columns("item", ("click", "watch"), "p", "place", user="user", segments=("tab",))
 FAST = IntervalsConfig(replications=200)
@@ -211,7 +211,7 @@ def test_pas_if_reads_the_log_that_it_cuts_and_needs_to_know_who_logged(monkeypa
     )
     assert (errors["capped_ips"] > 3 * errors["ips"]).all()
     seen: list[Any] = []
-    monkeypatch.setattr("recsys.adaptive.subsample", lambda *a: seen.append(a[4]) or subsample(*a))
+    monkeypatch.setattr("recsys.bandit.pas_if.subsample", lambda *a: seen.append(a[4]) or subsample(*a))
     for columns in (WITH_USERS, Columns("item", ("click",), "p", "place")):
         log = log_of(frame(400), columns)
         pas_if_errors(log, TablePolicy("t", bandit().target), known.logging, settings, how, prior_rows=50.0, seed=0)
@@ -298,8 +298,8 @@ def test_hoeffdings_bound_is_as_narrow_where_rows_are_dealt_into_clusters(monkey
     how = IntervalsConfig(method="hoeffding", bounds=BoundsConfig(weight=20, reward=(0, 3)))
     widths = {}
     for clusters in (2**14, 2**7):
-        monkeypatch.setattr("recsys.logged.ROW_CLUSTERS", clusters)
-        monkeypatch.setattr("recsys.evaluation.ROW_CLUSTERS", clusters)
+        monkeypatch.setattr("recsys.logs.log.ROW_CLUSTERS", clusters)
+        monkeypatch.setattr("recsys.bandit.evaluate.ROW_CLUSTERS", clusters)
         metric = evaluate(log_of(frame(4000)), TARGET, intervals=how).metrics["click/target/ips"]
         widths[clusters] = metric.high - metric.low
     assert widths[2**14] == pytest.approx(2 * 60 * np.sqrt(np.log(40) / 8000), rel=1e-9)

@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 from small_logs import COLUMNS, bandit, frame, log_of
 
+from recsys.bandit.importance_weights import standard
+from recsys.bandit.scan import Sums, sum_up
 from recsys.config import EstimatorsConfig
-from recsys.histograms import histograms, overlap_table, weight_table
-from recsys.logged import Log
-from recsys.policies import TablePolicy
-from recsys.reward_models import smoothed_mean
-from recsys.scan import Sums, sum_up
-from recsys.weighing import standard
+from recsys.logs.log import Log
+from recsys.models.reward import smoothed_mean
+from recsys.policies.base import TablePolicy
+from recsys.statistics.histograms import histograms, overlap_table, weight_table
 
 TARGET = TablePolicy("target", bandit().target)
 

@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from envs.core import InputError
-from recsys.bootstrap import bootstrap
-from recsys.empirical_likelihood import empirical_likelihood, log_ratio
-from recsys.intervals import (
+from recsys.statistics.bootstrap import bootstrap
+from recsys.statistics.empirical_likelihood import empirical_likelihood, log_ratio
+from recsys.statistics.intervals import (
     ClusterSums,
     cluster_sums,
     empirical_bernstein,

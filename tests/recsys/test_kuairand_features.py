@@ -11,10 +11,11 @@ from small_logs import COLUMNS, frame
 
 import recsys
 from envs.core import InputError
-from marl.config import resolve
-from marl.training import run_training
-from recsys import formats, unknown
-from recsys.data_config import BehaviorConfig
+from marl.commands.run import run_training
+from marl.config.load import resolve
+from recsys.bandit import fitted_propensities
+from recsys.logs import formats
+from recsys.logs.config import BehaviorConfig
 
 USERS = "user_id,user_active_degree,onehot_feat4\n1,full_active,1.0\n3,,\n"
 VIDEOS = 'video_id,video_type,video_duration,tag\n10,NORMAL,87433.0,39\n40,AD,,"8,3"\n7000,NORMAL,5000.0,2\n'
@@ -95,7 +96,7 @@ def test_a_data_frame_without_propensities_is_fitted() -> None:
         log = recsys.dataframe(table, action="item", rewards=["click"], position="place", user="user", **columns)
         with pytest.raises(InputError, match=r"recsys\.unknown\.fit gives it fitted ones"):
             recsys.evaluate(log, {"even": "uniform"})
-    fitted = unknown.fit(log, BehaviorConfig(columns=("place",)))
+    fitted = fitted_propensities.fit(log, BehaviorConfig(columns=("place",)))
     found = recsys.evaluate(fitted.log, {"even": "uniform"})
     assert "RELIABLE" not in {row["verdict"] for row in found.tables["verdicts"]}
     assert "fitted" in {row["check"] for row in found.tables["verdicts"]}

@@ -13,16 +13,16 @@ import pytest
 from small_logs import frame, log_of, written
 
 from envs.core import InputError
-from marl.catalog import find_config
-from marl.checkpoints import checkpoints, load_checkpoint
-from marl.config import read_yaml, resolve
-from marl.report import Report
-from marl.run import Run
-from marl.training import run_training
+from marl.commands.run import run_training
+from marl.config.catalog import find_config
+from marl.config.load import read_yaml, resolve
+from marl.output.report import Report
+from marl.training.checkpoints import checkpoints, load_checkpoint
+from marl.training.run import Run
 from recsys.learn import Config, columns_of, fit, learn
-from recsys.splits import Split
-from recsys.synthetic import synthetic_bandit
-from recsys.trained import View
+from recsys.logs.splits import Split
+from recsys.policies.from_run import View
+from recsys.problems.bandit import synthetic_bandit
 
 LEARN = read_yaml(find_config("ope/learn"))
 QUICK = {"intervals.method": "t", "train.env_steps": 100_000, "learner.learning_rate": 0.01}

@@ -11,16 +11,16 @@ from pydantic import ValidationError
 from small_logs import ACTIONS, COLUMNS, frame, log_of
 
 from envs.core import InputError
-from marl.config import resolve
-from marl.training import run_training
+from marl.commands.run import run_training
+from marl.config.load import resolve
+from recsys.bandit.evaluate import evaluate
 from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig
-from recsys.evaluation import evaluate
-from recsys.folds import fold_of
-from recsys.linear_rewards import LinearModel, fit_linear
-from recsys.logged import Chunk, Columns, Log
-from recsys.policies import ContextPolicy
-from recsys.reward_models import fit_reward_model, smoothed_mean
-from recsys.synthetic import synthetic_bandit
+from recsys.logs.log import Chunk, Columns, Log
+from recsys.models.cross_fitting import fold_of
+from recsys.models.reward import fit_reward_model, smoothed_mean
+from recsys.models.reward_linear import LinearModel, fit_linear
+from recsys.policies.base import ContextPolicy
+from recsys.problems.bandit import synthetic_bandit
 
 USERS = replace(COLUMNS, user="user")
 NAMES = ("score0", "score1", "mood")
@@ -231,7 +231,7 @@ def test_what_would_not_fit_into_memory_is_told_with_its_size() -> None:
 
 
 def replace_catalog(log: Log, actions: int) -> Log:
-    from recsys.logged import Catalog
+    from recsys.logs.log import Catalog
 
     return Log(log.frame, log.columns, Catalog.numbered(actions))
 

@@ -11,9 +11,9 @@ import pytest
 from small_logs import COLUMNS, frame, log_of, written
 
 from envs.core import InputError
-from recsys import formats
-from recsys.clusters import Clusters
-from recsys.logged import Catalog, Columns, Log
+from recsys.logs import formats
+from recsys.logs.clusters import Clusters
+from recsys.logs.log import Catalog, Columns, Log
 
 WITH_USERS = replace(COLUMNS, user="user", segments=("tab",), context=("score0",))
 

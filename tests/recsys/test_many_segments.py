@@ -11,12 +11,12 @@ import polars as pl
 import pytest
 from small_logs import COLUMNS, CONTEXTS, bandit, frame, log_of
 
+from recsys.bandit.evaluate import evaluate
+from recsys.bandit.importance_weights import standard
+from recsys.bandit.scan import Place, Weigher, scan, sum_up, weigh
 from recsys.config import EstimatorsConfig, IntervalsConfig
-from recsys.evaluation import evaluate
-from recsys.policies import TablePolicy
-from recsys.reward_models import smoothed_mean
-from recsys.scan import Place, Weigher, scan, sum_up, weigh
-from recsys.weighing import standard
+from recsys.models.reward import smoothed_mean
+from recsys.policies.base import TablePolicy
 
 TARGET = TablePolicy("target", bandit().target)
 KNOWN = standard(EstimatorsConfig())

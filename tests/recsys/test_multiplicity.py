@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 
 from envs.core import InputError
-from recsys.intervals import cluster_sums
-from recsys.multiplicity import benjamini_hochberg, holm, p_values
+from recsys.statistics.intervals import cluster_sums
+from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
 
 
 def test_p_values_are_those_of_the_t_test():

@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 from small_logs import ACTIONS, frame, table_config, written
 
-from marl import sweep
 from marl.__main__ import main
-from marl.catalog import find_config
-from marl.config import read_yaml, resolve
-from marl.report import Report
+from marl.commands import sweep
+from marl.config.catalog import find_config
+from marl.config.load import read_yaml, resolve
+from marl.output.report import Report
 
 
 @pytest.mark.parametrize(

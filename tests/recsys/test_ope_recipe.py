@@ -15,11 +15,11 @@ from small_logs import ACTIONS, frame, table_config, written
 
 from envs.core import InputError
 from marl.__main__ import main
-from marl.catalog import find_config
-from marl.config import read_yaml, resolve
-from marl.report import Report
-from marl.training import run_training
-from recsys.logged import Chunk
+from marl.commands.run import run_training
+from marl.config.catalog import find_config
+from marl.config.load import read_yaml, resolve
+from marl.output.report import Report
+from recsys.logs.log import Chunk
 
 PEER = json.loads((Path(__file__).parent.parent / "fixtures" / "expected_obp_0.5.7.json").read_text())
 OPEN_BANDIT = read_yaml(find_config("ope/open_bandit"))
@@ -142,7 +142,7 @@ def test_tables_of_categories_are_checked(lines: list[str] | None, told: str, tm
 
 
 def test_kuairands_random_slice(tmp_path: Path) -> None:
-    from recsys.formats import KUAIRAND_COLUMNS
+    from recsys.logs.formats import KUAIRAND_COLUMNS
 
     columns = {name: [0, 1, 0, 1] for name in KUAIRAND_COLUMNS} | {"video_id": [3, 4, 3, 9], "user_id": [1, 1, 2, 3]}
     written(pl.DataFrame(columns), tmp_path / "log_random_4_22_to_5_08_pure.csv")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from marl.report import Report
-from recsys.oracles import PROBLEMS, judge
-from recsys.oracles.sequential import UNBIASED
+from marl.output.report import Report
+from recsys.problems.base import PROBLEMS, judge
+from recsys.problems.sequential import UNBIASED
 from tests.marl.test_cli import concord
 
 Tables = dict[str, Any]

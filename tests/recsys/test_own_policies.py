@@ -18,8 +18,8 @@ import recsys
 from envs.core import InputError
 from marl.__main__ import main
 from recsys.config import EstimatorsConfig, IntervalsConfig
-from recsys.logged import Chunk
-from recsys.policies import TablePolicy
+from recsys.logs.log import Chunk
+from recsys.policies.base import TablePolicy
 
 LOG = log_of(frame(300), replace(COLUMNS, context=("score0",)))
 EVEN = [[0.25] * ACTIONS]

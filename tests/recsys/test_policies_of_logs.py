@@ -10,10 +10,10 @@ import pytest
 from small_logs import ACTIONS, COLUMNS, CONTEXTS, frame, log_of
 
 from envs.core import InputError
-from recsys import policies
-from recsys.logged import Chunk
-from recsys.policies import ContextPolicy, Policy, TablePolicy, expected_reward
-from recsys.reward_models import TableModel, smoothed_mean
+from recsys.logs.log import Chunk
+from recsys.models.reward import TableModel, smoothed_mean
+from recsys.policies import base as policies
+from recsys.policies.base import ContextPolicy, Policy, TablePolicy, expected_reward
 
 SCORES = tuple(f"score{a}" for a in range(ACTIONS))
 LOG = log_of(frame(300), replace(COLUMNS, context=SCORES))

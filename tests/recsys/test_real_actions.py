@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 
 from envs.core import InputError
-from marl.config import resolve
-from marl.training import run_training
-from recsys.evaluation import evaluate
-from recsys.logged import Columns
-from recsys.real_actions import RealPolicy, real_log
+from marl.commands.run import run_training
+from marl.config.load import resolve
+from recsys.bandit.evaluate import evaluate
+from recsys.bandit.kernel import RealPolicy, real_log
+from recsys.logs.log import Columns
 
 DRAWN = Columns("price", ("sold",), "density", user="user")
 

@@ -15,10 +15,10 @@ import polars as pl
 import pytest
 
 from marl.__main__ import main
-from marl.config import resolve
-from marl.report import Metric, Report
-from marl.training import run_training
-from recsys.logged import Chunk
+from marl.commands.run import run_training
+from marl.config.load import resolve
+from marl.output.report import Metric, Report
+from recsys.logs.log import Chunk
 from recsys.report import write_page
 from recsys.report.charts import Bar, axis_of
 from recsys.report.markup import decimals_for, fixed, rounded

@@ -13,11 +13,11 @@ from small_logs import ACTIONS, COLUMNS, bandit, frame, log_of
 
 import recsys
 from envs.core import InputError
-from recsys import formats
+from recsys.bandit.importance_weights import Known
 from recsys.config import EstimatorsConfig, IntervalsConfig
-from recsys.logged import Chunk, Columns, Log
-from recsys.policies import ContextPolicy, TablePolicy
-from recsys.weighing import Known
+from recsys.logs import formats
+from recsys.logs.log import Chunk, Columns, Log
+from recsys.policies.base import ContextPolicy, TablePolicy
 
 TARGET = TablePolicy("target", bandit().target)
 COUNTED = replace(COLUMNS, multiplicity="times", segments=("tab",))

@@ -7,8 +7,8 @@ import pytest
 from open_bandit_logs import open_bandit
 
 from envs.core import InputError
-from recsys.intervals import cluster_sums, student_t
-from recsys.selection import (
+from recsys.statistics.intervals import cluster_sums, student_t
+from recsys.statistics.selection import (
     cross_validated_mse,
     fit_subsampling,
     mse_proxy,
@@ -17,7 +17,7 @@ from recsys.selection import (
     slope,
     subsample,
 )
-from recsys.verdict import Level, Verdict
+from recsys.statistics.verdict import Level, Verdict
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOOD, SO_SO, BAD = (Verdict(level, "ess", f"It is {level.name.lower()}.") for level in Level)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from envs.core import InputError
-from recsys import sequential
-from recsys.sequential import (
+from recsys.sequential import estimators
+from recsys.sequential.estimators import (
     Trajectories,
     cwpdis,
     magic,
@@ -22,7 +22,7 @@ from recsys.sequential import (
     wdr,
     wis,
 )
-from recsys.tabular import density_ratio, discounted_occupancy, looked_up
+from recsys.sequential.tabular import density_ratio, discounted_occupancy, looked_up
 from tests.recsys.small_sequences import ORACLE, Estimate, random_log, right, weighted, wrong, z_of
 
 GAMMA = ORACLE.discount
@@ -152,7 +152,7 @@ def test_each_signal_is_estimated_as_if_alone_and_scales() -> None:
 def test_a_policy_that_is_the_logging_policy_earns_the_mean_return() -> None:
     table = random_log(7)
     log = Trajectories.of(np.ones(table.state.shape), table.reward, table.mask)
-    mean = sequential.discounted(table.reward, 0.9).mean(0)
+    mean = estimators.discounted(table.reward, 0.9).mean(0)
     for estimator in (tis, wis, pdis, cwpdis, ncis):
         np.testing.assert_allclose(estimator(log, 0.9).mean(0), mean, rtol=1e-12)
 
@@ -212,7 +212,7 @@ def test_no_mixture_on_the_simplex_beats_magics() -> None:
         mean, error = returns.mean(0), returns[:, -1].std(ddof=1) / np.sqrt(30)
         outside = mean - np.clip(mean, mean[-1] - 0.67448975 * error, mean[-1] + 0.67448975 * error)
         cost = np.cov(returns.T) / 30 + np.outer(outside, outside)
-        x = sequential._mixture(returns)
+        x = estimators._mixture(returns)
         others = np.concatenate([rng.dirichlet(np.full(5, 0.3), 5000), np.eye(5)])
         assert x.sum() == pytest.approx(1)
         assert x.min() >= 0
@@ -250,7 +250,7 @@ GAP = np.array([[True, False, True], [True, True, True]])
         (lambda: weighted(random_log(0)).at_steps("q_logged", ONES), "q_logged must have the rewards' shape"),
         (lambda: Trajectories.of(ONES, ONES[..., None]).at_steps("value", NAN[..., None]), "value must be finite"),
         (lambda: pdis(weighted(random_log(0)), 1.5), "discount is one number in [0, 1]"),
-        (lambda: sequential.powers(np.array([0.9, 0.9, 0.9]), 4, 2), "one for each of the 2 signals"),
+        (lambda: estimators.powers(np.array([0.9, 0.9, 0.9]), 4, 2), "one for each of the 2 signals"),
         (lambda: ncis(weighted(random_log(0)), 0.9, cap=0.0), "a positive weight"),
         (lambda: state_density_is(weighted(random_log(0)), ONES, 0.9), "The density ratio is one a step"),
         (lambda: pad(np.arange(3), np.array([1, 3])), "add up to the 3 steps"),

@@ -13,19 +13,19 @@ from small_sequences import ORACLE, right
 
 from envs.core import InputError
 from marl.__main__ import main
-from marl.catalog import find_config
-from marl.config import read_yaml, resolve
-from marl.report import Report
-from marl.training import run_training
-from recsys import sequential
-from recsys.assembly import make_policies
-from recsys.data_config import DataConfig
-from recsys.logged import Chunk
-from recsys.sequential import Trajectories
-from recsys.session_estimates import FOLDS
-from recsys.session_log import read_sessions
+from marl.commands.run import run_training
+from marl.config.catalog import find_config
+from marl.config.load import read_yaml, resolve
+from marl.output.report import Report
+from recsys.build import make_policies
+from recsys.logs.config import DataConfig
+from recsys.logs.log import Chunk
+from recsys.sequential import estimators
+from recsys.sequential.estimators import Trajectories
+from recsys.sequential.evaluate import FOLDS
+from recsys.sequential.log import read_sessions
+from recsys.sequential.tabular import TabularLog, fqe, looked_up
 from recsys.sessions import evaluate, open_log, problem_of
-from recsys.tabular import TabularLog, fqe, looked_up
 
 SHIPPED = read_yaml(find_config("ope/sessions"))
 GAMMA = 0.95
@@ -80,7 +80,7 @@ def padded(table: pl.DataFrame) -> tuple[Trajectories, TabularLog, np.ndarray]:
 
 
 def by_hand(log: Trajectories, table: TabularLog, cluster: np.ndarray, gamma: Any) -> dict[str, np.ndarray]:
-    """Every estimate from the functions of `recsys.sequential` and `recsys.tabular`."""
+    """Every estimate from the functions of `recsys.sequential` and `recsys.sequential.tabular`."""
     target = ORACLE.target
     fold = np.unique(cluster, return_inverse=True)[1] % FOLDS
     q_logged, value = np.zeros((2, *log.reward.shape))
@@ -131,7 +131,7 @@ def test_own_sessions_of_unequal_length_several_signals_and_users(tmp_path: Path
     for name, value in by_hand(log, tabular, users, gamma).items():
         for k, signal in enumerate(("click", "watch")):
             assert report.metrics[f"{signal}/softmax/{name}"].value == pytest.approx(value[k], abs=1e-12), name
-    own = sequential.discounted(log.reward, gamma).mean(0)
+    own = estimators.discounted(log.reward, gamma).mean(0)
     assert [report.metrics[f"{s}/logged"].value for s in ("click", "watch")] == pytest.approx(own.tolist())
     counts = {name: report.metrics[name].value for name in ("sessions", "steps", "clusters")}
     assert counts == {"sessions": 60, "steps": len(table), "clusters": 20}
@@ -167,7 +167,7 @@ def test_users_are_the_clusters_of_intervals(tmp_path: Path) -> None:
 def test_many_sessions_without_users_are_dealt_into_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = table_config(written(steps(600), tmp_path))
     alone = ran(tmp_path, raw, intervals__method="t").metrics
-    monkeypatch.setattr("recsys.session_log.ROW_CLUSTERS", 128)
+    monkeypatch.setattr("recsys.sequential.log.ROW_CLUSTERS", 128)
     dealt = ran(tmp_path, raw, intervals__method="t").metrics
     assert (alone["clusters"].value, dealt["clusters"].value) == (600, 128)
     one, other = (found["click/uniform/pdis"] for found in (alone, dealt))
@@ -276,7 +276,7 @@ def test_configs_that_mean_nothing_are_refused(change: dict[str, Any], message: 
 
 
 def test_a_log_too_long_to_hold_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.session_log.MOST", 100)
+    monkeypatch.setattr("recsys.sequential.log.MOST", 100)
     with pytest.raises(InputError, match="Sessions are held in memory"):
         ran(tmp_path, table_config(written(steps(), tmp_path)))
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from recsys.oracles import PROBLEMS, judge
-from recsys.oracles.slate import MEANS, RATIOS, SlateProblem, expectations
-from recsys.sequential import Trajectories
+from recsys.problems.base import PROBLEMS, judge
+from recsys.problems.slate import MEANS, RATIOS, SlateProblem, expectations
+from recsys.sequential.estimators import Trajectories
 
 CASCADE, TOLD = SlateProblem.read(PROBLEMS / "slate.json")
 SLOTS = np.arange(3)

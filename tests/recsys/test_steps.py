@@ -6,14 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recsys import steps
-from recsys.steps import repeated_steps
+from recsys.logs import duplicate_steps
+from recsys.logs.duplicate_steps import repeated_steps
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "PASS_ROWS", 64)
-    monkeypatch.setattr(steps, "BATCH_ROWS", 32)
+    monkeypatch.setattr(duplicate_steps, "PASS_ROWS", 64)
+    monkeypatch.setattr(duplicate_steps, "BATCH_ROWS", 32)
 
 
 def never(*_: object) -> None:
@@ -42,7 +42,7 @@ def test_every_row_that_is_as_an_earlier_one_is_counted(kind: str, order: str) -
 def test_a_log_that_rises_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pl.DataFrame({"episode": np.repeat(np.arange(50), 7), "step": np.tile(np.arange(7), 50)})
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "_repeated", never)
+        patch.setattr(duplicate_steps, "_repeated", never)
         assert repeated_steps(table.lazy(), 5)[0] == 0
         with pytest.raises(AssertionError):
             repeated_steps(table.reverse().lazy(), 5)

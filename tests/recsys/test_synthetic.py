@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from envs.core import InputError
-from recsys.logged import Chunk, Log
-from recsys.policies import ContextPolicy, uniform
-from recsys.synthetic import SyntheticBandit, synthetic_bandit
+from recsys.logs.log import Chunk, Log
+from recsys.policies.base import ContextPolicy, uniform
+from recsys.problems.bandit import SyntheticBandit, synthetic_bandit
 
 TWO = {"click": 0.3, "like": 0.1}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.core import InputError
-from recsys.tabular import (
+from recsys.sequential.tabular import (
     TabularLog,
     clocked,
     empirical_model,

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation
 from envs.world import Transition, World
-from marl.catalog import find_config
-from marl.config import read_yaml, resolve
-from marl.report import Report
-from marl.run import Run
-from marl.training import run_training
-from recsys.trained import load, trained
+from marl.commands.run import run_training
+from marl.config.catalog import find_config
+from marl.config.load import read_yaml, resolve
+from marl.output.report import Report
+from marl.training.run import Run
+from recsys.policies.from_run import load, trained
 
 SEEN = ["score0", "score1"]
 LEARN = {**read_yaml(find_config("ope/learn")), "train": {"env_steps": 5_000}, "intervals": {"method": "t"}}

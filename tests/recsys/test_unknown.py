@@ -13,23 +13,24 @@ import polars as pl
 import pytest
 
 from envs.core import InputError
-from marl.catalog import find_config
-from marl.config import read_yaml, resolve
-from marl.report import Report
-from marl.training import run_training
-from recsys import formats, random_slice, unknown
-from recsys.behavior import calibration_table, fit_folds, frequency
+from marl.commands.run import run_training
+from marl.config.catalog import find_config
+from marl.config.load import read_yaml, resolve
+from marl.output.report import Report
+from recsys.bandit import fitted_propensities, random_slice
+from recsys.bandit.evaluate import evaluate
+from recsys.bandit.sensitivity import Groups, scanned, sensitivity_bounds
 from recsys.config import IntervalsConfig
-from recsys.data_config import BehaviorConfig
-from recsys.diagnostics import Diagnosis
-from recsys.evaluation import evaluate
-from recsys.folds import fold_of, mixed
-from recsys.frequencies import Contexts, FrequencyModel
-from recsys.logged import Catalog, Chunk, Columns, Log
-from recsys.policies import uniform
-from recsys.sampled_logistic import LogisticModel
-from recsys.sensitivity import Groups, scanned, sensitivity_bounds
-from recsys.verdict import Level, verdict
+from recsys.logs import formats
+from recsys.logs.config import BehaviorConfig
+from recsys.logs.log import Catalog, Chunk, Columns, Log
+from recsys.models.cross_fitting import fold_of, mixed
+from recsys.models.propensity import calibration_table, fit_folds, frequency
+from recsys.models.propensity_frequency import Contexts, FrequencyModel
+from recsys.models.propensity_logistic import LogisticModel
+from recsys.policies.base import uniform
+from recsys.statistics.diagnostics import Diagnosis
+from recsys.statistics.verdict import Level, verdict
 
 ACTIONS = 4
 TABLE = Columns("item", ("click", "watch"), user="user")
@@ -142,7 +143,7 @@ def test_fitted_propensities_are_those_of_the_logger(world: World, table: pl.Dat
     known = table.filter(~pl.col("is_random"))["p"].to_numpy()
     for model in ("frequency", "logistic"):
         extra = pl.concat_str("tab", "mood").alias("both")  # a model without interactions needs them spelled out
-        fitted = unknown.fit(
+        fitted = fitted_propensities.fit(
             log_of(table.filter(~pl.col("is_random")).with_columns(extra)),
             BehaviorConfig(model=model, columns=("both",)),  # type: ignore[arg-type]
         )
@@ -156,16 +157,16 @@ def test_fitted_propensities_are_those_of_the_logger(world: World, table: pl.Dat
 
 def test_a_user_is_in_one_fold_and_rows_may_come_in_any_order(table: pl.DataFrame) -> None:
     settings = BehaviorConfig(columns=("tab", "mood"))
-    found = one(unknown.fit(log_of(table), settings).log)
+    found = one(fitted_propensities.fit(log_of(table), settings).log)
     folds = fold_of(found, "user", 5)
     by_user = pl.DataFrame({"user": found.context["user"], "fold": folds}).group_by("user").n_unique()
     assert by_user["fold"].max() == 1
     assert np.bincount(folds).min() > 0.15 * len(table)
     order = np.random.default_rng(0).permutation(len(table))
-    shuffled = one(unknown.fit(log_of(table[order.tolist()]), settings).log)
+    shuffled = one(fitted_propensities.fit(log_of(table[order.tolist()]), settings).log)
     np.testing.assert_allclose(shuffled.propensity, found.propensity[order], rtol=1e-12)
     by_name = log_of(table.with_columns(pl.col("user").cast(pl.String)))
-    names = one(unknown.fit(by_name, settings).log)
+    names = one(fitted_propensities.fit(by_name, settings).log)
     assert (
         pl.DataFrame({"u": names.context["user"], "f": fold_of(names, "user", 5)}).group_by("u").n_unique()["f"].max()
         == 1
@@ -181,16 +182,18 @@ def test_rows_count_as_often_as_their_multiplicity_says(table: pl.DataFrame) -> 
     twice = log_of(pl.concat([part, part]))
     counted = log_of(part.with_columns(m=pl.lit(2)), replace(TABLE, multiplicity="m"))
     settings = BehaviorConfig(columns=("tab",))
-    doubled = one(unknown.fit(twice, settings).log).propensity[:2_000]
-    np.testing.assert_allclose(one(unknown.fit(counted, settings).log).propensity, doubled, rtol=1e-9)
+    doubled = one(fitted_propensities.fit(twice, settings).log).propensity[:2_000]
+    np.testing.assert_allclose(one(fitted_propensities.fit(counted, settings).log).propensity, doubled, rtol=1e-9)
     with pytest.raises(InputError, match="takes every row once"):
-        unknown.fit(counted, BehaviorConfig(model="logistic", columns=("tab",)))
+        fitted_propensities.fit(counted, BehaviorConfig(model="logistic", columns=("tab",)))
 
 
 def test_logistic_takes_a_sample_and_says_so(table: pl.DataFrame) -> None:
-    fitted = unknown.fit(log_of(table), BehaviorConfig(model="logistic", columns=("tab", "mood"), max_rows=4_000))
+    fitted = fitted_propensities.fit(
+        log_of(table), BehaviorConfig(model="logistic", columns=("tab", "mood"), max_rows=4_000)
+    )
     assert fitted.behavior.quality.judged == 0.1
-    assert any("told by 10.0% of the rows" in note for note in unknown.notes(fitted, 0))
+    assert any("told by 10.0% of the rows" in note for note in fitted_propensities.notes(fitted, 0))
     small = log_of(table, chunk_rows=1_000).with_context(("tab", "mood", "user"))
     again = LogisticModel(small, ("tab", "mood"), 5, 1.0, 4_000)
     whole = one(fitted.log)
@@ -446,36 +449,36 @@ def test_models_that_would_not_fit_into_memory_are_refused(monkeypatch: pytest.M
     frame = pl.DataFrame({"item": np.arange(20_000), "click": 0.0})
     log = Log(frame.lazy(), Columns("item", ("click",)))
     with pytest.raises(InputError, match=r"max_rows to at most 838, or take model=frequency"):
-        unknown.fit(log, BehaviorConfig(model="logistic", columns=()))
-    monkeypatch.setattr("recsys.frequencies.MOST_COUNTS", 10_000)
+        fitted_propensities.fit(log, BehaviorConfig(model="logistic", columns=()))
+    monkeypatch.setattr("recsys.models.propensity_frequency.MOST_COUNTS", 10_000)
     with pytest.raises(InputError, match="more than 10,000 different cells"):
-        unknown.fit(log, BehaviorConfig(columns=()))
+        fitted_propensities.fit(log, BehaviorConfig(columns=()))
 
 
 def test_what_says_nothing_changes_nothing_and_is_told(table: pl.DataFrame) -> None:
     part = table.head(2_000).with_columns(same=pl.lit(3.0))
-    constant, none = (unknown.fit(log_of(part), BehaviorConfig(columns=c)) for c in (("same",), ()))
+    constant, none = (fitted_propensities.fit(log_of(part), BehaviorConfig(columns=c)) for c in (("same",), ()))
     np.testing.assert_allclose(one(constant.log).propensity, one(none.log).propensity)
-    assert any("no more than how often" in note for note in unknown.notes(constant, 0))
-    logistic = unknown.fit(log_of(part), BehaviorConfig(model="logistic", columns=("same",)))
+    assert any("no more than how often" in note for note in fitted_propensities.notes(constant, 0))
+    logistic = fitted_propensities.fit(log_of(part), BehaviorConfig(model="logistic", columns=("same",)))
     assert np.isfinite(one(logistic.log).propensity).all()
 
 
 def test_contexts_seen_once_get_all_rows_frequencies_and_are_told(table: pl.DataFrame) -> None:
     part = table.head(2_000).with_columns(each=pl.int_range(pl.len()))
-    fitted = unknown.fit(log_of(part), BehaviorConfig(columns=("each",)))
+    fitted = fitted_propensities.fit(log_of(part), BehaviorConfig(columns=("each",)))
     share = part["item"].value_counts().sort("item")["count"].to_numpy() / 2_000
     np.testing.assert_allclose(one(fitted.log).propensity, share[part["item"].to_numpy()], rtol=0.1)
-    assert any("in their own fold only" in note for note in unknown.notes(fitted, 0))
+    assert any("in their own fold only" in note for note in fitted_propensities.notes(fitted, 0))
 
 
 def test_no_propensity_is_below_one_showing(table: pl.DataFrame) -> None:
     part = table.head(2_000).with_columns(item=pl.when(pl.int_range(pl.len()) == 7).then(77).otherwise("item"))
     log = Log(part.lazy(), TABLE, Catalog.numbered(1_000))
-    fitted = unknown.fit(log, BehaviorConfig(columns=("tab",)))
+    fitted = fitted_propensities.fit(log, BehaviorConfig(columns=("tab",)))
     assert one(fitted.log).propensity[7] == 1 / 2_000
     found = evaluate(fitted.log, [uniform(log)], intervals=IntervalsConfig(method="t"))
-    told = unknown.findings(fitted, [uniform(log)], found)
+    told = fitted_propensities.findings(fitted, [uniform(log)], found)
     assert told.metrics["behavior/floored"].value == 1
     assert any("1 fitted propensities below 0.0005" in row["note"] for row in told.tables["notes"])
 

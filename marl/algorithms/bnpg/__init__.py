@@ -20,19 +20,19 @@ from pydantic import Field, model_validator
 
 from envs.core import Actor, EnvSpec, Streams, VectorEnv
 from marl.algorithms.bnpg.distillation import STAGE, DistillConfig, distill
-from marl.algorithms.bnpg.drawing import graph_film, heat_map
-from marl.algorithms.bnpg.looking import GraphEvaluationConfig, edge_shares, edge_table, findings, sampled_edges
+from marl.algorithms.bnpg.graph_plots import graph_film, heat_map
+from marl.algorithms.bnpg.graph_report import GraphEvaluationConfig, edge_shares, edge_table, findings, sampled_edges
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
-from marl.display import console
-from marl.environments import evaluation_rows, make_env
-from marl.judging import check_evaluation, judge, optional, picture, played
-from marl.learners import Chain, Learner
-from marl.policies import IndependentPolicy, JointActor
-from marl.report import Metric, Report
-from marl.run import Run
-from marl.training import ActorCriticConfig, actor_critic
-from marl.training import train as train_policy
+from marl.evaluation.policy_report import check_evaluation, judge, optional, picture, played
+from marl.learning.learner import Chain, Learner
+from marl.models.policies import IndependentPolicy, JointActor
+from marl.output.console import console
+from marl.output.report import Metric, Report
+from marl.training.environments import evaluation_rows, make_env
+from marl.training.on_policy import ActorCriticConfig, actor_critic
+from marl.training.on_policy import train as train_policy
+from marl.training.run import Run
 
 __all__ = ["BayesianPolicy", "Config", "findings", "load", "pictures", "recipe", "stackable", "train"]
 

@@ -25,17 +25,17 @@ from torch import Tensor
 
 from envs.core import Decision, InputError, Observation, Streams, Tree
 from marl.algorithms.bnpg.policy import BayesianPolicy
-from marl.batch import Batch, minibatches
-from marl.config import Section
-from marl.environments import make_env
-from marl.learners import LearnerConfig, replay, take_rows
-from marl.losses import mean_weights
-from marl.optimizers import ClippedAdam, Stacked
-from marl.policies import IndependentPolicy
-from marl.run import Run, env_steps_to_updates
-from marl.sources import OnPolicy
-from marl.training import ActorCriticConfig
-from marl.weighing import choosing
+from marl.config.schema import Section
+from marl.learning.actor_critic import LearnerConfig, replay
+from marl.learning.batch import Batch, minibatches, take_rows
+from marl.learning.losses import mean_weights
+from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.learning.rollout import OnPolicy
+from marl.learning.scalarization import choosing
+from marl.models.policies import IndependentPolicy
+from marl.training.environments import make_env
+from marl.training.on_policy import ActorCriticConfig
+from marl.training.run import Run, env_steps_to_updates
 
 STAGE = "distill"
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from envs.core import EnvSpec, InputError, Observation, Streams
 from marl.algorithms.bnpg.graphs import GraphDistribution
 from marl.algorithms.bnpg.relaxed import RelaxedGraphs
-from marl.config import Section
-from marl.networks import NetworkConfig, build_network
+from marl.config.schema import Section
+from marl.models.layers import NetworkConfig
+from marl.models.networks import build_network
 
 Graphs = GraphDistribution | RelaxedGraphs
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from envs.core import Streams
 from envs.dags import Edges, parents
-from marl.distributions import ILLEGAL
+from marl.models.distributions import ILLEGAL
 
 
 class Graph(NamedTuple):

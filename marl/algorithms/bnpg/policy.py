@@ -15,10 +15,10 @@ from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Stre
 from envs.dags import Edges, named_edges
 from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator, Graphs
 from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, uniform_pairs
-from marl.algorithms.bnpg.head import Head, listen
-from marl.algorithms.bnpg.turns import Turns
-from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
-from marl.policies import AgentNetwork, Deviations, PolicyConfig, shared_by
+from marl.algorithms.bnpg.message_head import Head, listen
+from marl.algorithms.bnpg.sampling_order import Turns
+from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
+from marl.models.policies import AgentNetwork, Deviations, PolicyConfig, shared_by
 
 Conditionals = IndependentCategorical | IndependentGaussian
 

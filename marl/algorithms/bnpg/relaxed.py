@@ -17,7 +17,7 @@ from torch import Tensor
 
 from envs.core import Streams
 from marl.algorithms.bnpg.graphs import Graph, before, pairs_of, share_of_pairs
-from marl.distributions import ILLEGAL
+from marl.models.distributions import ILLEGAL
 
 NORMALIZATIONS = 20
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from marl.algorithms.bnpg.graphs import levels
 from marl.algorithms.bnpg.policy import BayesianPolicy
-from marl.batch import Batch
-from marl.config import Section
+from marl.config.schema import Section
+from marl.learning.batch import Batch
 
 
 class ScheduleConfig(Section):

@@ -26,11 +26,11 @@ from marl.algorithms.bnpg_tabular.equilibria import bn_nash_gap, nash_gap
 from marl.algorithms.bnpg_tabular.exact import optimum
 from marl.algorithms.bnpg_tabular.game import TabularGame, tabulate
 from marl.algorithms.bnpg_tabular.network import BayesianNetwork, Estimator, advantages, ascent, gradient
-from marl.config import EnvConfig, EvaluationConfig, RunConfig, TrainConfig
-from marl.display import TrainingDisplay
-from marl.pictures import new_axes
-from marl.report import Metric, Report
-from marl.run import Run
+from marl.config.schema import EnvConfig, EvaluationConfig, RunConfig, TrainConfig
+from marl.evaluation.plots import new_axes
+from marl.output.console import TrainingDisplay
+from marl.output.report import Metric, Report
+from marl.training.run import Run
 
 __all__ = ["BayesianNetwork", "Config", "TabularGame", "pictures", "recipe"]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from contextlib import closing
 
 from envs.core import EnvSpec, Streams
-from marl.environments import make_env
-from marl.judging import check_evaluation, judge, load_independent
-from marl.policies import IndependentPolicy
-from marl.report import Report
-from marl.run import Run
-from marl.training import ActorCriticConfig
-from marl.training import train as train_policy
+from marl.evaluation.policy_report import check_evaluation, judge, load_independent
+from marl.models.policies import IndependentPolicy
+from marl.output.report import Report
+from marl.training.environments import make_env
+from marl.training.on_policy import ActorCriticConfig
+from marl.training.on_policy import train as train_policy
+from marl.training.run import Run
 
 
 class Config(ActorCriticConfig):

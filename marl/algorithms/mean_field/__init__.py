@@ -24,17 +24,17 @@ from envs.world import TensorEnv
 from marl.algorithms.mean_field.limit import limit_metrics
 from marl.algorithms.mean_field.pathwise import WHAT_CAN, Pathwise, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
-from marl.critics import CriticConfig
-from marl.environments import evaluation_rows, make_env, rows_at_once
-from marl.evaluate import watch
-from marl.judging import check_evaluation, judge, played
-from marl.learners import LearnerConfig
-from marl.policies import JointPolicy
-from marl.report import Metric, Report
-from marl.run import Run
-from marl.sources import Differentiable
-from marl.training import ActorCriticConfig
-from marl.training import train as train_policy
+from marl.evaluation.episodes import watch
+from marl.evaluation.policy_report import check_evaluation, judge, played
+from marl.learning.actor_critic import LearnerConfig
+from marl.learning.rollout import Differentiable
+from marl.models.critics import CriticConfig
+from marl.models.policies import JointPolicy
+from marl.output.report import Metric, Report
+from marl.training.environments import evaluation_rows, make_env, rows_at_once
+from marl.training.on_policy import ActorCriticConfig
+from marl.training.on_policy import train as train_policy
+from marl.training.run import Run
 
 __all__ = ["Config", "MeanRule", "SwarmPolicy", "findings", "load", "recipe", "train"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Streams
-from marl.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
+from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
 
 AgentDistribution = IndependentCategorical | IndependentGaussian
 

@@ -9,8 +9,8 @@ from envs.swarm.finite import FiniteSwarm
 from envs.swarm.finite_limit import Course, FiniteLimit
 from envs.world import TensorEnv
 from marl.algorithms.mean_field.policy import MeanRule
-from marl.exact import regret, whole_episodes
-from marl.report import Metric
+from marl.evaluation.known_returns import regret, whole_episodes
+from marl.output.report import Metric
 
 
 def in_the_limit(actor: MeanRule, limit: FiniteLimit) -> Course:

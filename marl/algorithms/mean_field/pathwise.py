@@ -16,12 +16,13 @@ from torch import Tensor
 
 from envs.core import Continuous, InputError, Streams
 from envs.world import TensorEnv
-from marl.batch import Batch
-from marl.learners import LearnerConfig, on_the_way, per_channel
-from marl.optimizers import ClippedAdam, Stacked
-from marl.policies import JointPolicy
-from marl.returns import episode_age
-from marl.sources import Differentiable
+from marl.learning.actor_critic import LearnerConfig
+from marl.learning.batch import Batch
+from marl.learning.learner import on_the_way, per_channel
+from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.learning.returns import episode_age
+from marl.learning.rollout import Differentiable
+from marl.models.policies import JointPolicy
 
 WHAT_CAN = (
     "LinearQuadratic, QuadraticAggregation, Aggregation, Kuramoto and Vicsek of envs.swarm can be differentiated, and "

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from envs.core import Decision, EnvSpec, InputError, Observation, Streams, Tree
 from marl.algorithms.mean_field.rules import Rule, RuleConfig, build_rule
-from marl.distributions import ActionUnits, IndependentGaussian
-from marl.networks import BUILT_IN, build_network, check_network
-from marl.policies import PolicyConfig, stack_copies
+from marl.models.distributions import ActionUnits, IndependentGaussian
+from marl.models.networks import BUILT_IN, build_network, check_network
+from marl.models.policies import PolicyConfig, stack_copies
 
 CLOCK = slice(0, 1)  # where TensorEnv puts the elapsed share of the horizon in `Observation.state`
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from envs.core import EnvSpec, InputError, Observation, Streams
 from marl.algorithms.mean_field.actions import ActionParameters, AgentDistribution
-from marl.config import Section
+from marl.config.schema import Section
 
 MOST_POINTS = 1024  # control points beyond which xi is hopelessly long
 MANY_AGENTS = 20_000  # beyond which a kernel rule of one observed feature is looked up in a table

@@ -14,7 +14,7 @@ from envs.core import InputError, Observation, Streams
 from envs.swarm import SIS, LinearQuadratic, Vicsek, WithMemory
 from envs.testing import check_env
 from envs.world import Scripted, TensorEnv
-from marl.evaluate import play
+from marl.evaluation.episodes import play
 
 LINE = "envs.swarm:LinearQuadratic"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from marl.algorithms.bnpg_tabular.game import TabularGame
-from marl.report import Report
+from marl.output.report import Report
 from tests.marl.bnpg_tabular.small_games import random_game
 from tests.marl.test_cli import concord
 

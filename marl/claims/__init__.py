@@ -1,0 +1,1 @@
+"""Claims of the project and their measurements."""

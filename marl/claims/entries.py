@@ -1,0 +1,207 @@
+"""What the project claims: the entries of `benchmarks/claims.yaml`, and the tables of them in the documentation.
+
+A claim is one sentence, the command that shows it, the metric in which it shows, and the bar that the metric must meet.
+Whether it holds is computed from value and bar, never stored. `marl.claims.measure` measures claims.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from envs.core import InputError
+from marl.config.schema import Section
+
+SYSTEMS = ("core", "bnpg", "mean_field", "ope", "tscac", "cmorl", "slim", "kitchen", "read")
+BAR = re.compile(r"(>=|<=|==|>|<) (-?\d+(?:\.\d+)?(?:e-?\d+)?)")
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": lambda value, limit: value >= limit,
+    "<=": lambda value, limit: value <= limit,
+    "==": lambda value, limit: value == limit,
+    ">": lambda value, limit: value > limit,
+    "<": lambda value, limit: value < limit,
+}
+HEADER = """\
+# What this project claims, and how to check it: `concord claims ID…` measures a claim again (a prefix such as `core/`
+# selects many), `make claims` the quick tier, `make claims-slow` the rest, `concord claims --check` only looks.
+# A claim holds where `measured.value` meets `bar`; that is computed each time and written nowhere. `measured` and the
+# tables of README and docs are rewritten by the command; everything else is written by hand. Comments are not kept.
+"""
+TABLE = re.compile(r"(<!-- claims: ([^\n]*?) -->\n)(.*?)(<!-- /claims -->)", re.DOTALL)
+
+
+class Measured(Section):
+    """One measurement, and what it rested on."""
+
+    value: float = Field(allow_inf_nan=True)  # a metric may be no number; its claim then falls short
+    date: str
+    versions: dict[str, str]
+    machine: str
+    digest: str
+
+
+class Claim(Section):
+    """One entry of claims.yaml."""
+
+    id: str = Field(description="system/name")
+    claim: str = Field(min_length=1, description="one sentence")
+    command: str = Field(description="concord … or pytest …")
+    metric: str = Field(min_length=1, description="its name in report.json; passed, 1 or 0, for a test")
+    bar: str = Field(description="one comparison and one number")
+    tier: Literal["quick", "slow"] = Field(description="quick: part of `make claims`")
+    seeds: int = Field(ge=1, description="seeds that the figure summarizes")
+    minutes: float = Field(gt=0, description="what the command takes on two cores")
+    disputed: str | None = Field(default=None, description="path of the proof that the bar cannot be met")
+    measured: Measured | None = Field(default=None, description="written by `concord claims`")
+
+    @field_validator("id")
+    @classmethod
+    def _known_system(cls, value: str) -> str:
+        system, slash, name = value.partition("/")
+        if not slash or not re.fullmatch(r"[\w.-]+", name) or system not in SYSTEMS:
+            raise ValueError(f"expected system/name with a system among {', '.join(SYSTEMS)}; got {value!r}")
+        return value
+
+    @field_validator("bar")
+    @classmethod
+    def _one_comparison(cls, value: str) -> str:
+        if not BAR.fullmatch(value):
+            raise ValueError(f"expected one of {', '.join(COMPARE)} and a number, such as '>= 0.97'; got {value!r}")
+        return value
+
+    @field_validator("command")
+    @classmethod
+    def _known_command(cls, value: str) -> str:
+        words = shlex.split(value)
+        if words[:1] != ["pytest"] and words[:2] not in (["concord", "run"], ["concord", "bench"]):
+            raise ValueError(f"expected concord run …, concord bench … or pytest …; got {value!r}")
+        return value
+
+    @property
+    def is_test(self) -> bool:
+        """Whether pytest measures it."""
+        return shlex.split(self.command)[0] == "pytest"
+
+    def meets_bar(self, value: float) -> bool:
+        """Whether this value meets the bar; what is no number never does."""
+        match = BAR.fullmatch(self.bar)
+        assert match
+        return not math.isnan(value) and COMPARE[match[1]](value, float(match[2]))
+
+    @property
+    def state(self) -> str:
+        """holds, falls short, disputed (short, with a proof that it must be) or not measured."""
+        if self.measured is None:
+            return "not measured"
+        if self.meets_bar(self.measured.value):
+            return "holds"
+        return "disputed" if self.disputed else "falls short"
+
+
+def read_claims(path: Path, root: Path) -> list[Claim]:
+    """The checked entries of claims.yaml. Raises InputError, naming entry and field, for whatever is wrong."""
+    if not path.is_file():
+        raise InputError(
+            f"There is no {path}. Claims are measured in a checkout of the repository, where benchmarks/claims.yaml is."
+        )
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, list):
+        raise InputError(f"{path} must hold a list of claims; got a {type(raw).__name__}.")
+    try:
+        claims = TypeAdapter(list[Claim]).validate_python(raw)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(path, raw, problem) for problem in error.errors())) from None
+    ids = [claim.id for claim in claims]
+    repeated = sorted(name for name in set(ids) if ids.count(name) > 1)
+    if repeated:
+        raise InputError(f"{path}: each id is used once; got {', '.join(repeated)} several times.")
+    for claim in claims:
+        if claim.disputed is not None and not (root / claim.disputed).exists():
+            raise InputError(f"{path}: {claim.id} is disputed by {claim.disputed}, which does not exist.")
+    return claims
+
+
+def _explain(path: Path, raw: list[Any], problem: Mapping[str, Any]) -> str:
+    number, *fields = problem["loc"]
+    entry = raw[number]
+    name = entry.get("id", f"entry {number + 1}") if isinstance(entry, dict) else f"entry {number + 1}"
+    place = ".".join(map(str, fields))
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(place, Claim.model_fields, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(Claim.model_fields)}."
+        return f"{path}: {name} has an unknown key {place}. {hint}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "missing":
+        return f"{path}: {name} lacks {place}."
+    if problem["type"] == "value_error":
+        return f"{path}: {name}: {place}: {message}."
+    return f"{path}: {name}: {place}: expected {message}; got {problem['input']!r}."
+
+
+def dump_claims(claims: Sequence[Claim]) -> str:
+    """claims.yaml: one block an entry, keys in order, a sentence on one line."""
+    blocks = []
+    for claim in claims:
+        entry = claim.model_dump()
+        if claim.disputed is None:
+            del entry["disputed"]
+        if claim.measured is not None:
+            entry["measured"]["value"] = _short(claim.measured.value)
+        entry["minutes"] = _short(claim.minutes)
+        blocks.append(yaml.safe_dump([entry], sort_keys=False, width=math.inf, allow_unicode=True))
+    return HEADER + "\n" + "\n".join(blocks)
+
+
+def _short(value: float) -> float | int:
+    return int(value) if math.isfinite(value) and value == int(value) else value
+
+
+def renew_tables(text: str, claims: Sequence[Claim], stale: set[str]) -> str:
+    """A document with its tables of claims made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        prefixes = tuple(match[2].split())
+        chosen = [claim for claim in claims if claim.id.startswith(prefixes)]
+        return match[1] + results_table(chosen, stale) + match[4]
+
+    return TABLE.sub(table, text)
+
+
+def results_table(claims: Sequence[Claim], stale: set[str]) -> str:
+    """A Markdown table: claim, measured, bar, whether it holds, command."""
+    rows = ["| claim | measured | bar | holds? | command |", "| --- | --- | --- | --- | --- |"]
+    for claim in claims:
+        cells = (claim.claim, _measured(claim), claim.bar, _verdict(claim, claim.id in stale), f"`{claim.command}`")
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _measured(claim: Claim) -> str:
+    if claim.measured is None:
+        return ""
+    if claim.is_test:
+        return "passed" if claim.measured.value else "failed"
+    return figure(claim.measured.value)
+
+
+def _verdict(claim: Claim, stale: bool) -> str:
+    words = {"holds": "yes", "falls short": "**no**", "disputed": f"no, [disputed]({claim.disputed})"}
+    return words.get(claim.state, claim.state) + (" (stale)" if stale else "")
+
+
+def figure(value: float) -> str:
+    """A number with four significant digits, thousands set apart."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"

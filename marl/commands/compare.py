@@ -1,0 +1,213 @@
+"""Many runs side by side: statistics over seeds, differences between variants, a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.core import InputError
+from marl.config.load import flatten, yaml_text
+from marl.evaluation.plots import new_axes, read_curve, require_picture_name, smooth
+from marl.output.report import Metric, Report
+
+LONGEST_LABEL = 80
+MOST_PAIRED = 8  # variants up to which each is compared with each
+RETURN = "return_per_agent"
+JUDGMENTS = ("verdicts", "recommendations", "differences")  # tables on whether and how to read estimates
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed."""
+
+    label: str
+    folders: list[Path]
+    values: np.ndarray
+    summary: dict[str, Metric]
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """The mean of the middle half. Source: Agarwal et al., NeurIPS 2021 (arXiv 2108.13264)."""
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(values, 0.25))
+
+
+def summarize(values: np.ndarray) -> dict[str, Metric]:
+    """min, median, iqm (bootstrapped over seeds, 95 %) and max."""
+    if len(values) < 2:
+        value = float(values[0])
+        alone = Metric.exact(value)
+        return {"min": alone, "median": alone, "max": alone, "iqm": Metric(value, -np.inf, np.inf)}
+    resampled = np.random.default_rng(0).choice(values, (2000, len(values)))
+    iqms = [interquartile_mean(row) for row in resampled]
+    low, high = np.percentile(iqms, [2.5, 97.5])
+    n = len(values)
+    exact = {"min": values.min(), "median": np.median(values), "max": values.max()}
+    found = {name: Metric(float(value), float(value), float(value), n) for name, value in exact.items()}
+    return {**found, "iqm": Metric(interquartile_mean(values), float(low), float(high), n)}
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Metric:
+    """Mean difference between two groups with Welch's 95 % interval (infinite with one seed each)."""
+    from scipy import stats
+
+    value = float(first.mean() - second.mean())
+    if min(len(first), len(second)) < 2:
+        return Metric(value, -np.inf, np.inf, min(len(first), len(second)))
+    if first.std() == 0 and second.std() == 0:
+        return Metric(value, value, value, min(len(first), len(second)))
+    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return Metric(value, float(interval.low), float(interval.high), min(len(first), len(second)))
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> Metric:
+    """Mean difference seed by seed with Student's 95 % interval (infinite with one seed)."""
+    gaps = first - second
+    return Metric.mean(gaps) if len(gaps) > 1 else Metric(float(gaps[0]), -np.inf, np.inf, 1)
+
+
+def in_errors(gaps: np.ndarray) -> float:
+    """A mean in units of its own standard error; infinite, or 0 for a mean of 0, where all gaps are equal."""
+    mean = float(gaps.mean())
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
+    if error == 0:
+        return math.copysign(math.inf, mean) if mean else 0.0
+    return mean / error
+
+
+def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Metric]:
+    """`<metric>/{min,median,iqm,max}` of each variant, and `difference/<a>-<b>` of their returns.
+
+    A variant is named by its settings, `key=value` each. Names stand before metrics where there are several variants;
+    the difference of any other metric is `<metric>/difference/<a>-<b>`. `paired/<a>-<b>` is the mean difference of
+    returns between runs of one seed, `…/in_errors` that in units of its standard error, and `…/low_share` the lower end
+    of its 95 % interval as a share of b's mean. Where more than one key varies, the same again under `best/` for the
+    best variant (highest mean return) of each value of the first key: so both sides of a comparison are tuned alike.
+    `mode/paired/…` are the same differences of most probable actions.
+    """
+    values = {label: _columns(reports) for label, reports in variants.items()}
+    found = _side_by_side({",".join(label): columns for label, columns in values.items()})
+    sides = list(dict.fromkeys(label[0] for label in values))
+    if len(next(iter(values))) > 1 and len(sides) > 1:
+        best = {side: max((values[label] for label in values if label[0] == side), key=_mean_return) for side in sides}
+        found |= {f"best/{name}": metric for name, metric in _side_by_side(best).items()}
+    return found
+
+
+def point_metrics(reports: Mapping[str, Report]) -> dict[str, Metric]:
+    """`<point>/<metric>` of runs that train nothing, each with the interval that the run itself has for it.
+
+    Such a metric is no draw of training: seeds of one log give one estimate, whose spread over seeds would say nothing.
+    """
+    return {f"{point}/{name}": metric for point, report in reports.items() for name, metric in report.metrics.items()}
+
+
+def judgments(reports: Mapping[str, Report]) -> dict[str, list[dict[str, Any]]]:
+    """What runs say of their own estimates, each row with the `point` that it is about."""
+    found = {
+        table: [{"point": point, **row} for point, report in reports.items() for row in report.tables.get(table, [])]
+        for table in JUDGMENTS
+    }
+    return {table: rows for table, rows in found.items() if rows}
+
+
+def _side_by_side(values: dict[str, dict[str, np.ndarray]]) -> dict[str, Metric]:
+    found: dict[str, Metric] = {}
+    for label, columns in values.items():
+        prefix = f"{label}/" if len(values) > 1 else ""
+        for name, column in columns.items():
+            found |= {f"{prefix}{name}/{stat}": metric for stat, metric in summarize(column).items()}
+    for first, second in combinations(values, 2) if len(values) <= MOST_PAIRED else ():
+        for name in sorted(values[first].keys() & values[second].keys()):
+            key = f"difference/{first}-{second}"
+            key = key if name == RETURN else f"{name}/{key}"
+            found[key] = difference(values[first][name], values[second][name])
+        for prefix in ("", "mode/"):
+            one, other = (values[label].get(prefix + RETURN, np.zeros(0)) for label in (first, second))
+            if len(one) and len(one) == len(other):
+                found |= _paired(f"{prefix}paired/{first}-{second}", one, other)
+    return found
+
+
+def _paired(key: str, one: np.ndarray, other: np.ndarray) -> dict[str, Metric]:
+    gap = paired(one, other)
+    found = {key: gap, f"{key}/in_errors": Metric.exact(in_errors(one - other))}
+    return found | ({f"{key}/low_share": Metric.exact(gap.low / abs(float(other.mean())))} if other.mean() else {})
+
+
+def _mean_return(columns: dict[str, np.ndarray]) -> float:
+    return float(columns[RETURN].mean()) if RETURN in columns else -np.inf
+
+
+def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:
+    names = [name for name in reports[0].metrics if all(name in report.metrics for report in reports)]
+    return {name: np.array([report.metrics[name].value for report in reports]) for name in names}
+
+
+def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list[Group]:
+    """Group the runs found in `folders`, summarize `metric`, draw learning curves. Raises InputError for no runs."""
+    require_picture_name(picture)
+    paths = dict.fromkeys(path.resolve() for folder in folders for path in _reports(folder))
+    found = [(path.parent, Report.load(path)) for path in paths]
+    configs = [flatten(report.config) for _, report in found]
+    varying = sorted(
+        {key for c in configs for key in c if any(other.get(key) != c[key] for other in configs)} - {"seed"}
+    )
+    groups: dict[str, list[tuple[Path, Report]]] = {}
+    for (folder, report), config in zip(found, configs):
+        label = ", ".join(f"{key}={yaml_text(config.get(key))}" for key in varying) or report.recipe
+        groups.setdefault(label, []).append((folder, report))
+    summaries = [_group(_short(label, members[0][0]), members, metric) for label, members in groups.items()]
+    _draw(summaries, picture)
+    return summaries
+
+
+def _reports(folder: Path) -> list[Path]:
+    """The reports of single runs in a folder: its own, or those of a sweep's points, and of sweeps within."""
+    points = sorted(folder.glob("*/report.json"))
+    if points:
+        return [report for point in points for report in _reports(point.parent)]
+    if not (folder / "report.json").is_file():
+        raise InputError(f"{folder} holds no finished run: there is no report.json in it.")
+    return [folder / "report.json"]
+
+
+def _short(label: str, folder: Path) -> str:
+    """Runs that have little in common are told apart by their folders."""
+    return label if len(label) <= LONGEST_LABEL else "/".join(folder.parts[-2:])
+
+
+def _group(label: str, members: list[tuple[Path, Report]], metric: str) -> Group:
+    for folder, report in members:
+        if metric not in report.metrics:
+            raise InputError(f"{folder} has no metric {metric!r}; it has {', '.join(report.metrics)}.")
+    values = np.array([report.metrics[metric].value for _, report in members])
+    return Group(label, [folder for folder, _ in members], values, summarize(values))
+
+
+def _draw(groups: Sequence[Group], picture: Path) -> None:
+    """Learning curves: mean over seeds, and the band between the worst and the best."""
+    figure, axes = new_axes("Learning curves", "environment steps", "return per agent and episode")
+    for group in groups:
+        curves = [read_curve(folder) for folder in group.folders if (folder / "metrics.csv").exists()]
+        curves = [curve for curve in curves if curve[0]]
+        if not curves:
+            continue
+        grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 200)
+        lines = np.stack([np.interp(grid, steps, smooth(returns)) for steps, returns in curves])
+        (line,) = axes.plot(grid, lines.mean(0), lw=2, label=f"{group.label} ({len(curves)} seeds)")
+        axes.fill_between(grid, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.2, lw=0)
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False)
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(picture)
+    except OSError as error:
+        raise InputError(f"Cannot write {picture}: {error.strerror or error}. Choose another --out.") from error

@@ -1,0 +1,108 @@
+"""Evaluate and film what a run has trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from envs.core import InputError
+from marl.config.load import AGENTS, load_recipe, split_assignments
+from marl.config.schema import EvaluationConfig
+from marl.evaluation import agent_sweep
+from marl.evaluation.agent_sweep import _play_along, _require_like, _spec
+from marl.evaluation.load import load_actor
+from marl.evaluation.policy_report import evaluate, optional, picture
+from marl.output.console import console
+from marl.output.report import Report
+from marl.training.environments import evaluation_rows
+from marl.training.run import Run
+
+HAVE_AN_EFFECT = (
+    "env",
+    "evaluation.episodes",
+    "evaluation.num_envs",
+    "evaluation.patience",
+    "evaluation.team",
+    "seed",
+    "device",
+    "threads",
+)
+
+
+def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, Path]:
+    """Play the team of a run again under other settings; the report goes into DIR/evaluations.
+
+    Where one setting is a comma list, the team is played at each of its values; the report has tables `along` and
+    `notes`, and a picture beside it.
+    """
+    points, trained = split_assignments(assignments), Run.open(folder)
+    _require_effect(trained.config.evaluation, points[0])
+    _require_values(points)
+    runs = [Run.open(folder, point) for point in points]
+    _require_like(trained.config, points, [run.config for run in runs])
+    if (checkpoint := runs[0].unfinished("train")) is not None:
+        console.print(f"training has not finished: playing checkpoint {checkpoint}", markup=False)
+    path = folder / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.json"
+    if len(points) == 1:
+        report = _evaluate_run(runs[0])
+        report.save(path)
+        return report, path
+    key = agent_sweep.swept_key(points)
+    curve = _play_along(runs, key, points, len(_spec(trained.config).agents) if key in AGENTS else None)
+    others = {key: value for key, value in points[0].items() if key != curve.key}
+    config = Run.open(folder, others).config
+    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), *agent_sweep.summarize(curve))
+    report.save(path)
+    with optional("picture"):
+        agent_sweep.draw(curve, path.with_suffix(".png"))
+    return report, path
+
+
+def _require_effect(evaluation: EvaluationConfig, point: dict[str, Any]) -> None:
+    effective = (*HAVE_AN_EFFECT, *_own_settings(evaluation))
+    idle = [key for key in point if not key.startswith(effective)]
+    if idle:
+        twin = " The twin was evaluated after training; evaluate there with env='{pettingzoo: …}'."
+        raise InputError(
+            f"{idle[0]} changes nothing in an evaluation, which plays what was trained; these do: "
+            f"{', '.join(effective)}.{twin if idle[0].startswith('evaluation.twin') else ''}"
+        )
+
+
+def _require_values(points: Sequence[dict[str, Any]]) -> None:
+    """Raise InputError for a number of agents that was left out: it would be the world's default."""
+    for key in AGENTS:
+        if any(point.get(key, 0) is None for point in points):
+            raise InputError(f"{key}: expected a number of agents, or a list such as {key}=2,10,100; one is empty.")
+
+
+def _evaluate_run(run: Run) -> Report:
+    """Everything that a recipe's evaluation has."""
+    actor, env = load_actor(run, evaluation_rows(run.config))
+    metrics, tables = evaluate(run, actor, env), {}
+    module = load_recipe(run.config.recipe)
+    if hasattr(module, "findings"):
+        found, tables = module.findings(run, actor, env)
+        metrics |= found
+    env.close()
+    return Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
+
+
+def _own_settings(section: EvaluationConfig) -> list[str]:
+    """What a recipe has added to its evaluation, which its `findings` reads."""
+    return [f"evaluation.{name}" for name in type(section).model_fields if name not in EvaluationConfig.model_fields]
+
+
+def render_folder(folder: Path) -> list[Path]:
+    """Film the team of a run, or draw what its recipe draws; gives the files."""
+    run = Run.open(folder)
+    module = load_recipe(run.config.recipe)
+    if hasattr(module, "pictures"):
+        drawn: list[Path] = module.pictures(run)
+        return drawn
+    actor, env = load_actor(run, 1)
+    env.close()
+    return [picture(run, actor)]

@@ -1,0 +1,125 @@
+"""Reports, sweeps, configs and comparisons on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from marl.commands.compare import JUDGMENTS, Group
+from marl.config.catalog import Entry, describe
+from marl.config.schema import RunConfig
+from marl.output.report import Metric, Report
+from marl.output.tables import interval_text, number, print_columns, print_metrics, print_table
+from recsys.report.terminal import print_judgments
+
+FILES = {
+    "report": "report.json",
+    "page": "report.html",
+    "curve": "learning_curve.png",
+    "film": "film.gif",
+    "agents": "agents.png",
+    "edges": "graph.png",
+    "graphs": "graph.gif",
+    "events": "events",
+    "checkpoint": "checkpoints",
+}
+
+
+def print_report(report: Report, folder: Path, console: Console) -> None:
+    """The metrics, then the paths of what was made."""
+    swept = "points" in report.tables
+    if swept:
+        _print_sweep(report.metrics, str(folder), console)
+    else:
+        whole = {name: metric for name, metric in report.metrics.items() if not name.startswith("agents=")}
+        print_metrics(whole, str(folder), console)
+    if "along" in report.tables:
+        print_along(report, str(folder), console)
+    edges = report.tables.get("edges", [])
+    if any("worth" in row for row in edges):
+        print_table("edges", edges, console)
+    if swept:
+        _print_judgments_by_point(report.tables, console)
+    else:
+        print_judgments(report.tables, console)
+    print_files([folder / file for file in FILES.values() if (folder / file).exists()], console)
+
+
+def _print_judgments_by_point(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
+    """The judgments of each point of a sweep under its name."""
+    for point in dict.fromkeys(row["point"] for name in JUDGMENTS for row in tables.get(name, [])):
+        console.print(point, style="italic", markup=False)
+        about = {name: [row for row in tables.get(name, []) if row["point"] == point] for name in JUDGMENTS}
+        print_judgments(about, console)
+
+
+def print_files(paths: Sequence[Path], console: Console) -> None:
+    """What each file is, and where."""
+    names = {file: name for name, file in FILES.items()}
+    for path in paths:
+        console.print(f"{names.get(path.name, 'picture'):<10} {path}", markup=False)
+
+
+def print_along(report: Report, title: str, console: Console) -> None:
+    """A row for each value of the setting along which a team was played, then what is to be said about them."""
+    rows = report.tables["along"]
+    setting, headline = list(rows[0])[:2]
+    gaps = any("gap" in row for row in rows)
+    cells = []
+    for row in rows:
+        gap = f"{number(row['gap'])} ± {number(1.96 * row['gap_error'])}" if "gap" in row else ""
+        name = f"{row[setting]}{' (trained)' if row.get('trained') else ''}"
+        interval = f"[{number(row['low'])}, {number(row['high'])}]"
+        counts = (number(float(row["episodes"])), number(row["cpu_seconds"]))
+        cells.append((name, number(row[headline]), interval, *((gap,) if gaps else ()), *counts))
+    columns = (setting, "return", "95 % interval", *(("gap to limit",) if gaps else ()), "episodes", "CPU-s")
+    print_columns(f"{headline}, {title}", columns, cells, console)
+    for row in report.tables["notes"]:
+        console.print(row["note"], markup=False)
+
+
+def _print_sweep(metrics: dict[str, Metric], title: str, console: Console) -> None:
+    """A row for each metric: its statistics over the points; then the differences. What was not learned has none."""
+    if not any(name.endswith("/iqm") for name in metrics):
+        print_metrics(metrics, title, console)
+        return
+    rows = []
+    for name, iqm in metrics.items():
+        if name.endswith("/iqm"):
+            base = name.removesuffix("/iqm")
+            rest = (number(metrics[f"{base}/{stat}"].value) for stat in ("min", "median", "max"))
+            rows.append((base, number(iqm.value), interval_text(iqm), *rest, str(iqm.n)))
+    print_columns(title, ("metric", "IQM", "95 % interval", "min", "median", "max", "n"), rows, console)
+    differences = {name: metric for name, metric in metrics.items() if name.startswith("difference/")}
+    if differences:
+        print_metrics(differences, "differences of return_per_agent", console)
+
+
+def print_config(config: RunConfig, console: Console) -> None:
+    """Every field with its value, range and meaning, a line each."""
+    rows = describe(config)
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for key, value, limits, meaning in rows:
+        line = f"{key:<{widths[0]}}  {value:<{widths[1]}}  # {limits}: {meaning}"
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def print_catalog(entries: Sequence[Entry], console: Console) -> None:
+    """Every config's name and header."""
+    for entry in entries:
+        console.print(f"[bold]{entry.name}[/bold]")
+        for line in entry.summary.splitlines():
+            console.print(f"    {line}", markup=False, soft_wrap=True)
+
+
+def print_comparison(groups: Sequence[Group], metric: str, console: Console) -> None:
+    """Each group's interquartile mean with its interval over seeds."""
+    rows = []
+    for group in groups:
+        iqm = group.summary["iqm"]
+        rest = (number(group.summary[name].value) for name in ("min", "median", "max"))
+        rows.append((group.label, str(len(group.values)), number(iqm.value), interval_text(iqm), *rest))
+    print_columns(metric, ("runs", "seeds", "IQM", "95 % interval", "min", "median", "max"), rows, console)

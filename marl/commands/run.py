@@ -1,0 +1,40 @@
+"""Train from a config in a new folder, or go on in an old one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from envs.core import ConcordError, InputError
+from marl.config.load import load_recipe
+from marl.config.schema import RunConfig
+from marl.evaluation.agent_sweep import check_other_numbers, in_other_numbers
+from marl.output.console import in_words
+from marl.output.report import Report
+from marl.training.run import Run
+
+
+def run_training(config: RunConfig, folder: Path) -> Report:
+    """One run in a new folder, which stays free where the config's world or networks cannot be built."""
+    return follow(config, Run.create(folder, config))
+
+
+def follow(config: RunConfig, run: Run) -> Report:
+    """What the recipe finds. Before anything is trained, whatever it raises is taken for bad input."""
+    module = load_recipe(config.recipe)
+    try:
+        check_other_numbers(config)
+        report = module.recipe(config, run)
+    except ConcordError:
+        raise
+    except Exception as error:
+        if run.begun:
+            raise
+        raise InputError(
+            f"What the config asks for cannot be built: {in_words(error)} Mend the value that this comes from, such as "
+            "a dotted path or an argument; CONCORD_TRACEBACK=1 shows the whole way to it."
+        ) from error
+    if not isinstance(report, Report):
+        raise InputError(
+            f"{config.recipe}.recipe must return a marl.output.report.Report; got a {type(report).__name__}."
+        )
+    return in_other_numbers(run, report)

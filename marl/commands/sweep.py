@@ -1,0 +1,252 @@
+"""One run, or many: sweeps over seeds and settings, in several processes or stacked into one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from envs.core import ConcordError, InputError
+from marl.commands.compare import judgments, point_metrics, sweep_metrics
+from marl.commands.run import follow
+from marl.commands.stacking import can_stack, train_stacked
+from marl.config.load import dump, read_yaml, resolve, split_assignments, yaml_text
+from marl.config.schema import RunConfig
+from marl.output.console import console, in_words
+from marl.output.report import Report, write_atomically
+from marl.training.folders import refuse_used_folder, sole_trainer
+from marl.training.run import Run
+
+SWEEP = "sweep.json"
+CONFIG = "config"  # the key of a point that says which of several configs is meant
+CHILD = "from marl.commands.sweep import end_with_parent; end_with_parent(); from marl.__main__ import main; main()"
+
+
+def with_configs(
+    paths: Sequence[Path], points: Sequence[dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The files' contents by their names, and every point for each of them, under the key `config` where several.
+
+    Raises InputError for two files of one name.
+    """
+    raws = {path.stem: read_yaml(path) for path in paths}
+    if len(raws) < len(paths):
+        raise InputError(
+            f"Configs that are compared need different names; got {', '.join(str(path) for path in paths)}. Copy one "
+            "of them under another name, or sweep what differs: key=value,value."
+        )
+    if len(paths) == 1:
+        return raws, list(points)
+    return raws, [{CONFIG: name, **point} for name in raws for point in points]
+
+
+def run_sweep(
+    raws: dict[str, dict[str, Any]], points: Sequence[dict[str, Any]], folder: Path, processes: int | None
+) -> Report:
+    """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
+    refuse_used_folder(folder)
+    configs = _configs(raws, points)
+    envs = [config.env for config in configs.values()]
+    if len(raws) > 1 and len({(env.world, env.pettingzoo, env.vmas) for env in envs}) > 1:
+        console.print("note: these configs play different games, so their returns differ in kind")
+    if len(configs) < len(points):
+        raise InputError("A sweep has each point once; this comma list names a value twice.")
+    for group in _seed_groups(configs):
+        _rehearse(configs[group[0]])
+    plan = {"raws": raws, "points": list(points), "processes": processes}
+    with sole_trainer(folder):  # of two who want it, one gets it
+        refuse_used_folder(folder)
+        write_atomically(folder / SWEEP, json.dumps(plan, indent=2))
+    console.print(f"writing to {folder}", markup=False)
+    return _finish_sweep(folder)
+
+
+class _Built(ConcordError):  # noqa: N818  nothing went wrong
+    """Everything is there that a stage needs."""
+
+
+class _Rehearsal(Run):
+    """A run that goes as far as its first stage."""
+
+    def begin(self) -> None:
+        """Stop."""
+        raise _Built
+
+    def once(self, name: str, function: Callable[[], Any]) -> Any:
+        """Stop, before anything is computed that each point computes for itself."""
+        self.begin()
+
+
+def _rehearse(config: RunConfig) -> None:
+    """Build what a run trains, and train nothing. Raises InputError where that fails."""
+    with tempfile.TemporaryDirectory(prefix="concord-rehearsal-") as folder, suppress(_Built):
+        follow(config, _Rehearsal.create(Path(folder), config))
+
+
+def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
+    """Continue a run or a sweep. Only how to resume and how to evaluate may change."""
+    points = split_assignments(assignments)
+    if len(points) > 1:
+        raise InputError("resume takes one setting at a time; got a comma list.")
+    overrides = points[0]
+    foreign = [key for key in overrides if not key.startswith(("resume.", "evaluation."))]
+    if foreign:
+        raise InputError(
+            f"A resumed run keeps its config; only resume.… and evaluation.… may be set, not {foreign[0]}."
+        )
+    if (folder / SWEEP).exists():
+        return _finish_sweep(folder, assignments)
+    run = Run.open(folder, overrides)
+    return follow(run.config, run)
+
+
+def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
+    plan = _read_plan(folder / SWEEP)
+    raws, points, varying = plan["raws"], plan["points"], _varying(plan["points"])
+    configs = _configs(raws, points)
+    for name, config in configs.items():
+        if not (folder / name / "config.yaml").exists():
+            Run.create(folder / name, config).take()
+    for group in _seed_groups(configs):
+        if can_stack([configs[name] for name in group]):
+            train_stacked(folder, {name: configs[name] for name in group})
+    waiting = [folder / name for name in configs if not (folder / name / "report.json").exists()]
+    _run_processes(waiting, plan["processes"] or usable_cores(), assignments)
+    reports = {name: Report.load(folder / name / "report.json") for name in configs}
+    variants: dict[tuple[str, ...], list[Report]] = {}
+    for name, point in zip(configs, points):
+        label = tuple(assignments_text(point, [key]) for key in varying if key != "seed") or ("all",)
+        variants.setdefault(label, []).append(reports[name])
+    first = next(iter(reports.values()))
+    seeds = [config.seed for config in configs.values()]
+    table = [{"point": name, **{k: m.value for k, m in report.metrics.items()}} for name, report in reports.items()]
+    learned = any(learns(config) for config in configs.values())
+    report = Report(
+        first.recipe,
+        seeds,
+        next(iter(raws.values())) if len(raws) == 1 else raws,
+        sweep_metrics(variants) if learned else point_metrics(reports),
+        {"points": table, **({} if learned else judgments(reports))},
+    )
+    report.save(folder / "report.json")
+    return report
+
+
+def learns(config: RunConfig) -> bool:
+    """Whether a recipe trains: one that never does, such as an offline evaluation, excludes the section `train`."""
+    return "train" in config.model_dump()
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_text())
+        _configs(plan["raws"], plan["points"])
+        return {"processes": None, **plan}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+        raise InputError(
+            f"{path} is not a plan that Concord wrote: {in_words(error)} Restore it, or run the sweep anew in another "
+            "folder; each point's folder can still be resumed, evaluated and compared by itself."
+        ) from error
+
+
+def _configs(raws: dict[str, dict[str, Any]], points: Sequence[dict[str, Any]]) -> dict[str, RunConfig]:
+    """The config of each point, by the name of its folder."""
+    varying = _varying(points)
+    return {assignments_text(point, varying): _config(raws, point) for point in points}
+
+
+def _config(raws: dict[str, dict[str, Any]], point: dict[str, Any]) -> RunConfig:
+    name = point.get(CONFIG, next(iter(raws)))
+    try:
+        return resolve(raws[name], {key: value for key, value in point.items() if key != CONFIG})
+    except InputError as error:
+        if len(raws) == 1:
+            raise
+        raise InputError(f"In {name}: {error}") from error
+
+
+def _varying(points: Sequence[dict[str, Any]]) -> list[str]:
+    return [key for key in points[0] if any(point[key] != points[0][key] for point in points)]
+
+
+def assignments_text(point: dict[str, Any], keys: Sequence[str]) -> str:
+    """What a point of a sweep sets for these keys; also the name of its folder."""
+    return ",".join(f"{key}={yaml_text(point[key])}".replace("/", "_") for key in keys)
+
+
+def _seed_groups(configs: dict[str, RunConfig]) -> list[list[str]]:
+    """Points that differ only in their seed."""
+    groups: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(dump(config.model_copy(update={"seed": 0})), []).append(name)
+    return list(groups.values())
+
+
+def _run_processes(folders: Sequence[Path], processes: int, assignments: Sequence[str]) -> None:
+    """Resume every folder, some at a time, each in a process of its own. Raises ConcordError if any fails."""
+    waiting, failed = list(folders), []
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    try:
+        with console.status("") as status:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    folder = waiting.pop(0)
+                    running[folder] = _start(folder, assignments)
+                done = [folder for folder, process in running.items() if process.poll() is not None]
+                for folder in done:
+                    code = _end(running.pop(folder))
+                    console.print(f"{'finished' if code == 0 else 'FAILED  '} {folder.name}")
+                    failed += [folder] if code else []
+                status.update(f"{len(running)} running, {len(waiting)} waiting")
+                time.sleep(0.2)
+    finally:
+        for process in running.values():
+            process.terminate()
+            _end(process)
+    if failed:
+        tail = (failed[0] / "log.txt").read_text().strip().splitlines()[-1:]
+        raise ConcordError(
+            f"{len(failed)} of {len(folders)} runs failed, the first being {failed[0]}: {' '.join(tail)} "
+            f"Mend the cause and continue with `concord resume {folders[0].parent}`; finished runs are kept."
+        )
+
+
+def _start(folder: Path, assignments: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", CHILD, "resume", str(folder), *assignments]
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process that has ended or was told to; gives its exit code."""
+    code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return code
+
+
+def end_with_parent() -> None:
+    """From now on, end this process as soon as nobody holds the other end of its standard input, whatever it does.
+
+    So a sweep's processes never outlive it. Like kill -9 this may strike anywhere, and nothing is ever saved by halves.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

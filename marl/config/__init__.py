@@ -1,0 +1,1 @@
+"""Configs: checked sections, YAML, messages for wrong keys, and the catalog of shipped configs."""

@@ -1,0 +1,186 @@
+"""From YAML and assignments on the command line to a checked config, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from envs.core import ConcordError, InputError, import_dotted
+from marl.config.messages import explain, field_of, numbered, walk
+from marl.config.schema import RunConfig
+from marl.output.console import in_words
+
+END = "..."  # YAML's end of a document
+
+
+AGENTS = {"env.agents", "env.args.agents"}  # two names of one number
+
+
+def load_recipe(path: str) -> Any:
+    """The recipe's module: it has `Config` and `recipe`. Raises InputError where it does not."""
+    try:
+        module = import_dotted(path)
+    except ConcordError:
+        raise
+    except Exception as error:
+        raise InputError(f"The recipe {path} cannot be imported: {in_words(error)}") from error
+    missing = [name for name in ("Config", "recipe") if not hasattr(module, name)]
+    if missing:
+        raise InputError(f"A recipe module needs Config and recipe(config, run); {path} lacks {' and '.join(missing)}.")
+    if not (isinstance(module.Config, type) and issubclass(module.Config, RunConfig)):
+        raise InputError(
+            f"Config of a recipe is a class derived from marl.config.schema.RunConfig; that of {path} is not."
+        )
+    return module
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose values are JSON's: a date stays text. A key stands once in its section."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names: set[str] = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is set a second time", problem_mark=key.start_mark)
+            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file as nested dicts. Raises InputError for a missing file, bad YAML, or one that is no mapping."""
+    if not path.is_file():
+        raise InputError(f"There is no config file {path}. `concord list` shows the configs that come with Concord.")
+    try:
+        raw = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {_in_one_line(error)}.") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path} must hold a mapping such as 'recipe: marl.algorithms.mappo'; got {raw!r}.")
+    return raw
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return str(error)
+
+
+def split_assignments(assignments: Sequence[str]) -> list[dict[str, Any]]:
+    """`key=value` words as one dict of overrides for each point of the sweep; a bare comma list sweeps.
+
+    Values are YAML: `x=[1,2]` is one vector, `x=1,2` two points. Raises InputError for a word without `=`.
+    """
+    axes: list[list[tuple[str, Any]]] = []
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals or not re.fullmatch(r"[\w.]+", key):
+            raise InputError(f"Expected key=value, such as seed=1 or env.num_envs=64; got {word!r}.")
+        axes.append([(key, _parse(key, part)) for part in _bare_commas(text)])
+    keys = [axis[0][0] for axis in axes]
+    repeated = {key for key in keys if keys.count(key) > 1}
+    if repeated:
+        raise InputError(f"Each key is set once; got {', '.join(sorted(repeated))} several times.")
+    return [dict(point) for point in product(*axes)]
+
+
+def _parse(key: str, text: str) -> Any:
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise InputError(f"The value of {key} is not valid YAML: {text!r}.") from None
+    # YAML 1.1 reads 1e-3 as a string.
+    return float(text) if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text) else value
+
+
+def _bare_commas(text: str) -> list[str]:
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        depth += (letter in "[{(") - (letter in "]})") if not quote else 0
+        if letter == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
+    """The checked config of one run. Raises InputError with the path of what is wrong and the nearest right name."""
+    raw = _deep_copy(raw)
+    for key, value in overrides.items():
+        if key in AGENTS:
+            _forget_agents(raw, AGENTS - overrides.keys())
+        _assign(raw, key, _deep_copy(value))
+    if not isinstance(raw.get("recipe"), str):
+        raise InputError("A config names its algorithm: add a line such as 'recipe: marl.algorithms.mappo'.")
+    model = load_recipe(raw["recipe"]).Config
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        fields = {name for name, _, section in walk(model) if section is None}
+        problems: dict[str, list[Any]] = {}
+        for problem in error.errors():
+            problems.setdefault(field_of(problem["loc"], fields), []).append(problem)
+        told = [explain(model, path, found) for path, found in problems.items()]
+        raise InputError(told[0] if len(told) == 1 else numbered(told)) from None
+
+
+def _deep_copy(raw: Any) -> Any:
+    return {key: _deep_copy(value) for key, value in raw.items()} if isinstance(raw, dict) else raw
+
+
+def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for name in path:
+        if raw.get(name) is None:
+            raw[name] = {}
+        raw = raw[name]
+        if not isinstance(raw, dict):
+            raise InputError(f"{key} cannot be set: {name} is {raw!r}, not a section.")
+    raw[last] = value
+
+
+def _forget_agents(raw: dict[str, Any], keys: set[str]) -> None:
+    """What the file calls by the other name gives way to what is set now."""
+    env = raw.get("env")
+    for key in keys:
+        section = env.get("args") if isinstance(env, dict) and key == "env.args.agents" else env
+        if isinstance(section, dict):
+            section.pop("agents", None)
+
+
+def yaml_text(value: Any) -> str:
+    """A value as it would be written after a key."""
+    if isinstance(value, tuple):
+        value = list(value)
+    return (
+        yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).strip().removesuffix("...").strip()
+    )
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved config as YAML, with a last line that shows that it is whole."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, explicit_end=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

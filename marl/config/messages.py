@@ -1,0 +1,129 @@
+"""What is said of a wrong config: the nearest right key, the range of a value, every field with its meaning."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+# What other libraries call our fields, or a reader might.
+OTHER_NAMES = {
+    "gamma": "discount",
+    "lambda": "trace",
+    "lam": "trace",
+    "gae_lambda": "trace",
+    "alpha": "learning_rate",
+    "step_size": "learning_rate",
+    "eps": "clip",
+    "epsilon": "clip",
+    "clip_range": "clip",
+    "clip_coef": "clip",
+    "beta": "entropy",
+    "ent_coef": "entropy",
+    "max_grad_norm": "max_gradient",
+    "n_steps": "steps",
+    "num_steps": "steps",
+    "rollout_length": "steps",
+    "update_epochs": "epochs",
+    "ppo_epochs": "epochs",
+    "sequence_length": "segment",
+    "n_envs": "num_envs",
+    "total_timesteps": "env_steps",
+    "total_steps": "env_steps",
+    "timesteps": "env_steps",
+    "max_steps": "time_limit",
+    "max_cycles": "time_limit",
+    "horizon": "time_limit",
+    "episode_length": "time_limit",
+    "env_name": "world",
+    "env_id": "world",
+    "scenario": "vmas",
+    "hidden_sizes": "hidden",
+    "gpu": "device",
+    "cuda": "device",
+    "algorithm": "recipe",
+    "algo": "recipe",
+    "eval_episodes": "episodes",
+}
+
+
+def numbered(mistakes: Sequence[str]) -> str:
+    """Several mistakes in one paragraph."""
+    listed = " ".join(f"({number}) {mistake}" for number, mistake in enumerate(mistakes, 1))
+    return f"The config has {len(mistakes)} mistakes. {listed}"
+
+
+def field_of(place: Sequence[Any], fields: set[str]) -> str:
+    """The field that a problem is with; where it may be of several types, each has problems of its own below."""
+    paths = list(accumulate(map(str, place), "{}.{}".format))
+    return next((path for path in paths if path in fields), ".".join(map(str, place)))
+
+
+def explain(model: type[BaseModel], path: str, problems: Sequence[Any]) -> str:
+    """One sentence on the problems that pydantic found with one field, and how to mend them."""
+    problem = problems[0]
+    if problem["type"] == "extra_forbidden":
+        known = [name for name, _, _ in walk(model)]
+        near = _nearest(path, known)
+        hint = f"Did you mean {near}?" if near else f"Known keys: {', '.join(_siblings(path, known))}."
+        return f"Unknown key {path}. {hint}"
+    if problem["type"] == "missing":
+        return f"{path} is missing: {problem['msg'].lower()}."
+    messages = [re.sub(r"^(Value error, |Input should be )", "", each["msg"]) for each in problems]
+    message = messages[0] if problems[-1]["type"] == "too_short" else " or ".join(dict.fromkeys(messages))
+    place = f"{path}: " if path else ""
+    if problem["type"] == "value_error":
+        return f"{place}{message}."
+    return f"{place}expected {message}; got {problem['input']!r}."
+
+
+def _nearest(path: str, known: list[str]) -> str | None:
+    """The likeliest right key: same section first, then the same last name anywhere."""
+    section, _, last = path.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    # Where several sections have the name, the first: sections come in the order of their importance.
+    anywhere = {name.rpartition(".")[2]: name for name in reversed(known)}
+    for names in (siblings, anywhere):
+        if (other := OTHER_NAMES.get(last.lower())) in names:
+            return names[other]
+    for names in (siblings, anywhere):
+        called = {**{other: names[name] for other, name in OTHER_NAMES.items() if name in names}, **names}
+        near = difflib.get_close_matches(last, called, 1, 0.6)
+        found = near or [name for name in names if _abbreviates(last, name.split("_"))]
+        if found:
+            return called[found[0]]
+    return None
+
+
+def _abbreviates(short: str, words: list[str]) -> bool:
+    """Whether `short` is made of the beginnings of all words in turn, as lr and learn_r are of learning_rate."""
+    short = short.removeprefix("_")
+    if not words or not short:
+        return not words and not short
+    lengths = range(1, len(words[0]) + 1)
+    return any(short[:n] == words[0][:n] and _abbreviates(short[n:], words[1:]) for n in lengths)
+
+
+def _siblings(path: str, known: list[str]) -> list[str]:
+    section = path.rpartition(".")[0]
+    return sorted({name for name in known if name.rpartition(".")[0] == section})
+
+
+def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, field, type of the section or None) of every field that a config may set, sections first."""
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
+        section = _section_of(field.annotation)
+        yield prefix + name, field, section
+        if section is not None:
+            yield from walk(section, f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

@@ -1,0 +1,151 @@
+"""Configs: pydantic models beside each algorithm, YAML that says only what differs, overrides from the command line."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: Any) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and {annotation, *get_args(annotation)} & {int, float}:
+            raise ValueError(f"expected a number; got {str(value).lower()}")
+        return value
+
+
+class EnvConfig(Section):
+    """Where the agents act: a native world or any PettingZoo environment, by dotted path, or a task of VMAS."""
+
+    world: str | None = Field(None, description="a native World, module:Class")
+    pettingzoo: str | None = Field(None, description="a PettingZoo environment, module:function that makes one")
+    vmas: str | None = Field(
+        None, description="a scenario of VMAS by name, or your own, module:Class; needs the extra [vmas], which is GPL"
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the world, the function or vmas.make_env"
+    )
+    agents: int | None = Field(
+        None, ge=1, description="how many agents; the same as env.args.agents, or what the function calls it"
+    )
+    num_envs: int = Field(16, ge=1, description="environments stepped together")
+    time_limit: int | None = Field(
+        None, ge=1, description="steps after which training truncates an episode (worlds, vmas)"
+    )
+    workers: int = Field(0, ge=0, description="processes that step PettingZoo environments; 0 steps them in this one")
+
+    @model_validator(mode="after")
+    def _one_number_of_agents(self) -> EnvConfig:
+        if self.agents is not None and self.args.get("agents", self.agents) != self.agents:
+            raise ValueError(
+                f"env.agents and env.args.agents are one number; got {self.agents} and {self.args['agents']}. Leave "
+                "one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> EnvConfig:
+        if sum(origin is not None for origin in (self.world, self.pettingzoo, self.vmas)) != 1:
+            raise ValueError("needs exactly one of env.world, env.pettingzoo and env.vmas")
+        if self.pettingzoo is not None and self.time_limit is not None:
+            raise ValueError("env.time_limit is for native worlds; a PettingZoo environment takes its own in env.args")
+        if self.vmas is not None and self.time_limit is None:
+            raise ValueError(
+                "env.vmas needs env.time_limit, such as 100: most of its scenarios never end by themselves"
+            )
+        if self.pettingzoo is None and self.workers:
+            raise ValueError("env.workers is for PettingZoo environments; batched worlds need no processes")
+        return self
+
+
+class TrainConfig(Section):
+    """How long to train, and how often to save."""
+
+    env_steps: int = Field(1_000_000, ge=1, description="joint steps of all environments of one policy")
+    cpu_seconds: float | None = Field(
+        None, gt=0, description="stop earlier, after this much CPU time of training, env.workers not counted"
+    )
+    save_seconds: float = Field(20.0, ge=0, description="time between checkpoints; a finished stage is always saved")
+
+
+class TwinConfig(Section):
+    """The same task elsewhere: a PettingZoo environment in which the trained team is evaluated and filmed too."""
+
+    pettingzoo: str = Field(description="module:function that makes it")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of that function")
+    episodes: int = Field(100, ge=2, description="evaluation episodes, at least: every environment plays equally many")
+
+
+class EvaluationConfig(Section):
+    """How a trained policy is judged."""
+
+    episodes: int = Field(
+        1024, ge=2, description="episodes, at least, of sampled actions and again of most probable ones"
+    )
+    num_envs: int = Field(
+        1024,
+        ge=1,
+        description="environments stepped together; fewer for fewer episodes, and of PettingZoo at most env.num_envs",
+    )
+    patience: int = Field(
+        100_000, ge=1, description="steps without any episode's end after which an evaluation gives up"
+    )
+    film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
+    twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
+    agents: tuple[int, ...] = Field(
+        (),
+        description="numbers of agents in which the team plays too, such as [2,10,100], and how fast it approaches its "
+        "limit (a swarm)",
+    )
+    random: bool = Field(False, description="play uniformly random actions too, and tell the difference: above_random")
+    idle: bool = Field(False, description="play the action 0 too, no control, and tell the difference: above_idle")
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _different_numbers(cls, value: Any) -> Any:
+        listed = list(value) if isinstance(value, list | tuple) else [value]
+        whole = all(type(n) is int and n > 0 for n in listed)
+        if not whole or len(listed) == 1 or len(set(listed)) < len(listed):
+            raise ValueError(
+                "expected a list such as [2,10,100] of different numbers above 0, at least two of them, or [] for "
+                f"none; got {value!r}"
+            )
+        return value
+
+
+class ResumeConfig(Section):
+    """What an inexact resume may do."""
+
+    restart_episodes: bool = Field(
+        False, description="begin new episodes where a foreign environment cannot be replayed exactly"
+    )
+
+
+class RunConfig(Section):
+    """What every recipe has. A recipe's own Config adds its sections."""
+
+    recipe: str = Field(description="the algorithm, by dotted path of its module")
+    seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
+    threads: int = Field(1, ge=1, le=256, description="torch threads; more than 1 slows small networks down")
+    env: EnvConfig
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resume: ResumeConfig = ResumeConfig()
+
+    @property
+    def evaluation_envs(self) -> int:
+        """How many environments an evaluation steps together at most; see `environments.evaluation_rows`.
+
+        Batched rows cost next to nothing, others a copy each.
+        """
+        rows = min(self.evaluation.num_envs, self.evaluation.episodes)
+        return rows if self.env.pettingzoo is None else min(rows, self.env.num_envs)

@@ -1,0 +1,31 @@
+"""What was earned against what theory says can be earned."""
+
+from __future__ import annotations
+
+from envs.core import VectorEnv
+from envs.world import TensorEnv
+from marl.output.report import Metric
+
+
+def known_metrics(env: VectorEnv, earned: Metric) -> dict[str, Metric]:
+    """The returns that are known of a world, `known/…`, and what was earned below them, relative, `regret/…`."""
+    if not (isinstance(env, TensorEnv) and whole_episodes(env)):
+        return {}
+    found = {}
+    for name, value in env.world.known().items():
+        found[f"known/{name}"] = Metric.exact(value)
+        # The more is earned, the less is regretted.
+        middle, low, high = (regret(number, value) for number in (earned.value, earned.high, earned.low))
+        found[f"regret/{name}"] = Metric(middle, low, high, earned.n)
+    return found
+
+
+def regret(value: float, best: float) -> float:
+    """(best - value) / |best|; where the best is 0, the difference itself."""
+    return (best - value) / (abs(best) or 1.0)
+
+
+def whole_episodes(env: TensorEnv) -> bool:
+    """Whether no time limit ends episodes before the horizon, which exact returns are about."""
+    horizon = env.spec.horizon
+    return horizon is None or env.time_limit is None or env.time_limit >= horizon

@@ -1,0 +1,31 @@
+"""The trained team of a run, and environments to play it in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envs.core import Actor, ConcordError, InputError, VectorEnv
+from marl.config.load import load_recipe
+from marl.output.console import in_words
+from marl.training.run import Run
+
+
+class MisfitError(InputError):
+    """What was learned does not fit the networks that the config asks for."""
+
+
+def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
+    """The trained actor of a run and environments for it. Raises InputError where they do not fit together."""
+    module = load_recipe(run.config.recipe)
+    if not hasattr(module, "load"):
+        raise InputError(f"{run.config.recipe} has no load(run, num_envs), so there is no actor to play.")
+    try:
+        loaded: tuple[Actor, VectorEnv] = module.load(run, num_envs)
+    except ConcordError:
+        raise
+    except Exception as error:
+        raise MisfitError(
+            f"The trained policy of {run.folder} does not fit this environment, or not these networks: "
+            f"{in_words(error)} Leave env and policy as they were trained, or change only what keeps their sizes."
+        ) from error
+    return loaded

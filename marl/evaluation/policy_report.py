@@ -1,0 +1,203 @@
+"""From a trained policy to its report and its pictures; what every recipe that trains policies ends with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import Actor, ConcordError, Discrete, EnvSpec, InputError, Observation, Streams, VectorEnv
+from envs.world import RandomActor, Scripted
+from marl.evaluation.episodes import Episodes, film, play
+from marl.evaluation.known_returns import known_metrics
+from marl.evaluation.plots import learning_curve, save_gif
+from marl.models.policies import Greedy, IndependentPolicy, JointActor
+from marl.output.console import console, in_words
+from marl.output.report import Metric, Report
+from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
+from marl.training.run import Run, stage_seed
+
+TWIN_ARGS = "evaluation.twin.args"
+
+
+def judge(run: Run, policy: JointActor) -> Report:
+    """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
+    config = run.config.evaluation
+    env = make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)
+    metrics = {name: Metric.exact(value) for name, value in run.used("train").items()}
+    here = evaluate(run, policy, env)
+    metrics |= here
+    if config.twin is not None:
+        metrics |= _in_twin(run, policy, here["return_per_agent"])
+    if config.random:
+        metrics |= _above(run, env, "random", RandomActor(env.spec), here["return_per_agent"])
+    if config.idle:
+        metrics |= _above(run, env, "idle", idle(env.spec), here["return_per_agent"])
+    env.close()
+    report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
+    report.save(run.folder / "report.json")
+    _draw(run, policy)
+    return report
+
+
+def _draw(run: Run, policy: JointActor) -> None:
+    """Curve and film; what cannot be drawn, for whatever reason, is told, and is no failure of the run."""
+    with optional("curve"):
+        learning_curve(run.folder, run.folder / "learning_curve.png")
+    if run.config.evaluation.film_episodes:
+        with optional("film"):
+            picture(run, policy)
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Within, what fails for whatever reason is told, and is no failure of the run."""
+    try:
+        yield
+    except Exception as error:  # a world's own `frame` may raise anything
+        reason = str(error) if isinstance(error, ConcordError) else in_words(error)
+        console.print(f"no {what}: {reason}", markup=False)
+
+
+def load_independent(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
+    """The `load` of a recipe whose stage "train" learned an `IndependentPolicy`, with `policy` in its config.
+
+    Gives the policy as it was last saved, and environments to play it in.
+    """
+    config: Any = run.config
+    env = make_env(config.env, num_envs=num_envs, device=run.device)
+    policy = IndependentPolicy(env.spec, config.policy, run.streams("policy"))
+    policy.load_state_dict(run.load("train", "policy"))
+    return policy, env
+
+
+def check_evaluation(run: Run, spec: EnvSpec) -> None:
+    """Raise InputError, before training, where the twin is another task, or where nobody can be idle."""
+    if run.config.evaluation.idle:
+        idle(spec)
+    twin = run.config.evaluation.twin
+    if twin is None:
+        return
+    with closing(pettingzoo_env(twin.pettingzoo, twin.args, 1, TWIN_ARGS)) as env:
+        for field in ("observation_sizes", "actions"):
+            here, there = getattr(spec, field), getattr(env.spec, field)
+            if here != there:
+                raise InputError(
+                    f"evaluation.twin is another task: its {field} are {there}, those of env are {here}. Mend its "
+                    "args, or set evaluation.twin=null."
+                )
+
+
+def evaluate(run: Run, policy: JointActor, env: VectorEnv) -> dict[str, Metric]:
+    """Returns of sampled actions, under `mode/` of the most probable ones, and what theory knows of them."""
+    found: dict[str, Metric] = {}
+    for prefix, actor in (("", policy), ("mode/", Greedy(policy))):
+        episodes = played(run, env, actor, run.config.evaluation.episodes, "evaluation")
+        found |= episodes.metrics(env.spec.channels, prefix)
+    return found | known_metrics(env, found["return_per_agent"])
+
+
+def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:
+    """Whole episodes of an actor, whose random numbers belong to this purpose.
+
+    Raises ConcordError for returns that are no numbers.
+    """
+    with console.status(f"playing {episodes} episodes"):
+        found = play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
+    finite = np.isfinite(found.returns).reshape(-1, len(env.spec.channels)).all(0)
+    if not finite.all():
+        bad = ", ".join(channel for channel, good in zip(env.spec.channels, finite) if not good)
+        raise ConcordError(
+            f"Returns of the reward {bad} are NaN or infinite, so there is no result. What was trained is kept. Usual "
+            "causes: constants of the environment of huge size, or an environment whose rewards are not finite."
+        )
+    return found
+
+
+def _in_twin(run: Run, policy: JointActor, here: Metric) -> dict[str, Metric]:
+    """Returns in the PettingZoo twin, and the difference to the training world."""
+    twin = run.config.evaluation.twin
+    assert twin is not None
+    env = pettingzoo_env(twin.pettingzoo, twin.args, min(16, twin.episodes), TWIN_ARGS, device=run.device)
+    episodes = played(run, env, policy, twin.episodes, "twin")
+    env.close()
+    found = episodes.metrics(env.spec.channels, "twin/")
+    there = found["twin/return_per_agent"]
+    found["twin/difference"] = gap = _difference(there, here)
+    found["twin/difference_in_intervals"] = Metric.exact(abs(_in_intervals(gap)))
+    return found
+
+
+def _above(run: Run, env: VectorEnv, name: str, other: Actor, here: Metric) -> dict[str, Metric]:
+    """Returns of another actor, and what the policy earns above them."""
+    episodes = played(run, env, other, run.config.evaluation.episodes, "evaluation")
+    found = episodes.metrics(env.spec.channels, f"{name}/")
+    found[f"above_{name}"] = gap = _difference(here, found[f"{name}/return_per_agent"])
+    found[f"above_{name}_in_intervals"] = Metric.exact(_in_intervals(gap))
+    return found
+
+
+def idle(spec: EnvSpec) -> Actor:
+    """An Actor whose agents do nothing: the action 0. Raises InputError where 0 may be a choice like any other."""
+    space = spec.action
+    if isinstance(space, Discrete):
+        raise InputError("evaluation.idle plays the action 0, and these agents have choices; set evaluation.random.")
+
+    def nothing(obs: Observation, streams: Streams) -> Tensor:
+        return torch.zeros(*obs.alive.shape, space.size, device=obs.alive.device)
+
+    return Scripted(nothing)
+
+
+def _difference(one: Metric, other: Metric) -> Metric:
+    """one - other, with the 95 % interval that theirs make."""
+    gap, half = one.value - other.value, math.hypot(one.value - one.low, other.value - other.low)
+    return Metric(gap, gap - half, gap + half, min(one.n, other.n))
+
+
+def _in_intervals(gap: Metric) -> float:
+    """A difference in units of its own interval, whose edge is at 1: beyond that it is no chance (at 95 %)."""
+    half = gap.value - gap.low
+    if half == 0:
+        return math.copysign(math.inf, gap.value) if gap.value else 0.0
+    return gap.value / half
+
+
+def picture(run: Run, policy: Actor) -> Path:
+    """A film of the team, in the twin where there is one."""
+    episodes = max(1, run.config.evaluation.film_episodes)
+    with closing(filmed_env(run)) as env:
+        frames = film(env, policy, episodes, stage_seed(run.config.seed, "film"))
+    return save_gif(frames, run.folder / "film.gif")
+
+
+def filmed_env(run: Run) -> Any:
+    """One copy of the world that can be drawn, of the twin where there is one; native worlds may say no only later.
+
+    Raises InputError where a PettingZoo environment takes no `render_mode`.
+    """
+    twin, env = run.config.evaluation.twin, run.config.env
+    if twin is not None:
+        return _drawn(twin.pettingzoo, twin.args, TWIN_ARGS, run)
+    if env.pettingzoo is not None:
+        return _drawn(env.pettingzoo, pettingzoo_args(env), "env.args", run)
+    return make_env(env, num_envs=1, device=run.device)
+
+
+def _drawn(path: str, args: dict[str, Any], section: str, run: Run) -> VectorEnv:
+    """One copy that draws itself. Raises InputError where its maker takes no `render_mode`."""
+    try:
+        return pettingzoo_env(path, {**args, "render_mode": "rgb_array"}, 1, section, device=run.device)
+    except InputError as error:
+        if f"{section}.render_mode" not in str(error):
+            raise
+        raise InputError(
+            f"{path} cannot be drawn: it takes no argument render_mode. Let it take render_mode='rgb_array' and give "
+            "pictures from render()."
+        ) from None

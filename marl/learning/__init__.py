@@ -1,0 +1,1 @@
+"""Batches, returns, losses and the learners that own them."""

@@ -1,0 +1,258 @@
+"""Learners own losses and optimizers. `update` improves a policy from one batch; all a learner knows is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from envs.core import Decision, Observation, Streams, Tree, tree_map, tree_where
+from marl.config.schema import Section
+from marl.learning.batch import Batch, join_steps, minibatches, take_rows
+from marl.learning.learner import on_the_way, per_channel
+from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
+from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.learning.returns import gae
+from marl.learning.scalarization import Weighing, by_decider, choosing
+from marl.models.critics import Critic, ValueScale
+from marl.models.policies import JointPolicy
+
+T = TypeVar("T")
+
+
+class LearnerConfig(Section):
+    """Proximal policy optimization with generalized advantages."""
+
+    steps: int = Field(128, ge=1, description="steps of each environment in a batch, T")
+    segment: int = Field(1, ge=1, description="steps of a training segment, L; recurrent networks want 8 or more")
+    epochs: int = Field(4, ge=1, description="passes over a batch")
+    minibatches: int = Field(4, ge=1, description="parts of a pass")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, at first")
+    learning_rate_end: float | None = Field(
+        None, gt=0, description="at the end of training, where it gets in a straight line; null keeps it"
+    )
+    discount: float | tuple[float, ...] = Field(0.99, description="γ in [0, 1], or one for each reward channel")
+    trace: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation")
+    clip: float = Field(0.2, gt=0, description="ε, how far a decision's ratio may move")
+    entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus, at first")
+    entropy_end: float | None = Field(
+        None, ge=0, description="its weight at the end of training, where it gets in a straight line; null keeps it"
+    )
+    max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of the policy and of each critic")
+    scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
+
+    @model_validator(mode="after")
+    def _whole_segments(self) -> LearnerConfig:
+        if self.steps % self.segment:
+            raise ValueError(f"steps must be a multiple of segment; got steps={self.steps}, segment={self.segment}")
+        return self
+
+
+class Samples(NamedTuple):
+    """The part of a batch that one gradient step sees, [L,S,…]; memories at the segments' start, [S,…].
+
+    What deciders and agents weigh in the loss: a sum over a minibatch estimates the mean over the batch of those who
+    act and live. The others weigh 0.
+    """
+
+    obs: Observation
+    decision: Decision
+    ended: Bool[Tensor, "L S"]
+    advantage: Float[Tensor, "L S M"]
+    decider_weight: Float[Tensor, "L S M"]
+    target: Float[Tensor, "L S N K"]
+    agent_weight: Float[Tensor, "L S N"]
+
+
+class ActorCritic:
+    """PPO for any joint policy and any critic: one log-probability a decider, one value an agent and channel.
+
+    Values, advantages and their weighing are computed here, from raw rewards. Policy and critic may remember; their
+    segments are replayed step by step from the stored memory, which restarts where an episode ended. updates: how many
+    there will be, for what changes over training.
+    """
+
+    def __init__(
+        self,
+        policy: JointPolicy,
+        critic: Critic,
+        config: LearnerConfig,
+        weighing: Weighing,
+        streams: Streams,
+        updates: int = 1,
+    ):
+        self.policy, self.critic, self.config, self.weighing, self.streams = policy, critic, config, weighing, streams
+        self.policies = len(streams)
+        parameter = next(critic.parameters())
+        channels = critic.channels
+        self.scale = ValueScale(self.policies, channels, parameter.device) if config.scale_values else None
+        self.discount = per_channel(config.discount, channels).to(parameter.device)
+        self.optimizer = ClippedAdam(
+            Stacked(policy.parameters(), self.policies),
+            Stacked(critic.parameters(), self.policies * critic.copies),
+            learning_rate=config.learning_rate,
+            max_gradient=config.max_gradient,
+        )
+        self._critic_memory: Tree = None
+        self.updates, self.done = updates, 0
+        self._entropy_weight = torch.tensor(config.entropy, device=parameter.device)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Epochs of clipped gradient steps on one batch."""
+        self._move_on()
+        advantage, target, critic_memory = self._advantages(batch)
+        weighed = self.weighing(advantage, batch.obs.alive, batch.outcome)
+        free = choosing(batch.obs, self.policy.space)
+        weighed, acting = by_decider(weighed, batch.obs.alive, free, self.policy.members)
+        weighed = normalize_by_policy(weighed, acting, self.policies)
+        if self.scale is not None:
+            self.scale.update(target, batch.obs.alive)
+            target = self.scale.apply_to(target)
+        weights = [mean_weights(mask, self.policies) * self.config.minibatches for mask in (acting, batch.obs.alive)]
+        samples = Samples(batch.obs, batch.decision, batch.ended, weighed, weights[0], target, weights[1])
+        logged = []
+        for _ in range(self.config.epochs):
+            for rows, segments in minibatches(batch, self.config.minibatches, self.streams):
+                memories = take_rows((batch.memory, critic_memory), segments)
+                logged.append(self._step(take_rows(samples, rows), *memories))
+        return {name: torch.stack([entry[name] for entry in logged]).mean(0) for name in logged[0]}
+
+    def relabel(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
+
+    def _move_on(self) -> None:
+        config, progress = self.config, min(1.0, self.done / max(1, self.updates - 1))
+        # A tensor, so that a compiled loss need not be compiled again.
+        self._entropy_weight.fill_(on_the_way(config.entropy, config.entropy_end, progress))
+        self.optimizer.learning_rate = on_the_way(config.learning_rate, config.learning_rate_end, progress)
+        self.done += 1
+
+    def loss(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimize, summed over policies, and its terms, each [P]."""
+        config = self.config
+        log_prob, entropy, price, value = self._replay(samples, memory, critic_memory)
+        old = samples.decision.log_prob
+        assert old is not None
+        # The ratio of those who do not act may overflow, and infinity times 0 is NaN.
+        log_prob = log_prob.where(samples.decider_weight > 0, old)
+        surrogate = clipped_surrogate(log_prob, old, samples.advantage, config.clip)
+        error = squared_error(value, samples.target) * samples.agent_weight
+        objective = torch.addcmul(surrogate, entropy, self._entropy_weight)
+        objective = (objective if price is None else objective - price) * samples.decider_weight
+        with torch.no_grad():
+            shift = log_prob - old
+            change = shift.expm1()
+            clipped = (change.abs() > config.clip).to(shift.dtype)
+            terms = torch.stack([surrogate, entropy, change - shift, clipped])  # k3 estimate of the divergence
+            means = self._by_policy(terms * samples.decider_weight)
+            value_error = self._by_policy(error)
+        named = dict(zip(("surrogate", "entropy", "kl", "clipped"), means.unbind()))
+        return error.sum() - objective.sum(), {**named, "value_error": value_error}
+
+    def _by_policy(self, x: Float[Tensor, "*X L S M"]) -> Float[Tensor, "*X P"]:
+        """Sums over each policy's samples; S is policy-major."""
+        return x.unflatten(-2, (self.policies, -1)).sum((-4, -2, -1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimizer, value scale, streams, and what a recurrent critic remembers."""
+        return {
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "scale": {} if self.scale is None else self.scale.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "streams": self.streams.state_dict(),
+            "critic_memory": self._critic_memory,
+            "done": self.done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        self.policy.load_state_dict(state["policy"])
+        self.critic.load_state_dict(state["critic"])
+        if self.scale is not None:
+            self.scale.load_state_dict(state["scale"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.streams.load_state_dict(state["streams"])
+        self._critic_memory = state["critic_memory"]
+        self.done = int(state["done"])
+
+    def _step(self, samples: Samples, memory: Tree, critic_memory: Tree) -> dict[str, Tensor]:
+        total, terms = self.loss(samples, memory, critic_memory)
+        total.backward()
+        self.optimizer.step()
+        return terms
+
+    def _replay(
+        self, samples: Samples, memory: Tree, critic_memory: Tree
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Log-probabilities, entropies and prices [L,S,M] and values [L,S,N,K] under today's parameters."""
+
+        def again(obs: Observation, decision: Decision, memories: Tree) -> tuple[Any, Tree]:
+            distribution, memory = self.policy(obs, memories[0])
+            value, critic_memory = self.critic(obs, memories[1])
+            about = (distribution.log_prob(decision), distribution.entropy(decision), distribution.price(decision))
+            return (*about, value), (memory, critic_memory)
+
+        return replay(again, samples.obs, samples.decision, samples.ended, (memory, critic_memory))
+
+    @torch.no_grad()
+    def _advantages(self, batch: Batch) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"], Tree]:
+        """Advantages, value targets, and what the critic remembers at each segment's start."""
+        value, next_value, memory = self._values(batch)
+        if self.scale is not None:
+            value, next_value = self.scale.restore(value), self.scale.restore(next_value)
+        columns = (batch.reward, value, next_value, batch.terminated, batch.truncated, batch.obs.alive)
+        advantage = gae(*batch.over_time(columns), self.discount, self.config.trace)
+        advantage = advantage.transpose(0, 1).flatten(0, 2)
+        return advantage, advantage + value, memory
+
+    def _values(self, batch: Batch) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"], Tree]:
+        """Of the observations, of their true successors, and the critic's memory at each segment's start."""
+        # final_obs still has those who just died, as they saw it; those who go on will not hear them at the next step.
+        successor = dataclasses.replace(batch.final_obs, alive=batch.final_obs.alive & ~batch.terminated)
+        start = self.critic.initial_memory(batch.policies * batch.rows)
+        if start is None:
+            return self.critic(batch.obs, None)[0], self.critic(successor, None)[0], None
+        memory = start if self._critic_memory is None else self._critic_memory
+        values, next_values, starts = [], [], []
+        by_time = batch.over_time((batch.obs, successor, batch.ended))
+        for t in range(batch.steps):
+            obs, final_obs, ended = tree_map(lambda x: x.flatten(0, 1), tree_map(itemgetter(t), by_time))
+            if t % batch.segment == 0:
+                starts.append(memory)
+            value, memory = self.critic(obs, memory)
+            values.append(value)
+            next_values.append(self.critic(final_obs, memory)[0])
+            memory = tree_where(ended, tree_map(torch.zeros_like, memory), memory)
+        self._critic_memory = memory
+        value, next_value, starting = (join_steps(x, batch.policies) for x in (values, next_values, starts))
+        return value, next_value, starting
+
+
+def replay(
+    again: Callable[[Observation, Decision, Tree], tuple[T, Tree]],
+    obs: Observation,
+    decision: Decision,
+    ended: Bool[Tensor, "L S"],
+    memory: Tree,
+) -> T:
+    """What again(obs, decision, memory) finds at each step of segments, [L,S,…]; obs and decision are [L,S,…].
+
+    again gives what it finds and what is remembered; memory, [S,…] at the segments' start, is cleared where an episode
+    ended.
+    """
+    steps = []
+    for t in range(len(ended)):
+        found, memory = again(*tree_map(itemgetter(t), (obs, decision)), memory)
+        steps.append(found)
+        memory = tree_where(ended[t], tree_map(torch.zeros_like, memory), memory)
+    if len(steps) == 1:
+        return tree_map(lambda x: x.unsqueeze(0), steps[0])
+    return tree_map(lambda *x: torch.stack(x), *steps)

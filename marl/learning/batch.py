@@ -1,0 +1,108 @@
+"""What a learner learns from: frozen dataclasses of tensors, rows ordered policy-major, then time, then environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the episodes that ended in this batch went, by policy.
+
+    discounted: mean return by channel, each with its own discount; the mean over agents. total: the undiscounted return
+    of each agent, [P,N,K]. length: mean steps. All are 0 where `episodes` is 0.
+    """
+
+    discounted: Float[Tensor, "P K"]
+    total: Float[Tensor, "P N K"]
+    length: Float[Tensor, " P"]
+    episodes: Float[Tensor, " P"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """T steps of E environments for P policies, flattened to B = P·T·E/P rows.
+
+    final_obs is the true successor of each row (bootstrap from it). memory is what the actor remembered at the start of
+    each segment of `segment` steps, [P·(T/segment)·E/P, …], or None. reward is raw: values, advantages and weighing are
+    the learner's, after any relabeling.
+    """
+
+    policies: int
+    steps: int
+    segment: int
+    obs: Observation
+    final_obs: Observation
+    decision: Decision
+    memory: Tree
+    reward: Float[Tensor, "B N K"]
+    terminated: Bool[Tensor, "B N"]
+    truncated: Bool[Tensor, "B N"]
+    ended: Bool[Tensor, " B"]
+    outcome: Outcome | None = None
+
+    @property
+    def rows(self) -> int:
+        """E/P, the environments of each policy."""
+        return len(self.ended) // (self.policies * self.steps)
+
+    def over_time(self, tree: T) -> T:
+        """A tree with rows [B, …] as [T, P, E/P, …]."""
+        shape = (self.policies, self.steps, self.rows)
+        return tree_map(lambda x: x.unflatten(0, shape).transpose(0, 1), tree)
+
+
+def join_steps(trees: list[T], policies: int) -> T:
+    """T trees of rows [E, …] as one tree of rows [P·T·E/P, …]."""
+
+    def join(*leaves: Tensor) -> Tensor:
+        return torch.stack(leaves).unflatten(1, (policies, -1)).transpose(0, 1).flatten(0, 2)
+
+    return tree_map(join, *trees)
+
+
+def segment_rows(order: Int[Tensor, "P C"], batch: Batch) -> tuple[Int[Tensor, "L S"], Int[Tensor, " S"]]:
+    """The rows [L, S] of the chosen segments, step by step, and the segments' own numbers [S]; policy-major.
+
+    Segment number c of a policy starts at step L·(c // rows) of environment c % rows.
+    """
+    policies, length, rows = batch.policies, batch.segment, batch.rows
+    start = order // rows * (length * rows) + order % rows
+    offset = torch.arange(policies, device=order.device).unsqueeze(1)
+    first = (start + offset * (batch.steps * rows)).flatten()
+    step = torch.arange(length, device=order.device).unsqueeze(1) * rows
+    return first + step, (order + offset * (batch.steps // length * rows)).flatten()
+
+
+def minibatches(batch: Batch, count: int, streams: Streams) -> Iterator[tuple[Int[Tensor, "L S"], Int[Tensor, " S"]]]:
+    """Shuffle each policy's segments and deal them into `count` parts; see `segment_rows` for what is yielded.
+
+    Raises InputError where T is no multiple of the segment or a policy has fewer segments than `count`.
+    """
+    if batch.steps % batch.segment:
+        raise InputError(f"steps must be a multiple of segment; got steps={batch.steps}, segment={batch.segment}.")
+    segments = batch.steps // batch.segment * batch.rows
+    if segments < count:
+        raise InputError(
+            f"A batch of {segments} segments cannot be dealt into {count} minibatches; "
+            "raise env.num_envs or steps, or lower minibatches."
+        )
+    order = streams.permutation(segments)
+    for part in order.tensor_split(count, dim=1):
+        yield segment_rows(part, batch)
+
+
+def take_rows(tree: T, rows: Int[Tensor, "*R"]) -> T:
+    """tree[rows], through the operation that is fastest on a CPU."""
+    flat, shape = rows.flatten(), rows.shape
+    return tree_map(lambda x: x.index_select(0, flat).unflatten(0, shape), tree)

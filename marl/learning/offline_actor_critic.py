@@ -1,0 +1,276 @@
+"""Off-policy learning from logs: a policy by gradients of IPS or DR, beside a critic of all actions."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from envs.core import InputError, Observation
+from marl.config.schema import Section
+from marl.learning.batch import Batch
+from marl.learning.learner import per_channel
+from marl.learning.losses import doubly_robust, importance_weighted, mean_weights, squared_error
+from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.models.critics import only_choice
+from marl.models.policies import JointPolicy
+
+LARGEST_LOG_WEIGHT = 20.0  # weights beyond e^20 are as hopeless as that, and their squares would not fit a float
+
+
+class LoggedLearnerConfig(Section):
+    """Off-policy policy gradients from a log."""
+
+    rows: int = Field(512, ge=1, description="logged rows of an update, for each policy")
+    gradient: Literal["ips", "dr"] = Field(
+        "dr", description="of inverse propensity scoring, or of doubly robust evaluation"
+    )
+    baseline: Literal["none", "mean", "value"] = Field(
+        "mean", description="of ips: what rewards are compared with; mean of the minibatch, or value of the critic"
+    )
+    weights: float | tuple[float, ...] = Field(
+        1.0, description="what one unit of each reward channel is worth; negative for what should be rare"
+    )
+    clip: float | None = Field(10.0, gt=0, description="largest importance weight; null clips none")
+    learning_rate: float = Field(3e-3, gt=0, description="of the policy's Adam")
+    critic_learning_rate: float = Field(3e-3, gt=0, description="of the critic's Adam")
+    max_gradient: float = Field(1.0, gt=0, description="largest gradient norm, of the policy and of each critic")
+    discount: float | tuple[float, ...] = Field(
+        0.0, description="γ in [0, 1], or one for each reward channel; 0 for bandits"
+    )
+    averaging: float = Field(
+        0.005, gt=0, le=1, description="how far the target critic moves at each update, where γ > 0"
+    )
+    entropy: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    kl: float = Field(0.0, ge=0, description="weight of KL(logging policy || policy), which keeps close to the log")
+    least_ess: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="effective sample size of the weights, as a share of the rows, below which a step goes back to the "
+        "log; 0 never",
+    )
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> LoggedLearnerConfig:
+        if self.gradient == "dr" and self.baseline != "mean":
+            raise ValueError("baseline is for gradient=ips; dr compares rewards with its model")
+        return self
+
+
+@runtime_checkable
+class ActionValues(Protocol):
+    """Q(s, ·) of every single action, as `marl.models.critics.ActionCritic` is, or a table, or what a user has."""
+
+    channels: int
+    actions: int
+
+    def __call__(self, obs: Observation) -> Float[Tensor, "B N A K"]:
+        """Values."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is fitted; each channel's lie one after the other on the first axis."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is saved."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The inverse."""
+
+
+class Estimated(NamedTuple):
+    """What an objective sees of each row. Channels are weighed into one; only the first two carry gradients.
+
+    probability: π(a|x) of every action. weight: π/π_b of the logged action, clipped. q: what each action is expected to
+    earn. target: what the logged one earned, r + γ Σ_a' π(a'|s') q(s',a').
+    """
+
+    probability: Float[Tensor, "B N A"]
+    weight: Float[Tensor, "B N"]
+    q: Float[Tensor, "B N A"]
+    q_logged: Float[Tensor, "B N"]
+    target: Float[Tensor, "B N"]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a policy should have much of, row by row; the batch says where each row was."""
+
+    def __call__(self, batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
+        """One number a row, whose mean by policy is maximized."""
+
+
+def dr(batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
+    """Doubly robust."""
+    return doubly_robust(rows.probability, rows.q, rows.weight, rows.target, rows.q_logged)
+
+
+def ips(batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
+    """Inverse propensity scoring."""
+    return importance_weighted(rows.weight, rows.target, torch.zeros_like(rows.target))
+
+
+def ips_above_mean(batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
+    """IPS of rewards less their mean over the policy's n rows: the expected gradient of plain IPS times 1 - 1/n."""
+    mean = rows.target.view(batch.policies, -1).mean(1, keepdim=True)
+    return importance_weighted(rows.weight, rows.target, mean.expand(-1, batch.rows).reshape(rows.target.shape))
+
+
+def ips_above_value(batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
+    """IPS of the advantage, target - Σ_a π(a|x) q(x,a): an actor-critic with corrected action probabilities."""
+    return importance_weighted(rows.weight, rows.target, torch.linalg.vecdot(rows.probability, rows.q).detach())
+
+
+IPS = {"none": ips, "mean": ips_above_mean, "value": ips_above_value}
+
+
+class LoggedActorCritic:
+    """Policy and critic learned from logged transitions, one gradient step each a batch.
+
+    The critic regresses on r + γ (1 - terminated) Σ_a' π(a'|s') q'(s',a'), by channel and with each channel's own γ;
+    q' follows it as a moving average (there is none where all γ are 0, as for bandits). The policy ascends the mean of
+    `objective`, with sums over actions exact and importance weights min(π/π_b, clip); weights are of single steps,
+    without a ratio of states. weights [P,K] say what a unit of each channel is worth to each policy, so that P policies
+    may want different things from one log.
+
+    Where the weights' effective sample size is below `least_ess` rows of one, a policy's step is that which makes the
+    mean squared weight smaller, and nothing else (Polyak's switching between objective and constraint, 1967).
+    """
+
+    def __init__(
+        self,
+        policy: JointPolicy,
+        critic: ActionValues,
+        config: LoggedLearnerConfig,
+        policies: int = 1,
+        *,
+        weights: Float[Tensor, "P K"] | None = None,
+        objective: Objective | None = None,
+    ):
+        actions = only_choice(policy.space)
+        if policy.initial_memory(1) is not None or policy.members is not None or actions != critic.actions:
+            raise InputError(
+                f"Logs are learned from by agents that decide alone and remember nothing, among the {critic.actions} "
+                f"actions of the critic; this {type(policy).__name__} is another kind, or has {actions} actions."
+            )
+        self.policy, self.critic, self.config, self.policies = policy, critic, config, policies
+        device = next(critic.parameters()).device
+        if weights is None:
+            weights = channel_weights(config.weights, critic.channels).expand(policies, -1)
+        self.weights = weights.to(device)
+        self.objective = objective or (dr if config.gradient == "dr" else IPS[config.baseline])
+        self.discount = per_channel(config.discount, critic.channels).to(device)
+        bootstraps = bool((self.discount > 0).any())
+        self.target_critic = copy.deepcopy(critic) if bootstraps else None
+        self._log_clip = min(LARGEST_LOG_WEIGHT, math.inf if config.clip is None else math.log(config.clip))
+        self.policy_optimizer = ClippedAdam(
+            Stacked(policy.parameters(), policies),
+            learning_rate=config.learning_rate,
+            max_gradient=config.max_gradient,
+        )
+        self.critic_optimizer = ClippedAdam(
+            Stacked(critic.parameters(), policies * critic.channels),
+            learning_rate=config.critic_learning_rate,
+            max_gradient=config.max_gradient,
+        )
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of each."""
+        total, terms = self.loss(batch)
+        total.backward()
+        self.policy_optimizer.step()
+        self.critic_optimizer.step()
+        self._follow()
+        return terms
+
+    def relabel(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimize, summed over policies, and its terms, each [P]."""
+        config, action, logger = self.config, batch.decision.action, batch.decision.log_prob
+        assert logger is not None
+        q = self.critic(batch.obs)
+        q_logged = q.gather(2, action.unsqueeze(-1).expand(-1, -1, -1, q.shape[-1])).squeeze(2)
+        target = self._target(batch)
+        distribution, _ = self.policy(batch.obs, None)
+        log_probs = distribution.log_probs()
+        log_weight = log_probs.gather(-1, action).squeeze(-1) - logger
+        raw = log_weight.clamp(max=LARGEST_LOG_WEIGHT).exp()
+        weight = log_weight.clamp(max=self._log_clip).exp()
+        worth = (self._weigh(x.detach()) for x in (q, q_logged, target))
+        gain = self.objective(batch, Estimated(log_probs.exp(), weight, *worth))
+        share = mean_weights(batch.obs.alive, self.policies)
+        ess = self._ess(raw.detach())
+        scattered = (ess < config.least_ess).repeat_interleave(batch.rows).unsqueeze(1)
+        entropy = distribution.entropy(batch.decision)
+        kept = gain + config.entropy * entropy + config.kl * log_weight
+        error = squared_error(q_logged, target) * share
+        loss = error.sum() - (torch.where(scattered, -0.5 * raw.square(), kept) * share).sum()
+        with torch.no_grad():
+            clipped = (log_weight > self._log_clip).to(gain.dtype)
+            means = [(x * share).view(self.policies, -1).sum(1) for x in (gain, entropy, -log_weight, clipped)]
+            means.append(error.view(self.policies, -1).sum(1))
+        names = ("objective", "entropy", "kl_from_logging", "clipped", "value_error")
+        return loss, {**dict(zip(names, means)), "ess": ess}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, the target critic where there is one, and optimizers."""
+        return {
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "target_critic": {} if self.target_critic is None else self.target_critic.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        for name in ("policy", "critic", "policy_optimizer", "critic_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        if self.target_critic is not None:
+            self.target_critic.load_state_dict(state["target_critic"])
+
+    @torch.no_grad()
+    def _target(self, batch: Batch) -> Float[Tensor, "B N K"]:
+        """What the logged actions earned, and what is expected to follow."""
+        if self.target_critic is None:
+            return batch.reward
+        distribution, _ = self.policy(batch.final_obs, None)
+        following = torch.einsum("bna,bnak->bnk", distribution.log_probs().exp(), self.target_critic(batch.final_obs))
+        return batch.reward + self.discount * following * (~batch.terminated).unsqueeze(-1)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the target critic towards the critic."""
+        if self.target_critic is not None:
+            for slow, fast in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, self.config.averaging)
+
+    def _weigh(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
+        """What the channels are worth together, to each policy."""
+        weights = self.weights.view(self.policies, *[1] * (x.dim() - 1), -1)
+        return (x.unflatten(0, (self.policies, -1)) * weights).sum(-1).flatten(0, 1)
+
+    def _ess(self, weight: Float[Tensor, "B N"]) -> Float[Tensor, " P"]:
+        """(Σ w)² / Σ w², as a share of each policy's rows."""
+        rows = weight.view(self.policies, -1)
+        return rows.sum(1).square() / rows.square().sum(1).clamp(min=1e-30) / rows.shape[1]
+
+
+def channel_weights(weights: float | Sequence[float], channels: int) -> Float[Tensor, " K"]:
+    """What one unit of each channel is worth. Raises InputError for a wrong number of them, or none that counts."""
+    values = [weights] * channels if isinstance(weights, float | int) else list(weights)
+    if len(values) != channels or not any(values):
+        raise InputError(
+            f"learner.weights must be one number, or {channels} of them (one for each reward channel), not all 0; got "
+            f"{weights}."
+        )
+    return torch.tensor(values, dtype=torch.float32)

@@ -1,0 +1,107 @@
+"""Experience that somebody else logged: its transitions as one `Batch`, and a source that draws minibatches from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from envs.core import Decision, Discrete, EnvSpec, InputError, Observation, Streams
+from marl.learning.batch import Batch, take_rows
+
+
+def chooser_spec(features: int, actions: int, channels: Sequence[str], horizon: int | None = 1) -> EnvSpec:
+    """One agent that sees D features and chooses among A actions; a bandit, unless the horizon says otherwise."""
+    return EnvSpec(
+        agents=("chooser",),
+        kind=(0,),
+        channels=tuple(channels),
+        observation_sizes=(features,),
+        actions=(Discrete((actions,)),),
+        state_size=features,
+        horizon=horizon,
+    )
+
+
+def transitions(
+    observation: Float[Tensor, "n D"],
+    action: Int[Tensor, " n"],
+    propensity: Float[Tensor, " n"],
+    reward: Float[Tensor, "n K"],
+    following: Float[Tensor, "n D"] | None = None,
+    terminated: Bool[Tensor, " n"] | None = None,
+) -> Batch:
+    """n logged transitions (s, a, r, s', terminated) of one agent as one batch, with the logger's log-probabilities.
+
+    Without `following` (s') every row is an episode of one step, as in a bandit. Raises InputError for lengths that
+    differ, one of the last two without the other, or a propensity that is not in (0, 1].
+    """
+    if (following is None) != (terminated is None):
+        raise InputError("Logged transitions have both what followed and whether the episode terminated, or neither.")
+    named = {"observation": observation, "action": action, "propensity": propensity, "reward": reward}
+    if following is not None and terminated is not None:
+        named |= {"following": following, "terminated": terminated}
+    lengths = {name: len(column) for name, column in named.items()}
+    if len(set(lengths.values())) > 1 or not len(action):
+        raise InputError(f"Logged transitions have one row each in every column, and one at least; got {lengths}.")
+    if not bool(((propensity > 0) & (propensity <= 1)).all()):
+        raise InputError("A logged propensity is the probability of the action that was taken, in (0, 1].")
+    obs = _seen(observation)
+    ended = torch.ones_like(action, dtype=torch.bool) if terminated is None else terminated
+    return Batch(
+        policies=1,
+        steps=1,
+        segment=1,
+        obs=obs,
+        final_obs=obs if following is None else _seen(following),
+        decision=Decision(action.view(-1, 1, 1), log_prob=propensity.to(observation.dtype).log().unsqueeze(1)),
+        memory=None,
+        reward=reward.unsqueeze(1),
+        terminated=ended.unsqueeze(1),
+        truncated=torch.zeros_like(ended).unsqueeze(1),
+        ended=ended,
+    )
+
+
+def _seen(features: Float[Tensor, "n D"]) -> Observation:
+    """One living agent who sees the whole."""
+    alive = torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
+    return Observation(features.unsqueeze(1), features, alive)
+
+
+class Logged:
+    """Minibatches of a log, `rows` for each policy, drawn with replacement: independent samples of what was logged.
+
+    log: transitions as `transitions` gives them, on the device where learning takes place; they are kept there once,
+    whatever the number of policies. All that is saved are the streams, so it resumes exactly.
+    """
+
+    def __init__(self, log: Batch, *, rows: int, streams: Streams):
+        self.log, self.rows, self.streams = log, rows, streams
+
+    def __iter__(self) -> Iterator[Batch]:
+        log, count = self.log, len(self.log.ended)
+        policies, device = len(self.streams), self.streams.device
+
+        def draw(rows: int, generator: torch.Generator) -> Int[Tensor, " rows"]:
+            return torch.randint(count, (rows,), generator=generator, device=device)
+
+        happened = (log.decision, log.reward, log.terminated, log.truncated, log.ended)
+        while True:
+            picked = self.streams.draw(draw, policies * self.rows)
+            obs = take_rows(log.obs, picked)
+            # The successor of a bandit's row is the row itself, and need not be copied twice.
+            final_obs = obs if log.final_obs is log.obs else take_rows(log.final_obs, picked)
+            decision, reward, terminated, truncated, ended = take_rows(happened, picked)
+            yield Batch(policies, 1, 1, obs, final_obs, decision, None, reward, terminated, truncated, ended)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The streams."""
+        return {"streams": self.streams.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        self.streams.load_state_dict(state["streams"])

@@ -1,0 +1,166 @@
+"""Where batches come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envs.core import Actor, InputError, Observation, Streams, Tree, VectorEnv, tree_map, tree_where
+from envs.world import TensorEnv
+from marl.learning.batch import Batch, Outcome, join_steps
+from marl.learning.returns import episode_age, episode_sums
+
+
+def rollout(
+    env: VectorEnv,
+    actor: Actor,
+    obs: Observation,
+    memory: Tree,
+    streams: Streams,
+    steps: int,
+    segment: int = 1,
+    mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+) -> tuple[Batch, Observation, Tree]:
+    """Act for `steps` steps from `obs`. Returns what happened, and observation and memory to go on from.
+
+    mode: how autograd looks on; with torch.enable_grad, what happened carries the graph of how it came about.
+    """
+    trail, memories = [], []
+    with mode():
+        for t in range(steps):
+            if t % segment == 0:
+                memories.append(memory)
+            decision, memory = actor.act(obs, memory, streams)
+            step = env.step(decision.action)
+            trail.append((obs, step.final_obs, decision, step.reward, step.terminated, step.truncated, step.ended))
+            obs = step.obs
+            if memory is not None:
+                memory = tree_where(step.ended, tree_map(torch.zeros_like, memory), memory)
+    policies = len(streams)
+    # Joined outside inference mode: learners need ordinary tensors.
+    seen, final_obs, decisions, reward, terminated, truncated, ended = join_steps(trail, policies)
+    starts = join_steps(memories, policies)
+    happened = (reward, terminated, truncated, ended)
+    return Batch(policies, steps, segment, seen, final_obs, decisions, starts, *happened), obs, memory
+
+
+class EpisodeTracker:
+    """Adds up rewards across batches and tells how the episodes went that ended."""
+
+    def __init__(self, discount: Float[Tensor, " K"]):
+        self.discount = discount
+        self.carry: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def observe(self, batch: Batch) -> tuple[Float[Tensor, "T E N K"], Float[Tensor, "T E N K"], Float[Tensor, "T E"]]:
+        """Totals, discounted totals and lengths of the episodes so far, at each step; environments policy-major."""
+        reward, ended = batch.over_time((batch.reward, batch.ended))
+        reward, ended = reward.flatten(1, 2), ended.flatten(1, 2)
+        _, rows, agents, channels = reward.shape
+        if not self.carry:
+            zeros = reward.new_zeros(rows, agents * channels)
+            self.carry = {"age": zeros[:, 0], "total": zeros, "discounted": zeros}
+        age, self.carry["age"] = episode_age(ended, self.carry["age"])
+        faded = reward * self.discount ** age[..., None, None]
+        total, self.carry["total"] = episode_sums(reward.flatten(2), ended, self.carry["total"])
+        discounted, self.carry["discounted"] = episode_sums(faded.flatten(2), ended, self.carry["discounted"])
+        shape = (agents, channels)
+        return total.unflatten(-1, shape), discounted.unflatten(-1, shape), age + 1
+
+    def outcome(self, batch: Batch) -> Outcome:
+        """Means over the episodes that ended in this batch, by policy."""
+        total, discounted, length = self.observe(batch)
+        ended = batch.over_time(batch.ended).flatten(1, 2).to(total.dtype)
+        by_policy = (batch.policies, -1)
+        count = ended.sum(0).view(by_policy).sum(1)
+
+        def mean(x: Tensor) -> Tensor:
+            """[T,E,…] -> [P,…]."""
+            weight = ended.view(*ended.shape, *[1] * (x.dim() - 2))
+            summed = (x * weight).sum(0).unflatten(0, by_policy).sum(1)
+            return summed / count.clamp(min=1).view(-1, *[1] * (summed.dim() - 1))
+
+        return Outcome(mean(discounted).mean(1), mean(total), mean(length), count)
+
+
+class OnPolicy:
+    """Batches of the actor's own experience, one after the other, each from where the last one stopped."""
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        actor: Actor,
+        *,
+        steps: int,
+        streams: Streams,
+        seeds: Sequence[int],
+        segment: int = 1,
+        discount: Float[Tensor, " K"] | None = None,
+    ):
+        self.env, self.actor, self.steps, self.segment, self.streams = env, actor, steps, segment, streams
+        if discount is None:
+            discount = torch.ones(len(env.spec.channels), device=env.device)
+        self.tracker = EpisodeTracker(discount)
+        self._obs = env.reset(list(seeds))
+        self._memory = actor.initial_memory(env.num_envs)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            batch = self._collect()
+            yield dataclasses.replace(batch, outcome=self.tracker.outcome(batch))
+
+    def _collect(self, **options: Any) -> Batch:
+        batch, self._obs, self._memory = rollout(
+            self.env, self.actor, self._obs, self._memory, self.streams, self.steps, self.segment, **options
+        )
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environments, memory, streams, and the returns of unfinished episodes."""
+        return {
+            "env": self.env.state_dict(),
+            "memory": self._memory,
+            "streams": self.streams.state_dict(),
+            "carry": self.tracker.carry,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        self._obs = self.env.load_state_dict(state["env"])
+        self.streams.load_state_dict(state["streams"])
+        new = torch.zeros(self.env.num_envs, dtype=torch.bool, device=self.env.device)
+        new[list(getattr(self.env, "restarted", ()))] = True  # rows that began an episode instead of going on
+
+        def kept(leaf: Tensor) -> Tensor:
+            return torch.where(new.view(-1, *[1] * (leaf.dim() - 1)), torch.zeros_like(leaf), leaf)
+
+        self._memory, self.tracker.carry = tree_map(kept, (state["memory"], dict(state["carry"])))
+
+
+class Differentiable(OnPolicy):
+    """The same batches, whose rewards carry the graph of actions and physics, back to the batch's first step.
+
+    There the graph ends: where a batch begins within an episode, the state is taken for given. Raises InputError for an
+    environment that is no native world.
+    """
+
+    env: TensorEnv
+
+    def __init__(self, env: VectorEnv, actor: Actor, **options: Any):
+        if not isinstance(env, TensorEnv):
+            raise InputError(
+                f"Gradients through the physics need a native world (env.world); a {type(env).__name__} gives numbers "
+                "without a graph."
+            )
+        super().__init__(env, actor, **options)
+
+    def _collect(self, **options: Any) -> Batch:
+        batch = super()._collect(mode=torch.enable_grad, **options)
+        self._obs, self._memory = self.env.detach(), tree_map(Tensor.detach, self._memory)
+        return batch

@@ -1,0 +1,1 @@
+"""Networks, distributions, policies and critics."""

@@ -1,0 +1,193 @@
+"""Critics: values of every agent and channel in one pass."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Streams, Tree
+from marl.config.schema import Section
+from marl.models.layers import NetworkConfig
+from marl.models.networks import BUILT_IN, build_network, check_network
+from marl.models.policies import AgentNetwork, join_copies, stack_copies
+
+
+class CriticConfig(Section):
+    """What the critic sees and how it looks."""
+
+    sees: Literal["state", "agent"] = Field(
+        "state", description="state: the whole, one output an agent (MAPPO); agent: each agent's own view (IPPO)"
+    )
+    network: NetworkConfig = NetworkConfig()
+    share: Literal["kind", "all", "none"] = Field("kind", description="who shares parameters, where it sees an agent")
+    agent_id: bool = Field(False, description="append a one-hot of the agent, where it sees an agent")
+    share_trunk: bool = Field(False, description="one network for all reward channels instead of one for each")
+    output: Literal["agent", "team"] = Field(
+        "agent", description="agent: a value for each; team: one for all, for a team reward and any number of agents"
+    )
+
+    @model_validator(mode="after")
+    def _one_value_needs_the_whole(self) -> CriticConfig:
+        if self.output == "team" and self.sees == "agent":
+            raise ValueError("output: team gives one value of the state, so it needs sees: state")
+        return self
+
+    @model_validator(mode="after")
+    def _messages_need_agents(self) -> CriticConfig:
+        if self.network.kind == "message_passing" and self.sees == "state":
+            raise ValueError("network.kind: message_passing runs between agents, so it needs sees: agent")
+        return self
+
+
+class CentralCritic(nn.Module):
+    """Sees the state; gives all agents' values at once. Each channel has its own network unless `share_trunk`.
+
+    With `output: team` there is one value for all agents, and the network does not grow with their number.
+    """
+
+    def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
+        super().__init__()
+        self.agents, self.channels = len(spec.agents), len(spec.channels)
+        self.policies, self.copies = len(streams), 1 if config.share_trunk else self.channels
+        self._values = 1 if config.output == "team" else self.agents
+        outputs = self._values * self.channels // self.copies
+        self.body = build_network(
+            config.network, spec.state_size, outputs, gain=1.0, copies=self.copies, streams=streams
+        )
+        if config.network.kind not in BUILT_IN:
+            sizes = {"agents": 1, "inputs": spec.state_size, "outputs": outputs}
+            check_network(self.body, config.network.kind, policies=self.policies, copies=self.copies, **sizes)
+        self._device = streams.device
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Zeros [E,C,1,H], or None where the network remembers nothing."""
+        shape = self.body.memory_shape
+        return None if shape is None else torch.zeros(num_envs, shape[0], 1, shape[1], device=self._device)
+
+    def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N K"], Tree]:
+        """Values, and what is remembered."""
+        x = stack_copies(obs.state, self.policies, self.copies).unsqueeze(2)
+        y, memory = self.body(x, obs.alive.any(-1, keepdim=True), memory)
+        y = join_copies(y, self.copies).squeeze(1)  # [B, K·N] by channel, or [B, N·K] from a shared trunk
+        if self.copies == 1:
+            value = y.unflatten(-1, (self._values, self.channels))
+        else:
+            value = y.unflatten(-1, (self.channels, self._values)).transpose(1, 2)
+        return value.expand(-1, self.agents, -1), memory
+
+
+class LocalCritic(nn.Module):
+    """Sees what each agent sees; gives that agent's values."""
+
+    def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
+        super().__init__()
+        self.channels = len(spec.channels)
+        self.copies = 1 if config.share_trunk else self.channels
+        self.network = AgentNetwork(
+            spec,
+            self.channels // self.copies,
+            config.network,
+            streams,
+            share=config.share,
+            agent_id=config.agent_id,
+            gain=1.0,
+            copies=self.copies,
+        )
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode."""
+        return self.network.initial_memory(num_envs)
+
+    def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N K"], Tree]:
+        """Values, and what is remembered."""
+        return self.network(obs, memory)
+
+
+Critic = CentralCritic | LocalCritic
+
+
+def build_critic(spec: EnvSpec, config: CriticConfig, streams: Streams) -> Critic:
+    """The critic that the config asks for."""
+    return CentralCritic(spec, config, streams) if config.sees == "state" else LocalCritic(spec, config, streams)
+
+
+class ValueScale(nn.Module):
+    """Running mean and deviation of value targets, by policy and channel, so that critics learn in units of one.
+
+    Averages every batch so far while there are fewer than 1/rate, then the recent ones. Source of the idea: van Hasselt
+    et al., NeurIPS 2016 (arXiv 1602.07714), without the output correction.
+    """
+
+    def __init__(self, policies: int, channels: int, device: torch.device, rate: float = 0.01):
+        super().__init__()
+        self.rate = rate
+        self.mean: Tensor
+        self.variance: Tensor
+        self.batches: Tensor
+        self.register_buffer("mean", torch.zeros(policies, channels, device=device))
+        self.register_buffer("variance", torch.ones(policies, channels, device=device))
+        self.register_buffer("batches", torch.zeros(policies, 1, device=device))
+
+    def update(self, target: Float[Tensor, "B N K"], alive: Bool[Tensor, "B N"]) -> None:
+        """Learn from the targets of agents who are alive; a policy without any changes nothing."""
+        policies, channels = self.mean.shape
+        x, weight = target.view(policies, -1, channels), alive.view(policies, -1, 1).to(target.dtype)
+        count = weight.sum(1)
+        seen = (count > 0).to(target.dtype)
+        self.batches = self.batches + seen
+        step = seen * (1 / self.batches.clamp(min=1)).clamp(min=self.rate)
+        total = count.clamp(min=1)
+        # Deviations around the batch's own mean: the difference of two squares would lose a small one near a huge mean.
+        mean = (x * weight).sum(1) / total
+        variance = ((x - mean.unsqueeze(1)).square() * weight).sum(1) / total
+        shift = mean - self.mean
+        self.mean = self.mean + step * shift
+        self.variance = self.variance + step * (variance - self.variance + (1 - step) * shift.square())
+
+    def restore(self, value: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """From the critic's units to returns."""
+        return (value.unflatten(0, (len(self.mean), -1)) * self._deviation() + self._middle()).flatten(0, 1)
+
+    def apply_to(self, target: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
+        """From returns to the critic's units."""
+        return ((target.unflatten(0, (len(self.mean), -1)) - self._middle()) / self._deviation()).flatten(0, 1)
+
+    def _middle(self) -> Float[Tensor, "P 1 1 K"]:
+        return self.mean[:, None, None]
+
+    def _deviation(self) -> Float[Tensor, "P 1 1 K"]:
+        return self.variance.clamp(min=1e-8).sqrt()[:, None, None]
+
+
+class ActionCritic(nn.Module):
+    """Q(s, ·): what every single action of an agent is worth, by channel; a network of its own for each channel.
+
+    Sees what the agent sees. Its outputs begin near 0. Raises InputError for actions of several components or of real
+    numbers, and for networks that remember.
+    """
+
+    def __init__(self, spec: EnvSpec, network: NetworkConfig, streams: Streams):
+        super().__init__()
+        self.actions, self.channels = only_choice(spec.action), len(spec.channels)
+        self.network = AgentNetwork(
+            spec, self.actions, network, streams, share="kind", agent_id=False, gain=0.01, copies=self.channels
+        )
+        if self.network.memory_shape is not None:
+            raise InputError(f"Values of logged actions need a network without memory; {network.kind} remembers.")
+
+    def forward(self, obs: Observation) -> Float[Tensor, "B N A K"]:
+        """Values."""
+        y, _ = self.network(obs, None)  # [B,N,K·A]
+        return y.unflatten(-1, (self.channels, self.actions)).transpose(-1, -2)
+
+
+def only_choice(space: Discrete | Continuous) -> int:
+    """A, of an action that is one choice among A. Raises InputError for any other."""
+    if isinstance(space, Continuous) or space.size != 1:
+        kind = "real numbers" if isinstance(space, Continuous) else f"{space.size} choices at once"
+        raise InputError(f"An action must be one choice among finitely many here; it is {kind}.")
+    return space.choices[0]

@@ -1,0 +1,1 @@
+"""Runs: the training loop, checkpoints, logs and environments."""

@@ -1,0 +1,36 @@
+"""Folders of runs: who may write there, and seeds of named purposes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from envs.core import ConcordError, InputError
+
+
+def refuse_used_folder(folder: Path) -> None:
+    """Raise InputError where a folder already holds a run, a sweep or a report, or is none: nothing is overwritten."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file, so no folder can be made of {folder}. Choose another --out.")
+    if any((folder / name).exists() for name in ("config.yaml", "sweep.json", "report.json")):
+        raise InputError(
+            f"{folder} already holds a run. Continue it with `concord resume {folder}`, or choose another --out."
+        )
+
+
+@contextmanager
+def sole_trainer(folder: Path) -> Iterator[None]:
+    """Hold a folder while training in it. Raises ConcordError where another process does."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConcordError(
+                f"Another process is training in {folder}. Wait for it, or end it and run `concord resume {folder}`."
+            ) from None
+        yield

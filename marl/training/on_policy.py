@@ -1,0 +1,99 @@
+"""From a config to a trained policy: what every recipe shares that trains one policy on its own experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from envs.core import EnvSpec, Streams, VectorEnv
+from envs.world import TensorEnv
+from marl.config.schema import RunConfig
+from marl.learning import scalarization
+from marl.learning.actor_critic import ActorCritic, LearnerConfig
+from marl.learning.learner import Chain, Learner, per_channel
+from marl.learning.rollout import OnPolicy
+from marl.models.critics import CriticConfig, build_critic
+from marl.models.policies import JointPolicy, PolicyConfig
+from marl.training.environments import make_env
+from marl.training.run import Run, env_steps_to_updates
+
+
+class ActorCriticConfig(RunConfig):
+    """A policy and a critic that learn from their own experience."""
+
+    policy: PolicyConfig = PolicyConfig()
+    critic: CriticConfig = CriticConfig()
+    learner: LearnerConfig = LearnerConfig()
+    weighing: Literal["own", "team"] = Field("own", description="each agent's own advantage, or the living team's mean")
+
+    @model_validator(mode="after")
+    def _end_is_known(self) -> ActorCriticConfig:
+        fading = [name for name in ("entropy_end", "learning_rate_end") if getattr(self.learner, name) is not None]
+        if fading and self.train.cpu_seconds is not None:
+            raise ValueError(
+                f"learner.{fading[0]} follows the steps of training, and train.cpu_seconds may end it before; use "
+                "train.env_steps alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_segments(self) -> ActorCriticConfig:
+        segments = self.learner.steps // self.learner.segment * self.env.num_envs
+        if segments < self.learner.minibatches:
+            raise ValueError(
+                f"a batch of {segments} segments cannot be dealt into {self.learner.minibatches} minibatches; raise "
+                "env.num_envs or learner.steps, or lower learner.minibatches"
+            )
+        return self
+
+
+def actor_critic(config: ActorCriticConfig, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> ActorCritic:
+    """PPO with the critic and the weighing that the config asks for."""
+    critic = build_critic(spec, config.critic, run.streams("critic"))
+    weigh = {"own": scalarization.own, "team": scalarization.team}[config.weighing]
+    return ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"), updates)
+
+
+def train(
+    config: ActorCriticConfig,
+    run: Run,
+    build: Callable[[EnvSpec, Streams], JointPolicy],
+    build_learner: Callable[[Any, Run, EnvSpec, Any, int], Learner] = actor_critic,
+    source: type[OnPolicy] = OnPolicy,
+) -> Any:
+    """The trained policy that `build` makes; P of them for a run with P seeds.
+
+    build_learner(config, run, spec, policy, updates) gives what improves it, from the batches of such a source.
+    """
+    env = make_env(
+        config.env,
+        num_envs=run.policies * config.env.num_envs,
+        device=run.device,
+        restart_episodes=config.resume.restart_episodes,
+    )
+    policy = build(env.spec, run.streams("policy"))
+    updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
+    learner = build_learner(config, run, env.spec, policy, updates)
+    batches = source(
+        env,
+        policy,
+        steps=config.learner.steps,
+        segment=config.learner.segment,
+        discount=per_channel(config.learner.discount, len(env.spec.channels)).to(run.device),
+        streams=run.streams("actions"),
+        seeds=run.stage_seeds("train"),
+    )
+    with closing(env), run.compiled(*_pure(env, policy, learner)):
+        run.fit("train", learner, batches, updates, cpu_seconds=config.train.cpu_seconds)
+    return policy
+
+
+def _pure(env: VectorEnv, policy: JointPolicy, learner: Learner) -> list[tuple[Any, str]]:
+    """The pure methods, which can be compiled: owners and names."""
+    parts = learner.learners if isinstance(learner, Chain) else [learner]
+    found: list[tuple[Any, str]] = [(part, "loss") for part in parts if isinstance(part, ActorCritic)]
+    found += [(env, "advance")] if isinstance(env, TensorEnv) else []
+    return found + ([(policy, "decide")] if hasattr(policy, "decide") else [])

@@ -1,0 +1,218 @@
+"""One stage of a run: its counts, clocks and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.core import ConcordError, InputError, Tree
+from marl.config.load import flatten
+from marl.config.schema import RunConfig
+from marl.learning.batch import Batch
+from marl.learning.learner import Learner
+from marl.output.console import in_words
+from marl.training.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
+from marl.training.metrics_log import Tally
+
+# What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged. Seeds trained as one
+# share their checkpoints.
+MAY_CHANGE = ("seed", "device", "compile", "threads", "train.", "evaluation.", "resume.", "env.workers")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Batches without end, from where the last one stopped."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the next batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """Something done between updates: an evaluation, an archive."""
+
+    every: int
+
+    def __call__(self, update: int, learner: Any) -> dict[str, float]:
+        """Look at the learner; gives what to log."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+
+
+class Stage:
+    """The progress of one `fit`: counts, clocks and checkpoints, in `folder`/checkpoints/`name`.
+
+    Its learner, source and probes are saved and restored together.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: RunConfig,
+        learner: Learner,
+        source: Source,
+        probes: Sequence[Probe],
+        *,
+        policies: int,
+        device: torch.device,
+    ):
+        self.run_folder, self.name, self.config, self.device = folder, name, config, device
+        self.learner, self.source, self.probes = learner, source, probes
+        self.folder = folder / "checkpoints" / name
+        self.update, self.env_steps = 0, 0
+        self.agent_steps = torch.zeros(policies, dtype=torch.float64, device=device)
+        self.tally = Tally(policies)
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._wall_before = self._cpu_before = 0.0
+        self._saved = time.monotonic()
+
+    def restore(self, updates: int, cpu_seconds: float | None) -> bool:
+        """Load the newest checkpoint, if there is one; says whether the stage is done, with nothing to go on for."""
+        found = checkpoints(self.folder)
+        if not found:
+            return False
+        state = load_checkpoint(found[-1], self.device)
+        self._require_same_config(state.get("config", {}))
+        try:
+            self._load(state)
+            if state["finished"] and not self.goes_on(updates, cpu_seconds):
+                return True
+            self.source.load_state_dict(state["source"])
+        except ConcordError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"The checkpoint {found[-1]} does not fit what the recipe builds: {in_words(error)} Undo what has "
+                "changed since it was written, in the recipe or its environment; nothing saved is lost."
+            ) from error
+        return False
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        for probe, saved in zip(self.probes, state["probes"], strict=True):
+            probe.load_state_dict(saved)
+        self.tally.load_state_dict(state["tally"])
+        used = state["used"]
+        self.update, self.env_steps = int(used[0]["updates"]), int(used[0]["env_steps"])
+        self.agent_steps += torch.tensor([each["agent_steps"] for each in used]).to(self.agent_steps)
+        self._wall_before, self._cpu_before = used[0]["wall_seconds"], used[0]["cpu_seconds"]
+
+    def _require_same_config(self, before: dict[str, Any]) -> None:
+        """What was learned under one config does not go on under another, except for what cannot matter."""
+        now, before = flatten(self.config.model_dump(mode="json")), flatten(before)
+        changed = [
+            f"{key} is {now[key]!r}, was {before[key]!r}"
+            for key in now
+            if key in before and now[key] != before[key] and not key.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            raise InputError(
+                f"{self.run_folder / 'config.yaml'} was changed since the checkpoint of {self.name}: "
+                f"{'; '.join(changed)}. A run goes on only as it began: undo that, or begin another run."
+            )
+
+    def goes_on(self, updates: int, cpu_seconds: float | None) -> bool:
+        """Whether there is budget left."""
+        return self.update < updates and (cpu_seconds is None or self.cpu_seconds < cpu_seconds)
+
+    def count(self, batch: Batch) -> None:
+        """One more update."""
+        self.update += 1
+        self.env_steps += batch.steps * batch.rows
+        self.agent_steps = self.agent_steps + batch.obs.alive.view(batch.policies, -1).sum(1)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of this process so far, all attempts together; that of env.workers is not in it."""
+        return self._cpu_before + time.process_time() - self._cpu
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time on the clock so far, all attempts together."""
+        return self._wall_before + time.monotonic() - self._wall
+
+    def used(self) -> list[dict[str, int | float]]:
+        """Counts and clocks, for each policy."""
+        clocks = {"wall_seconds": self.wall_seconds, "cpu_seconds": self.cpu_seconds}
+        return [
+            {"updates": self.update, "env_steps": self.env_steps, "agent_steps": agent_steps, **clocks}
+            for agent_steps in self.agent_steps.tolist()
+        ]
+
+    def due(self, seconds: float) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved > seconds
+
+    def save(self, finished: bool) -> None:
+        """Write a checkpoint; what is not finite is never saved."""
+        learner = self.learner.state_dict()
+        refuse_nan(learner, self.update)
+        state = {
+            "finished": finished,
+            "config": self.config.model_dump(mode="json"),
+            "used": self.used(),
+            "tally": self.tally.state_dict(),
+            "learner": learner,
+            "source": self.source.state_dict(),
+            "probes": [probe.state_dict() for probe in self.probes],
+        }
+        # A name of its own: the last update may have been saved already, as unfinished.
+        save_checkpoint(self.folder / f"{self.update:09d}{'-finished' if finished else ''}", state)
+        remove_old(self.folder)
+        self._saved = time.monotonic()
+
+
+def summary(stage: Stage, rows: Sequence[dict[str, float]]) -> str:
+    """How it goes, in a line: steps, speed and return."""
+    speed = stage.env_steps / max(stage.wall_seconds, 1e-9)
+    returns = [row["return_per_agent"] for row in rows if math.isfinite(row.get("return_per_agent", math.nan))]
+    shown = f"  return/agent {np.mean(returns):8.2f}" if returns else ""
+    return f"{stage.env_steps:>10,} steps  {speed:>9,.0f}/s{shown}"
+
+
+def check_finite(terms: dict[str, Tensor], update: int) -> None:
+    """Raise ConcordError, naming the terms, where one is no number."""
+    if not terms or bool(torch.stack([term.sum() for term in terms.values()]).isfinite().all()):
+        return
+    bad = [name for name, term in terms.items() if not bool(term.isfinite().all())]
+    raise ConcordError(
+        f"Training stopped at update {update}: {', '.join(bad)} became NaN or infinite. The last good checkpoint is "
+        "kept. Usual causes: a learning rate too high (learner.learning_rate), rewards of huge size, or an environment "
+        "that returns numbers that are not finite."
+    )
+
+
+def refuse_nan(state: Tree, update: int) -> None:
+    """Raise ConcordError where a tensor of the state holds a number that is none."""
+    leaves: list[Tensor] = []
+
+    def gather(tree: Any) -> None:
+        if isinstance(tree, Tensor):
+            leaves.append(tree)
+        for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
+            gather(value)
+
+    gather(state)
+    if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in leaves):
+        raise ConcordError(
+            f"Training stopped at update {update}: a parameter became NaN or infinite. The last good checkpoint is "
+            "kept. Usual cause: a learning rate too high (learner.learning_rate)."
+        )

@@ -1,0 +1,83 @@
+"""What the log says of each segment, with care for there being many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recsys.bandit.importance_weights import HALF, LOGGED, WEIGHT
+from recsys.bandit.scan import Place, Sums
+from recsys.bandit.verdict_facts import judge
+from recsys.statistics.intervals import ClusterSums, student_t
+from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
+
+ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
+
+
+def segments(
+    sums: Mapping[Place, Sums],
+    signals: Sequence[str],
+    level: float,
+    control: str,
+    facts: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """A row for each segment, signal, policy and estimator.
+
+    value with its interval by Student's t, and `low_all`, `high_all`: intervals that hold in all segments at once with
+    probability `level` (Bonferroni). `difference` to what the segment's own rows earned as logged, with its p-value,
+    `p`, and `adjusted` for all segments of that policy, estimator and signal: by Holm, or by Benjamini and Hochberg.
+    facts: by policy, what verdicts must know.
+    """
+    sums = {place: of for place, of in sums.items() if place.segment and place.weights != HALF}
+    verdicts = {place: judge(of, estimates_of(of), [facts[place.policy]] * len(signals)) for place, of in sums.items()}
+    rows = []
+    for family in _families(sums).values():
+        found = [_rows(place, of, name, signals, level, len(family)) for place, of, name in family]
+        for k in range(len(signals)):
+            told = [by_signal[k] for by_signal in found]
+            adjusted = ADJUSTED[control](np.array([row["p"] for row in told]))
+            judged = [verdicts[place][name][k].level.name for place, _, name in family]
+            pairs = zip(told, adjusted, judged, strict=True)
+            rows += [{**row, "adjusted": float(p), "verdict": level} for row, p, level in pairs]
+    return rows
+
+
+def _families(sums: Mapping[Place, Sums]) -> dict[tuple[str, str], list[tuple[Place, Sums, str]]]:
+    """By policy and estimator: the segments where there is such an estimate."""
+    families: dict[tuple[str, str], list[tuple[Place, Sums, str]]] = {}
+    for place, of in sums.items():
+        for name in estimates_of(of):
+            families.setdefault((place.policy, name), []).append((place, of, name))
+    return families
+
+
+def estimates_of(of: Sums) -> Iterator[str]:
+    """The names of finite estimates."""
+    for name in of.slots:
+        if name not in (LOGGED, WEIGHT) and np.isfinite(of.estimate(name)).all():
+            yield name
+
+
+def _rows(place: Place, of: Sums, name: str, signals: Sequence[str], level: float, family: int) -> list[dict[str, Any]]:
+    segment = "=".join(place.segment or ())
+    sums: ClusterSums = of.cluster_sums(name)
+    alone, together = student_t(sums, level), student_t(sums, 1 - (1 - level) / family)
+    above_log = sums - of.cluster_sums(LOGGED)
+    p = p_values(above_log)
+    rows = []
+    for k, signal in enumerate(signals):
+        row: dict[str, Any] = {
+            "segment": segment,
+            "signal": signal,
+            "policy": place.policy,
+            "estimator": name,
+        }
+        row |= {"rows": of.n, "events": int(of.events[k]), "value": float(alone.value[k])}
+        row |= {"low": float(alone.low[k]), "high": float(alone.high[k])}
+        row |= {"low_all": float(together.low[k]), "high_all": float(together.high[k])}
+        row |= {"difference": float(above_log.value[k]), "p": float(p[k])}
+        row |= {"ess": of.weights.ess, "max_weight": of.weights.max_weight, "mean_weight": of.weights.mean}
+        rows.append(row)
+    return rows

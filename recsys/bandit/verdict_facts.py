@@ -1,0 +1,102 @@
+"""The facts that a scan kept of its estimates, handed to the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from recsys.bandit.importance_weights import WEIGHT
+from recsys.bandit.scan import Sums
+from recsys.statistics.diagnostics import diagnose
+from recsys.statistics.intervals import ClusterSums, standard_error
+from recsys.statistics.verdict import Verdict, verdict
+
+REFERENCES = ("sndr", "snips", "ips")  # consistent wherever propensities are right
+MODELED = ("dr", "dros")  # how names of estimators end that hand the model what their weights leave
+
+
+def judge(
+    sums: Sums, names: Iterable[str], more: Sequence[Mapping[str, Any]] = (), half: Sums | None = None
+) -> dict[str, list[Verdict]]:
+    """Whether each of these estimates of each signal may be relied on, and why.
+
+    more: facts of each signal. half: the same estimates by kernels of half the bandwidth, to be held against.
+    """
+    clusters = len(sums.clusters[1])
+    # Where rows are independent, the weights tell it by themselves.
+    z = mean_z(sums.cluster_sums(WEIGHT)) if WEIGHT in sums.slots else None
+    weights = diagnose(sums.weights, clusters, mean_z=z, unsupported=sums.unsupported / sums.n)
+    by_signal = [
+        replace(weights, events=int(events), effective_events=float(total**2 / squares) if squares > 0 else 0.0)
+        for events, total, squares in zip(sums.events, sums.event_weight, sums.event_squares, strict=True)
+    ]
+    if more:
+        by_signal = [replace(facts, **told) for facts, told in zip(by_signal, more, strict=True)]
+    found = {}
+    for name in names:
+        off = biases(sums, name, None if half is None else half.cluster_sums(name))
+        found[name] = [
+            verdict(replace(facts, bias=float(bias), **_changed(sums, name)))
+            for facts, bias in zip(by_signal, off, strict=True)
+        ]
+    return found
+
+
+def biases(sums: Sums, name: str, reference: ClusterSums | None = None) -> Float[np.ndarray, " K"]:
+    """By how many of its own standard errors an estimate is off, by signal; NaN where it is consistent by itself.
+
+    What it is held against has no such bias: SNDR, SNIPS or IPS by the same rows, or the `reference`. 0 where the
+    paired difference is within two of its standard errors.
+    """
+    nothing = np.full(len(sums.events), math.nan)
+    if not np.isfinite(sums.estimate(name)).all():
+        return nothing
+    if reference is None:
+        known = [other for other in REFERENCES if other in sums.slots and np.isfinite(sums.estimate(other)).all()]
+        if not known or (name != "dm" and name not in sums.kept):
+            return nothing
+        reference = sums.cluster_sums(known[0])
+    own = sums.cluster_sums(name)
+    apart = own - reference
+    off, chance = np.abs(apart.value), 2 * standard_error(apart)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: np.ndarray = np.where(
+            off > np.maximum(chance, 1e-12 * np.abs(own.value)), off / standard_error(own), 0.0
+        )
+    return ratio
+
+
+def consistent(sums: Sums, name: str) -> bool:
+    """Whether the interval of an estimate is about the truth: its weights are as they are, and so no bias is left."""
+    if name == "dm":
+        return False
+    return name not in sums.kept or abs(sums.kept[name] - sums.weight) <= 1e-9 * sums.weight
+
+
+def model_share(sums: Sums, name: str) -> float:
+    """How much of the target's choices the reward model alone speaks for in an estimate."""
+    if name == "dm":
+        return 1.0
+    return max(0.0, 1 - _kept(sums, name)) if name.endswith(MODELED) else 0.0
+
+
+def _changed(sums: Sums, name: str) -> dict[str, Any]:
+    """What becomes of the target's choices where an estimator changes weights, or has none."""
+    modeled = name == "dm" or name.endswith(MODELED)
+    return {"model_share": model_share(sums, name)} if modeled else {"kept": _kept(sums, name)}
+
+
+def _kept(sums: Sums, name: str) -> float:
+    """The mean of the weights that an estimator uses, 1 where it changes none."""
+    return sums.kept[name] / sums.n if name in sums.kept else 1.0
+
+
+def mean_z(mean: ClusterSums) -> float:
+    """How far a mean weight is from 1, in standard errors over clusters; infinite where it misses 1 without varying."""
+    off, error = float(mean.value[0]) - 1, float(standard_error(mean)[0])
+    return 0.0 if abs(off) < 1e-12 else off / error if error > 0 else math.copysign(math.inf, off)

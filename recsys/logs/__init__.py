@@ -1,0 +1,1 @@
+"""Logs: tables of decisions, their columns, users and splits."""

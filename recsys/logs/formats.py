@@ -1,0 +1,292 @@
+"""Readers of log formats: the Open Bandit Dataset, KuaiRand, and any CSV or Parquet table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int
+
+from envs.core import InputError
+from recsys.logs.log import Catalog, Columns, Log
+from recsys.logs.tables import collect, require_columns, schema_of
+
+SAMPLE = Path(__file__).parents[1] / "data" / "open_bandit"
+POSITIONS = 3  # of the Open Bandit Dataset, numbered from 1
+ITEMS = {"all": 80, "men": 34, "women": 46}
+INFER_ROWS = 10_000  # of a CSV, from which the kinds of its columns are told
+
+Campaign = Literal["all", "men", "women"]
+Logger = Literal["random", "bts"]
+Version = Literal["pure", "1k", "27k"]
+
+KUAIRAND_POOL = 7583  # videos of which the random slice draws one at a time
+KUAIRAND_LOGS = {
+    "random": ("log_random_4_22_to_5_08",),
+    "standard": ("log_standard_4_08_to_4_21", "log_standard_4_22_to_5_08"),
+}
+KUAIRAND_SIGNALS = (
+    "is_click",
+    "is_like",
+    "is_follow",
+    "is_comment",
+    "is_forward",
+    "is_hate",
+    "long_view",
+    "play_time_ms",
+)
+KUAIRAND_FEATURES = {"user_id": "user_features", "video_id": "video_features_basic"}  # files, and what they tell of
+KUAIRAND_COLUMNS = (
+    *("user_id", "video_id", "date", "hourmin", "time_ms"),
+    *KUAIRAND_SIGNALS,
+    *("duration_ms", "profile_stay_time", "comment_stay_time", "is_profile_enter", "is_rand", "tab"),
+)
+
+
+def scan(paths: Sequence[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
+    """The rows of CSV, gzipped CSV or Parquet files, one after the other. Raises InputError for others, or none.
+
+    reals: columns that a CSV may begin with whole numbers and go on with fractions.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise InputError(f"There is no log {missing[0] if missing else name}.")
+    kinds = {_kind(path) for path in paths}
+    if kinds == {"parquet"}:
+        return pl.scan_parquet(list(paths), glob=False)
+    if kinds == {"csv"}:
+        return _scan_csv(list(paths), name, reals)
+    raise InputError(f"A log is .csv, .csv.gz or .parquet, its parts alike; got {', '.join(p.name for p in paths)}.")
+
+
+def _kind(path: Path) -> str:
+    return path.name.lower().removesuffix(".gz").rpartition(".")[2]
+
+
+def _scan_csv(paths: list[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
+    first = schema_of(pl.scan_csv(paths[:1], infer_schema_length=INFER_ROWS, glob=False), name)
+    kinds = {column: pl.Float64 for column, kind in first.items() if kind.is_float() or column in reals}
+    kinds = {column: kind for column, kind in kinds.items() if first[column].is_numeric()}
+    return pl.scan_csv(paths, infer_schema_length=INFER_ROWS, schema_overrides=kinds, glob=False)
+
+
+def table(path: str, columns: Columns, actions: int | None = None) -> Log:
+    """Any table: a file, a folder of files, or a pattern such as logs/*.parquet; read in the order of names.
+
+    actions: the labels are 0, …, actions - 1; without it, whatever the log shows.
+    """
+    return Log(read(path, columns), columns, None if actions is None else Catalog.numbered(actions), name=path)
+
+
+def read(path: str, columns: Columns) -> pl.LazyFrame:
+    """The rows of a file, a folder of files, or a pattern."""
+    return scan(matching(path), path, columns.numbers())
+
+
+def categories(log: Log, path: Path) -> Int[np.ndarray, " A"]:
+    """A number for the category of each action, from a CSV: its label in the first column, its category in the second.
+
+    Raises InputError for other files, and for actions without a category or with several.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no table of categories at {path}.")
+    table = pl.read_csv(path)
+    if table.width < 2:
+        raise InputError(f"{path} must have a column of actions and one of categories; it has {table.columns[0]} only.")
+    place = table.select(log.catalog.index(table.columns[0], table.schema[table.columns[0]])).to_series().to_numpy()
+    if sorted(place[place >= 0].tolist()) != list(range(log.actions)) or table[:, 1].has_nulls():
+        raise InputError(f"{path} must give each of the {log.actions} actions of the catalog one category.")
+    number = table[:, 1].rank("dense").to_numpy() - 1
+    found = np.empty(log.actions, np.int64)
+    found[place[place >= 0]] = number[place >= 0]
+    return found
+
+
+def dataframe(data: Any, *, actions: int | None = None, **columns: Any) -> Log:
+    """A log from a DataFrame of polars or pandas, an Arrow table, or a dict of columns.
+
+    columns: as in `log.Columns`, so at least action and rewards. Without propensity,
+    `recsys.bandit.fitted_propensities.fit` fits it.
+    Raises InputError for what is no table.
+    """
+    frame = data if isinstance(data, pl.DataFrame | pl.LazyFrame) else None
+    if frame is None:
+        try:
+            frame = pl.DataFrame(data) if isinstance(data, dict) else pl.DataFrame(pl.from_dataframe(data))
+        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+            raise InputError(f"A log is a DataFrame or a dict of columns; got {type(data).__name__}: {error}") from None
+    rewards = columns.get("rewards", ())
+    columns["rewards"] = (rewards,) if isinstance(rewards, str) else tuple(rewards)
+    missing = [name for name in ("action", "rewards") if not columns.get(name)]
+    if missing:
+        raise InputError(f"A log needs the names of its columns; {', '.join(missing)} missing.")
+    return Log(frame.lazy(), Columns(**columns), None if actions is None else Catalog.numbered(actions))
+
+
+def matching(path: str) -> list[Path]:
+    """The files that a path, a folder or a pattern names, by name. Raises InputError for none."""
+    place = Path(path)
+    if place.is_dir():
+        found = sorted(p for p in place.iterdir() if p.is_file() and _kind(p) in ("csv", "parquet"))
+    elif any(sign in place.name for sign in "*?["):
+        found = sorted(place.parent.glob(place.name))
+    else:
+        found = [place]
+    if not found:
+        raise InputError(f"{path} matches no file: expected .csv, .csv.gz or .parquet.")
+    return found
+
+
+def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segments: Sequence[str] = ()) -> Log:
+    """One log of the Open Bandit Dataset: the sample that comes with Concord, or a folder of your own.
+
+    A folder holds <logger>_<campaign>.csv[.gz], as the sample, or <logger>/<campaign>/<campaign>.csv, as published.
+    It has no column of users.
+    """
+    folder = SAMPLE if path is None else path
+    stems = (f"{logged_by}_{campaign}.csv", f"{logged_by}/{campaign}/{campaign}.csv")
+    options = [folder / f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz")]
+    found = [option for option in options if option.is_file()]
+    if not found:
+        raise InputError(
+            f"{folder} holds no log of {campaign} by {logged_by}: expected {options[1].name} or {stems[1]}."
+        )
+    columns = Columns("item_id", ("click",), "propensity_score", "position", segments=tuple(segments))
+    positions = Catalog.numbered(POSITIONS, 1, "position")
+    name = str(found[0])
+    frame = scan(found[:1], name, columns.numbers())
+    if logged_by == "bts":
+        frame = frame.with_columns(_sixteen_decimals(pl.col("propensity_score")))
+    return Log(frame, columns, Catalog.numbered(ITEMS[campaign]), positions, name)
+
+
+def _sixteen_decimals(propensity: pl.Expr) -> pl.Expr:
+    """Propensities cut after 16 decimals, as the reader of the published pipeline cuts them: at most 1e-13 of one.
+
+    It decides ties: 1/46 is in the logs with 18 decimals, and there a weight of (1/46) / (1/46) is above a threshold of
+    1 of switch_dr, here as in the reference values.
+    """
+    cut = propensity.cast(pl.String).str.slice(0, len("0.") + 16).cast(pl.Float64)
+    return pl.when(propensity > 1e-3).then(cut).otherwise(propensity)
+
+
+def open_bandit_policy(campaign: Campaign) -> Path:
+    """The table of Thompson sampling's choices, from the prior it was deployed with."""
+    return SAMPLE / f"bts_action_dist_{campaign}.csv"
+
+
+def kuairand(
+    folder: Path,
+    version: Version,
+    logged_by: Literal["random", "standard"],
+    signals: Sequence[str] = KUAIRAND_SIGNALS,
+    segments: Sequence[str] = (),
+    more: Sequence[str] = (),
+) -> Log:
+    """KuaiRand's random slice or its standard log, as published: Pure, 1K or 27K (whose logs come in parts).
+
+    Random rows were drawn uniformly from a pool of 7,583 videos: their propensity, given that a video was replaced, is
+    1/7583. The standard log has none: they have to be fitted. Users are clusters. segments, more: columns of the log,
+    or of the published files of user and video features in the same folder; what these do not have of a row is missing.
+    Source: Gao et al., CIKM 2022 (arXiv 2208.08696).
+    """
+    paths = [path for base in KUAIRAND_LOGS[logged_by] for path in sorted(folder.glob(f"{base}_{version}*.csv*"))]
+    bases = [base for base in KUAIRAND_LOGS[logged_by] if not any(path.name.startswith(base) for path in paths)]
+    if bases:
+        raise InputError(f"{folder} lacks {bases[0]}_{version}.csv, a log of KuaiRand-{version}.")
+    name = f"KuaiRand-{version}, {logged_by}"
+    frame = scan(paths, name, signals)
+    require_columns(KUAIRAND_COLUMNS, schema_of(frame, name), "columns", f"the columns of {paths[0].name}")
+    frame = _with_features(frame, folder, version, (*segments, *more))
+    columns = Columns("video_id", tuple(signals), user="user_id", segments=tuple(segments))
+    if logged_by == "random":
+        columns = replace(columns, propensity="propensity")
+        frame = frame.with_columns(propensity=pl.lit(1 / KUAIRAND_POOL))
+    return Log(frame, columns, name=name)
+
+
+def _with_features(frame: pl.LazyFrame, folder: Path, version: Version, names: Sequence[str]) -> pl.LazyFrame:
+    """The log with those of the columns that are features of users or videos, joined as rows are read.
+
+    Raises InputError for names that are nowhere, and for files that tell of a user or a video twice.
+    """
+    known = list(schema_of(frame, str(folder)))
+    wanted = [name for name in dict.fromkeys(names) if name not in known]
+    lacking = []
+    for key, base in KUAIRAND_FEATURES.items() if wanted else ():
+        paths = sorted(folder.glob(f"{base}_{version}.csv*"))[:1]
+        if not paths:
+            lacking.append(f"{base}_{version}.csv")
+            continue
+        name = str(paths[0])
+        features = scan(paths, name, ())
+        schema = schema_of(features, name)
+        require_columns([key], schema, "columns", f"the columns of {name}")
+        mine = [column for column in wanted if column in schema]
+        wanted, known = [column for column in wanted if column not in mine], [*known, *schema]
+        if mine:
+            twice = collect(
+                features.select(pl.col(key).is_duplicated().any() | pl.col(key).is_null().any()), name
+            ).item()
+            if twice or not schema[key].is_integer():
+                raise InputError(
+                    f"{name} must tell of each {key} once, by its whole number; some are missing or repeated."
+                )
+            frame = frame.join(features.select(key, *mine), on=key, how="left", maintain_order="left")
+    where = f"the columns of KuaiRand-{version} in {folder}"
+    require_columns(wanted, known, "columns", f"{where}, which lacks {' and '.join(lacking)}" if lacking else where)
+    return frame
+
+
+def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
+    """A log without the rows that a column marks as shown at random, and these. Raises InputError for other columns."""
+    require_columns([column], log.schema, "columns", f"the columns of {log.name}")
+    kind = log.schema[column]
+    if not (kind == pl.Boolean or kind.is_integer()):
+        raise InputError(f"Column {column!r} of data.random must hold true and false, or 1 and 0; it holds {kind}.")
+    found = log.frame.select(pl.col(column).cast(pl.Int64)).unique().collect(engine="streaming").to_series().to_list()
+    if set(found) != {0, 1}:
+        raise InputError(
+            f"Column {column!r} of data.random must mark some rows as random and others not, each one; it holds "
+            f"{', '.join(map(str, sorted(found, key=str)[:10]))}."
+        )
+    random = pl.col(column).cast(pl.Boolean)
+    rest = Log(
+        log.frame.filter(~random), log.columns, log.catalog, log.position_catalog, f"{log.name} without {column}"
+    )
+    return rest, log.frame.filter(random)
+
+
+def random_slice(frame: pl.LazyFrame, columns: Columns, name: str) -> Log:
+    """Rows whose actions were drawn uniformly: propensity 1/A of the A actions that they show.
+
+    By symmetry this holds given the set that is shown, however many there were to draw from.
+    """
+    catalog = Catalog.found(frame, columns.action)
+    frame = frame.with_columns(slice_propensity=pl.lit(1 / max(len(catalog), 1)))
+    return Log(frame, replace(columns, propensity="slice_propensity"), catalog, name=name)
+
+
+def one_catalog(log: Log, slice_: Log) -> tuple[Log, Log]:
+    """Both with the actions of either. Raises InputError where their labels are of two kinds."""
+    labels = [x.catalog.labels for x in (log, slice_)]
+    whole = [x.dtype.is_integer() for x in labels]
+    if whole[0] != whole[1]:
+        raise InputError(
+            f"The actions of a log and of its random slice must be labels of one kind; they are {labels[0].dtype} and "
+            f"{labels[1].dtype}."
+        )
+    if whole[0]:
+        kind = pl.Int128 if any(x.dtype in (pl.UInt64, pl.Int128) for x in labels) else pl.Int64
+        labels = [x.cast(kind) for x in labels]
+    catalog = Catalog(pl.concat(labels).unique().sort())
+    return with_catalog(log, catalog, log), with_catalog(slice_, catalog, log)
+
+
+def with_catalog(log: Log, catalog: Catalog, other: Log) -> Log:
+    """A log with a catalog, and with the positions of another log."""
+    return Log(log.frame, log.columns, catalog, other.position_catalog, log.name)

@@ -1,0 +1,411 @@
+"""Logs of what was shown and what users did, read in chunks: memory does not grow with the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float, Int
+
+from envs.core import InputError
+from recsys.logs.clusters import Clusters
+from recsys.logs.duplicate_steps import repeated_steps
+from recsys.logs.tables import TOLD_ROWS, Problems, collect, exact_batches, require_columns, schema_of
+
+CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns leave the cache
+# Clusters that the rows of a log without users are dealt into. Sums of independent rows are independent, so intervals
+# hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
+# what the rows themselves leave uncertain.
+ROW_CLUSTERS = 2**14
+MISSING = -2  # the place in a catalog of no value at all
+_BEYOND = (pl.UInt64, pl.Int128)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a log calls its columns. None and () are what it does not have.
+
+    propensity: None where nobody kept it (`recsys.bandit.fitted_propensities`). user: whose rows belong together, and
+    are drawn together by a bootstrap. episode, step: checked to occur once. multiplicity: how many rows a row stands
+    for, where a log was thinned. segments: results are told for each of their values. context: handed to policies and
+    reward models.
+    """
+
+    action: str
+    rewards: tuple[str, ...]
+    propensity: str | None = None
+    position: str | None = None
+    user: str | None = None
+    episode: str | None = None
+    step: str | None = None
+    multiplicity: str | None = None
+    segments: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+
+    def numbers(self) -> list[str]:
+        """Those that must hold real numbers."""
+        return [name for name in (self.propensity, self.multiplicity, *self.rewards) if name]
+
+    def named(self) -> list[str]:
+        """All columns that are read, each once."""
+        single = [self.action, self.propensity, self.position, self.user, self.episode, self.step, self.multiplicity]
+        return list(dict.fromkeys(name for name in (*single, *self.rewards, *self.segments, *self.context) if name))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """n rows of a log.
+
+    first: the log's rows before these. propensity: NaN where the log has none. action, position: indices into the
+    catalog and the log's positions. cluster: a number for each user; without users, rows are dealt into `ROW_CLUSTERS`
+    clusters in turn. multiplicity: how many rows each stands for; None is one. segments: values as text, `missing`
+    where there is none. numbers: of the rows in the log, from 0; None where they follow `first` without a gap.
+    """
+
+    first: int
+    action: Int[np.ndarray, " n"]
+    position: Int[np.ndarray, " n"]
+    propensity: Float[np.ndarray, " n"]
+    reward: Float[np.ndarray, "n K"]
+    cluster: Int[np.ndarray, " n"]
+    multiplicity: Float[np.ndarray, " n"] | None = None
+    segments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)
+    numbers: Int[np.ndarray, " n"] | None = None
+
+    @property
+    def row_numbers(self) -> Int[np.ndarray, " n"]:
+        """The places of the rows in the log, from 0."""
+        return np.arange(self.first, self.first + len(self)) if self.numbers is None else self.numbers
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def take(self, rows: Any) -> Chunk:
+        """Some rows, by slice, mask or indices; their numbers stay true."""
+        first, numbers = self.first, None if self.numbers is None else self.numbers[rows]
+        if isinstance(rows, slice):
+            first += rows.start or 0
+        elif numbers is None:
+            numbers = first + (np.flatnonzero(rows) if rows.dtype == bool else rows)
+        segments, context = ({k: x[rows] for k, x in columns.items()} for columns in (self.segments, self.context))
+        return Chunk(
+            first,
+            self.action[rows],
+            self.position[rows],
+            self.propensity[rows],
+            self.reward[rows],
+            self.cluster[rows],
+            None if self.multiplicity is None else self.multiplicity[rows],
+            segments,
+            context,
+            numbers,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Chunk]) -> Chunk:
+        """Chunks that follow one another as one."""
+        first = parts[0]
+
+        def join(of: Callable[[Chunk], np.ndarray]) -> np.ndarray:
+            return np.concatenate([of(part) for part in parts])
+
+        return cls(
+            first.first,
+            join(lambda c: c.action),
+            join(lambda c: c.position),
+            join(lambda c: c.propensity),
+            join(lambda c: c.reward),
+            join(lambda c: c.cluster),
+            None if first.multiplicity is None else join(lambda c: np.asarray(c.multiplicity)),
+            {name: join(lambda c, name=name: c.segments[name]) for name in first.segments},  # type: ignore[misc]
+            {name: join(lambda c, name=name: c.context[name]) for name in first.context},  # type: ignore[misc]
+            join(lambda c: c.row_numbers),
+        )
+
+    def counted(self, column: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
+        """A column, each row as often as it counts."""
+        if self.multiplicity is None:
+            return column
+        return column * self.multiplicity.reshape(-1, *[1] * (column.ndim - 1))
+
+    def without_zeros(self) -> Chunk:
+        """The rows that count at all."""
+        if self.multiplicity is None or self.multiplicity.all():
+            return self
+        return self.take(np.flatnonzero(self.multiplicity))
+
+    def blocks(self, size: int) -> Iterator[Chunk]:
+        """The rows in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The A labels that a column may hold, in order: all actions that any policy could choose."""
+
+    labels: pl.Series
+    what: str = "action"
+
+    @classmethod
+    def numbered(cls, count: int, first: int = 0, what: str = "action") -> Catalog:
+        """The labels first, …, first + count - 1."""
+        return cls(pl.int_range(first, first + count, eager=True), what)
+
+    @classmethod
+    def found(cls, frame: pl.LazyFrame, column: str, what: str = "action") -> Catalog:
+        """What a column holds, sorted; one scan."""
+        found = collect(frame.select(pl.col(column).unique())).to_series().drop_nulls()
+        return cls((found.drop_nans() if found.dtype.is_float() else found).sort(), what)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def index(self, column: str, kind: Any) -> pl.Expr:
+        """The place of each value; -1 where it has none, -2 (`MISSING`) where there is no value.
+
+        Raises InputError for a column of another kind of values.
+        """
+        if kind.is_integer() != self.labels.dtype.is_integer():
+            raise InputError(
+                f"Column {column!r} must hold {self.what} labels such as {self.labels[0]!r} ({self.labels.dtype}); it "
+                f"holds {kind}."
+            )
+        value = pl.col(column).fill_nan(None) if kind.is_float() else pl.col(column)
+        labels = self.labels
+        if kind in _BEYOND or labels.dtype in _BEYOND:  # beyond Int64, and compared as what they are
+            value, labels = value.cast(pl.Int128), labels.cast(pl.Int128)
+        if self.labels.dtype.is_integer() and int(self.labels[-1]) - int(self.labels[0]) == len(self) - 1:
+            outside = ~value.is_between(self.labels[0], self.labels[-1])  # null of null, which is then left as it is
+            place = pl.when(outside).then(-1).otherwise((value - self.labels[0]).cast(pl.Int64, strict=False))
+        else:
+            place = value.replace_strict(labels, range(len(self)), default=-1, return_dtype=pl.Int64)
+            place = pl.when(value.is_not_null()).then(place)
+        return place.fill_null(MISSING)
+
+
+class Log:
+    """A log and the meaning of its columns; `chunks` reads it anew each time, always in the same chunks.
+
+    Raises InputError for columns that are missing or not numbers where numbers are needed. Bad rows are told while
+    reading, all of them counted.
+    """
+
+    def __init__(
+        self,
+        frame: pl.LazyFrame,
+        columns: Columns,
+        catalog: Catalog | None = None,
+        positions: Catalog | None = None,
+        name: str = "the log",
+        chunk_rows: int = CHUNK_ROWS,
+        changes: tuple[Callable[[Chunk], Chunk], ...] = (),
+        facts: Mapping[str, int | float] | None = None,
+    ):
+        self._changes = changes
+        self.facts = dict(facts or {})
+        self.frame, self.columns, self.name, self._chunk_rows = frame, columns, name, min(chunk_rows, CHUNK_ROWS)
+        self._steps_are_distinct = False
+        self.schema = schema_of(frame, name)
+        require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
+        self._require_numbers(columns.numbers())
+        self._require_segments()
+        self.catalog = Catalog.found(frame, columns.action) if catalog is None else catalog
+        if positions is None and columns.position is not None:
+            positions = Catalog.found(frame, columns.position, "position")
+        self.position_catalog = positions if columns.position is not None else None
+        if not len(self.catalog):
+            raise InputError(f"{name} has no rows with an action in column {columns.action!r}.")
+
+    @property
+    def actions(self) -> int:
+        """A, the size of the catalog."""
+        return len(self.catalog)
+
+    @property
+    def positions(self) -> int:
+        """How many positions there are; 1 where the log has no such column."""
+        return 1 if self.position_catalog is None else len(self.position_catalog)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The names of the K rewards."""
+        return self.columns.rewards
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """The columns that policies may read."""
+        return self.columns.context
+
+    def with_context(self, names: Sequence[str]) -> Log:
+        """The same log with these columns in `Chunk.context` too."""
+        context = tuple(dict.fromkeys((*self.columns.context, *names)))
+        return self.with_columns(replace(self.columns, context=context))
+
+    def with_columns(self, columns: Columns) -> Log:
+        """The same log whose columns mean something else, or are left out."""
+        return self._with(columns, self._changes)
+
+    def of_rows(self, frame: pl.LazyFrame, name: str | None = None) -> Log:
+        """The same columns of other rows: of a part of the log."""
+        return Log(
+            frame,
+            self.columns,
+            self.catalog,
+            self.position_catalog,
+            name or self.name,
+            self._chunk_rows,
+            self._changes,
+            self.facts,
+        )
+
+    def with_change(self, change: Callable[[Chunk], Chunk], facts: Mapping[str, int | float] | None = None) -> Log:
+        """The same log, each chunk as `change` gives it: with propensities that were fitted, say.
+
+        facts: what every verdict on the changed log must know, by the names of `diagnostics.Diagnosis`.
+        """
+        return self._with(self.columns, (*self._changes, change), {**self.facts, **(facts or {})})
+
+    def _with(
+        self,
+        columns: Columns,
+        changes: tuple[Callable[[Chunk], Chunk], ...],
+        facts: Mapping[str, int | float] | None = None,
+    ) -> Log:
+        return Log(
+            self.frame,
+            columns,
+            self.catalog,
+            self.position_catalog,
+            self.name,
+            self._chunk_rows,
+            changes,
+            self.facts if facts is None else facts,
+        )
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""
+        self._require_distinct_steps()
+        problems, users, first, counted = Problems(self.name), Clusters(), 0, 0
+        for frame in self._frames():
+            chunk = self._chunk(frame, first, users)
+            self._look_for_problems(problems, chunk, frame)
+            first += len(chunk)
+            chunk = chunk.without_zeros()
+            for change in () if problems else self._changes:
+                chunk = change(chunk).without_zeros()
+            if problems or not len(chunk):
+                continue
+            if self.columns.user is None:
+                chunk = replace(chunk, cluster=np.arange(counted, counted + len(chunk)) & (ROW_CLUSTERS - 1))
+            counted += len(chunk)
+            yield chunk
+        problems.tell()
+        if counted == 0:
+            which = f" of a {self.columns.multiplicity} above 0" if first else ""
+            raise InputError(f"{self.name} has no rows{which}.")
+
+    def _chunk(self, frame: pl.DataFrame, first: int, users: Clusters) -> Chunk:
+        signals = [frame[f"reward{k}"].to_numpy() for k in range(len(self.signals))]
+        return Chunk(
+            first,
+            frame["action"].to_numpy(),
+            frame["position"].to_numpy() if "position" in frame.columns else np.zeros(len(frame), np.int64),
+            frame["propensity"].to_numpy() if "propensity" in frame.columns else np.full(len(frame), np.nan),
+            signals[0][:, None] if len(signals) == 1 else np.stack(signals, 1),
+            users.encode(frame["user"].to_numpy()) if "user" in frame.columns else np.zeros(len(frame), np.int64),
+            frame["multiplicity"].to_numpy() if "multiplicity" in frame.columns else None,
+            {name: frame[f"segment{i}"].to_numpy() for i, name in enumerate(self.columns.segments)},
+            {name: frame[f"context{i}"].to_numpy() for i, name in enumerate(self.columns.context)},
+        )
+
+    def _look_for_problems(self, problems: Problems, chunk: Chunk, frame: pl.DataFrame) -> None:
+        columns, first, p = self.columns, chunk.first, chunk.propensity
+        for name, place, among in (
+            (columns.action, chunk.action, f"in the catalog of {self.actions} actions"),
+            (columns.position, chunk.position, f"among the {self.positions} positions"),
+        ):
+            if place.min() < 0:
+                problems.look(f"{name} missing", place == MISSING, first)
+                problems.look(f"{name} not {among}", place == -1, first)
+        if columns.propensity is not None and not (p.min() > 0 and p.max() <= 1):  # NaN is neither
+            problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
+        for name, signal in zip(self.signals, chunk.reward.T, strict=True):
+            problems.look(f"{name} missing or not finite", ~np.isfinite(signal), first)
+        if chunk.multiplicity is not None:
+            bad = ~(np.isfinite(chunk.multiplicity) & (chunk.multiplicity >= 0))
+            problems.look(f"{columns.multiplicity} not a number ≥ 0", bad, first)
+        if "user" in frame.columns and frame["user_missing"].any():
+            problems.look(f"{columns.user} missing", frame["user_missing"].to_numpy(), first)
+
+    def _frames(self) -> Iterator[pl.DataFrame]:
+        """The columns that a chunk needs, renamed to what they mean."""
+        columns = self.columns
+        wanted = [
+            self.catalog.index(columns.action, self.schema[columns.action]).alias("action"),
+            *(_number(name).alias(f"reward{k}") for k, name in enumerate(columns.rewards)),
+            *(_text(name).alias(f"segment{i}") for i, name in enumerate(columns.segments)),
+            *(pl.col(name).alias(f"context{i}") for i, name in enumerate(columns.context)),
+        ]
+        if columns.position is not None and self.position_catalog is not None:
+            kind = self.schema[columns.position]
+            wanted.append(self.position_catalog.index(columns.position, kind).alias("position"))
+        if columns.propensity is not None:
+            wanted.append(_number(columns.propensity).alias("propensity"))
+        if columns.multiplicity is not None:
+            wanted.append(_number(columns.multiplicity).alias("multiplicity"))
+        if columns.user is not None:
+            user, kind = pl.col(columns.user), self.schema[columns.user]
+            user = user.fill_nan(None) if kind.is_float() else user
+            plain = kind.is_integer() and kind not in _BEYOND
+            key = user.cast(pl.Int64) if plain else user.hash(0).reinterpret(signed=True)
+            wanted += [key.fill_null(-1).alias("user"), user.is_null().alias("user_missing")]
+        return exact_batches(self.frame.select(wanted), self._chunk_rows, self.name)
+
+    def _require_numbers(self, names: Sequence[str]) -> None:
+        for name in names:
+            kind = self.schema[name]
+            if not (kind.is_numeric() or kind == pl.Boolean):
+                raise InputError(f"Column {name!r} of {self.name} must hold numbers; it holds {kind}.")
+
+    def _require_segments(self) -> None:
+        for name in self.columns.segments:
+            kind = self.schema[name]
+            if kind.is_nested() or kind in (pl.Object, pl.Binary):
+                raise InputError(
+                    f"Column {name!r} of segments must hold one value a row; in {self.name} it holds {kind}."
+                )
+
+    def _require_distinct_steps(self) -> None:
+        """Raise InputError where a step of an episode occurs twice; looked for once."""
+        episode, step = self.columns.episode, self.columns.step
+        if episode is None or step is None or self._steps_are_distinct:
+            return
+        try:
+            count, rows = repeated_steps(self.frame.select(episode, step), TOLD_ROWS)
+        except pl.exceptions.PolarsError as error:
+            raise _unreadable(self.name, error) from error
+        problems = Problems(self.name)
+        problems.add(f"{episode} and {step} as in an earlier row", count, rows)
+        problems.tell()
+        self._steps_are_distinct = True
+
+
+def _number(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.Float64).fill_null(float("nan"))
+
+
+def _text(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.String).fill_null("missing")
+
+
+def require_rows(good: Bool[np.ndarray, " n"], what: str, rows: Chunk) -> None:
+    """Raise InputError, with the numbers of the first, where rows are bad that are looked at while scanning."""
+    if not good.all():
+        bad = rows.row_numbers[~good] + 1
+        told = ", ".join(map(str, bad[:TOLD_ROWS])) + (", …" if len(bad) > TOLD_ROWS else "")
+        raise InputError(f"The log cannot be evaluated: {what} in {len(bad):,} of {len(rows):,} rows (rows {told}).")

@@ -1,0 +1,261 @@
+"""Policies to evaluate: how probable is each action to them, in the place where a row was logged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float, Int
+
+from envs.core import InputError, import_dotted
+from marl.output.console import in_words
+from recsys.logs.log import Chunk, Log
+from recsys.logs.tables import require_columns
+from recsys.models.reward import RewardModel
+
+Distribution = Float[np.ndarray, "n A"]
+BLOCK = 2**22  # numbers at most in a block of distributions and predictions
+TOLERANCE = 1e-6  # by how much a distribution may miss 1
+STEADY = 1e-4  # by how much it may differ when rows are asked again: single precision depends on who sums with whom
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A distribution over the catalog of A actions for every row.
+
+    `table` is the whole policy where it knows no more of a row than its position, and None where it needs the row.
+    """
+
+    name: str
+    actions: int
+
+    @property
+    def table(self) -> Float[np.ndarray, "positions A"] | None:
+        """π(a | position), or None."""
+
+    def distribution(self, rows: Chunk) -> Distribution:
+        """π(· | x) of few rows."""
+
+    def probability(self, rows: Chunk) -> Float[np.ndarray, " n"]:
+        """π(a | x) of the logged actions of any number of rows."""
+
+
+class TablePolicy:
+    """π(action | position), whatever the context. Raises InputError where a position's probabilities are none.
+
+    of_the_log: whether it is made of the rows that it is judged by.
+    """
+
+    of_the_log = False
+
+    def __init__(self, name: str, table: Float[np.ndarray, "positions A"]):
+        self.name, self.actions, self.table = name, table.shape[1], table
+        require_distribution(name, table, "position")
+
+    def distribution(self, rows: Chunk) -> Distribution:
+        """The rows of the table."""
+        return self.table[rows.position]
+
+    def probability(self, rows: Chunk) -> Float[np.ndarray, " n"]:
+        """The entries of the table."""
+        return np.take(self.table, rows.position * self.actions + rows.action)
+
+
+class ContextPolicy:
+    """A policy that reads the row: `choose(rows)` gives its distributions, [n, A]."""
+
+    table: Float[np.ndarray, "positions A"] | None = None
+
+    def __init__(self, name: str, actions: int, choose: Callable[[Chunk], Distribution]):
+        self.name, self.actions, self._choose = name, actions, choose
+        self._is_steady = False
+
+    def distribution(self, rows: Chunk) -> Distribution:
+        """As `choose` gives it, checked. Raises InputError where it fails, gives no distribution over the catalog, or
+        gives the rows of the first block another one when asked again.
+        """
+        found = self._asked(rows)
+        require_distribution(self.name, found, "row", rows.row_numbers)
+        if not self._is_steady:
+            self._require_steady(rows, found)
+            self._is_steady = True
+        return found
+
+    def _asked(self, rows: Chunk) -> Distribution:
+        there = ", ".join(rows.context) or "none (name them in context)"
+        wanted = (
+            f"A policy is a function of a recsys.logs.log.Chunk that gives numbers [{len(rows)} rows, {self.actions} "
+            f"actions], here with the columns {there} in rows.context."
+        )
+        try:
+            given = self._choose(rows)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"The policy {self.name} failed. {in_words(error)} {wanted}") from error
+        try:
+            found = np.asarray(given)
+        except Exception as error:  # whatever an array of the user's own says of itself
+            raise InputError(f"The policy {self.name} gave no array. {in_words(error)} {wanted}") from error
+        if found.dtype.kind not in "biuf":
+            held = type(given).__name__ if found.ndim == 0 else f"an array of {found.dtype}"
+            raise InputError(f"The policy {self.name} gave {held}. {wanted}")
+        if found.shape != (len(rows), self.actions):
+            raise InputError(f"The policy {self.name} gave an array {list(found.shape)}. {wanted}")
+        return found.astype(np.float64)
+
+    def _require_steady(self, rows: Chunk, found: Distribution) -> None:
+        """Ask for the second half of the rows alone: what draws, counts calls or mixes rows does not give the same."""
+        half = slice(len(rows) // 2, len(rows))
+        off = np.abs(self._asked(rows.take(half)) - found[half]).max(1)
+        if off.max(initial=0) <= STEADY:
+            return
+        row = int(rows.row_numbers[half][np.argmax(off)]) + 1
+        raise InputError(
+            f"The policy {self.name} gave row {row} other probabilities when it was asked again, apart by up to "
+            f"{off.max():.3g}. A policy's answer must follow from the row alone: it gives the probabilities with which "
+            "it would draw instead of drawing, keeps nothing between calls, and takes rows one by one."
+        )
+
+    def probability(self, rows: Chunk) -> Float[np.ndarray, " n"]:
+        """Block by block."""
+        parts = [
+            np.take_along_axis(self.distribution(block), block.action[:, None], 1)[:, 0]
+            for block in rows.blocks(max(1, BLOCK // self.actions))
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def require_distribution(
+    name: str, table: Float[np.ndarray, "n A"], place: str, numbers: Int[np.ndarray, " n"] | None = None
+) -> None:
+    """Raise InputError unless every line of `table` is a probability distribution; numbers: of its lines, from 0."""
+    bad = ~(np.isfinite(table).all(1) & (table >= 0).all(1) & (np.abs(table.sum(1) - 1) <= TOLERANCE))
+    if bad.any():
+        worst = int(np.argmax(bad))
+        line, number = table[worst], worst if numbers is None else int(numbers[worst])
+        raise InputError(
+            f"The policy {name} must give probabilities ≥ 0 that add up to 1; at {place} {number + 1} they "
+            f"lie in [{line.min():.6g}, {line.max():.6g}] and add up to {line.sum():.9g} ({int(bad.sum())} such)."
+        )
+
+
+def uniform(log: Log, name: str = "uniform") -> TablePolicy:
+    """Every action alike: 1/A."""
+    return TablePolicy(name, np.full((log.positions, log.actions), 1 / log.actions))
+
+
+def popularity(log: Log, name: str = "popularity") -> TablePolicy:
+    """In proportion to how often the log shows each action, at any position; one scan."""
+    count = np.zeros(log.actions)
+    for chunk in log.chunks():
+        count += np.bincount(chunk.action, chunk.multiplicity, log.actions)
+    found = TablePolicy(name, np.tile(count / count.sum(), (log.positions, 1)))
+    found.of_the_log = True
+    return found
+
+
+def stored_table(log: Log, path: Path, name: str = "table") -> TablePolicy:
+    """A CSV of one line an action: its label in the first column, then its probability at each position.
+
+    Columns are renormalized if they add up to 1 within 1e-3, as rounded ones do. Raises InputError for other files.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no table of a policy at {path}.")
+    frame = pl.read_csv(path)
+    if frame.width != 1 + log.positions:
+        raise InputError(
+            f"{path} must have a column of actions and one of probabilities for each of {log.positions} positions; it "
+            f"has {', '.join(frame.columns)}."
+        )
+    place = frame.select(log.catalog.index(frame.columns[0], frame.schema[frame.columns[0]])).to_series().to_numpy()
+    if len(place) != log.actions or set(place.tolist()) != set(range(log.actions)):
+        raise InputError(
+            f"{path} must list each of the {log.actions} actions of the catalog once; of its {len(place)} lines "
+            f"{int((place < 0).sum())} are of actions that are not in it."
+        )
+    table = np.empty((log.positions, log.actions))
+    table[:, place] = frame[:, 1:].cast(pl.Float64).to_numpy().T
+    total = table.sum(1, keepdims=True)
+    return TablePolicy(name, table / total if np.abs(total - 1).max() <= 1e-3 else table)
+
+
+def softmax(log: Log, scores: Sequence[str], temperature: float = 1.0, name: str = "softmax") -> ContextPolicy:
+    """exp(score / temperature), normalized: one column of scores for each action, in the catalog's order."""
+    from scipy import special
+
+    _require_scores(log, scores)
+
+    def choose(rows: Chunk) -> Distribution:
+        chances: Distribution = special.softmax(_scores(rows, scores) / temperature, axis=1)
+        return chances
+
+    return ContextPolicy(name, log.actions, choose)
+
+
+def epsilon_greedy(log: Log, scores: Sequence[str], epsilon: float, name: str = "epsilon_greedy") -> ContextPolicy:
+    """With probability 1 - ε the action of the highest score (ties share), with ε any alike."""
+    _require_scores(log, scores)
+
+    def choose(rows: Chunk) -> Distribution:
+        values = _scores(rows, scores)
+        best = values == values.max(1, keepdims=True)
+        return (1 - epsilon) * best / best.sum(1, keepdims=True) + epsilon / log.actions
+
+    return ContextPolicy(name, log.actions, choose)
+
+
+def own(log: Log, path: str, name: str | None = None) -> ContextPolicy:
+    """A function `module:name` of a Chunk that gives [n, A]. Raises InputError where there is none."""
+    function: Any = import_dotted(path)
+    if not callable(function):
+        raise InputError(f"A policy by dotted path is a function of a Chunk, module:name; {path} is no such thing.")
+    return ContextPolicy(name or path.rpartition(":")[2], log.actions, function)
+
+
+def policy_of(what: Any, log: Log, name: str) -> Policy:
+    """A policy of a name ("uniform", "popularity", "module:function"), of probabilities, or of a function of a Chunk.
+
+    Probabilities are [A], or [positions, A]; a function gives [n, A]. Raises InputError for anything else.
+    """
+    if isinstance(what, Policy):
+        renamed = copy.copy(what)
+        renamed.name = name
+        return renamed
+    if isinstance(what, str):
+        known = {"uniform": uniform, "popularity": popularity}
+        return known[what](log, name) if what in known else own(log, what, name)
+    if callable(what):
+        return ContextPolicy(name, log.actions, what)
+    table = np.atleast_2d(np.asarray(what, dtype=np.float64))
+    if table.ndim != 2 or table.shape[1] != log.actions or len(table) not in (1, log.positions):
+        raise InputError(
+            f"The policy {name} must give each of {log.actions} actions a probability, at {log.positions} positions or "
+            f"at all alike; got an array {list(table.shape)}."
+        )
+    return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
+
+
+def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np.ndarray, "n K"]:
+    """Σ_a π(a | x) q(x, a), block by block: no array over all rows and actions is ever made."""
+    if policy.table is not None and model.table is not None:
+        return np.take(np.einsum("pa,pak->pk", policy.table, model.table), rows.position, axis=0)
+    size = max(1, BLOCK // (policy.actions * rows.reward.shape[1]))
+    parts = [np.einsum("na,nak->nk", policy.distribution(b), model.predict(b)) for b in rows.blocks(size)]
+    return np.concatenate(parts) if parts else np.zeros(rows.reward.shape)
+
+
+def _scores(rows: Chunk, columns: Sequence[str]) -> Distribution:
+    return np.stack([rows.context[name] for name in columns], 1).astype(np.float64)
+
+
+def _require_scores(log: Log, columns: Sequence[str]) -> None:
+    require_columns(columns, log.context, "score columns", "the log's context columns")
+    if len(columns) != log.actions:
+        raise InputError(
+            f"A policy of scores needs one column for each of the {log.actions} actions; got {len(columns)}."
+        )

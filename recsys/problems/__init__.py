@@ -1,0 +1,1 @@
+"""Problems whose exact answer is known."""

@@ -1,0 +1,150 @@
+"""Sessions of a log: whole episodes in arrays, and how likely a policy is to do what was done in each step.
+
+n sessions of at most T steps, K signals, A actions. Unlike the scan of single decisions this holds the log: memory is
+O(n T K) numbers, and O(n T A) more for a policy that reads the row where values are fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float, Int, Shaped
+
+from envs.core import InputError
+from recsys.logs.log import CHUNK_ROWS, ROW_CLUSTERS, Log
+from recsys.logs.tables import TOLD_ROWS, Problems, exact_batches
+from recsys.policies.base import Policy
+from recsys.sequential.estimators import Trajectories, pad
+from recsys.sequential.tabular import TabularLog
+
+MOST = 2**28  # numbers in an array, 2 GiB
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A log's sessions, in the order of their names.
+
+    order [steps]: the log's rows, session by session and step by step. lengths [n]. cluster [n]: a number for each
+    user; without users sessions are dealt into `ROW_CLUSTERS` clusters in turn. state [n,T]: places in labels; None
+    where the log has no such column.
+    """
+
+    log: Log
+    order: Int[np.ndarray, " steps"]
+    lengths: Int[np.ndarray, " n"]
+    cluster: Int[np.ndarray, " n"]
+    action: Int[np.ndarray, "n T"]
+    reward: Float[np.ndarray, "n T K"]
+    mask: Bool[np.ndarray, "n T"]
+    state: Int[np.ndarray, "n T"] | None = None
+    labels: pl.Series | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many rows the log has."""
+        return len(self.order)
+
+    def trajectories(self, policy: Policy) -> Trajectories:
+        """With the weight π_e / π_b of every step; one scan."""
+        parts = [policy.probability(rows) / rows.propensity for rows in self.log.chunks()]
+        return Trajectories.of(self._padded(np.concatenate(parts)), self.reward, self.mask)
+
+    def distribution(self, policy: Policy) -> Float[np.ndarray, "n T A"]:
+        """π_e(· | x) of every step; one scan, or none where the policy is the same everywhere."""
+        if policy.table is not None and len(policy.table) == 1:
+            return np.broadcast_to(policy.table[0], (*self.mask.shape, policy.actions))
+        require_room(self.mask.size * policy.actions, "a probability for each step and action")
+        return self._padded(np.concatenate([policy.distribution(rows) for rows in self.log.chunks()]))
+
+    def table(self) -> TabularLog:
+        """By the numbers of states and actions, for a log that has states."""
+        assert self.state is not None
+        assert self.labels is not None
+        states, actions = len(self.labels), self.log.actions
+        require_room(self.mask.shape[1] * states * actions * self.reward.shape[2], "a value for each state and action")
+        return TabularLog.of(self.state, self.action, self.reward, self.mask, states, actions)
+
+    def _padded(self, column: Shaped[np.ndarray, "steps ..."]) -> Shaped[np.ndarray, "n T ..."]:
+        return pad(column[self.order], self.lengths)[0]
+
+
+def require_room(numbers: int, what: str) -> None:
+    """Raise InputError for an array that would not fit."""
+    if numbers > MOST:
+        raise InputError(
+            f"Sessions are held in memory, all as long as the longest, and {what} would be {numbers:,} numbers; there "
+            f"is room for {MOST:,}. Cut the longest sessions, take fewer of them, or leave columns.state out."
+        )
+
+
+def read_sessions(log: Log, state: str | None = None) -> Sessions:
+    """All sessions of a log with episodes and steps; the rows may come in any order.
+
+    Raises InputError where a step is missing or occurs twice, where users change within a session, and for whatever
+    `Log.chunks` refuses.
+    """
+    chunks = list(log.chunks())
+    place = _places(log, state)
+    action, cluster = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("action", "cluster"))
+    reward = np.concatenate([c.reward for c in chunks])
+    episode, step = place["episode"].to_numpy(), place["step"].to_numpy()
+    order = np.lexsort((step, episode))
+    begins = np.flatnonzero(np.diff(episode[order], prepend=-1))
+    lengths = np.diff(begins, append=len(order))
+    _require_whole(log, step[order], begins, order)
+    # As for rows of a log without users: sums of independent sessions are independent, and so many clusters suffice.
+    own = np.arange(len(lengths)) % ROW_CLUSTERS if log.columns.user is None else cluster[order][begins]
+    if log.columns.user is not None:
+        strayed = cluster[order] != np.repeat(own, lengths)
+        _refuse(log, f"{log.columns.user} other than in the first step of the session", order[strayed])
+    require_room(len(lengths) * int(lengths.max()) * reward.shape[1], "a reward for each step and signal")
+    rewards, mask = pad(reward[order], lengths)
+    numbers = labels = None
+    if state is not None:
+        labels = place["state"].unique().sort()
+        code = place["state"].rank("dense").to_numpy().astype(np.int64) - 1
+        numbers = pad(code[order], lengths)[0]
+    return Sessions(log, order, lengths, own, pad(action[order], lengths)[0], rewards, mask, numbers, labels)
+
+
+def _places(log: Log, state: str | None) -> pl.DataFrame:
+    """Each row's episode, numbered in the order of names, its step, and its state."""
+    episode, step = log.columns.episode, log.columns.step
+    assert episode is not None
+    assert step is not None
+    if not log.schema[step].is_integer():
+        raise InputError(
+            f"Column {step!r} of {log.name} must hold the number of the step in its session, such as 0, 1, 2; it holds "
+            f"{log.schema[step]}. Of times, take their rank within the session."
+        )
+    named = {"episode": episode, "step": step} | ({} if state is None else {"state": state})
+    wanted = log.frame.select(pl.col(name).alias(what) for what, name in named.items())
+    found = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name))
+    problems = Problems(log.name)
+    for what, name in named.items():
+        missing = found[what].is_null().to_numpy()
+        if found[what].dtype.is_float():
+            missing |= ~found[what].is_finite().fill_null(False).to_numpy()
+        problems.look(f"{name} missing", missing, 0)
+    problems.tell()
+    return found.with_columns(pl.col("episode").rank("dense").cast(pl.Int64), pl.col("step").cast(pl.Int64))
+
+
+def _require_whole(
+    log: Log, step: Int[np.ndarray, " steps"], begins: Int[np.ndarray, " n"], order: Int[np.ndarray, " steps"]
+) -> None:
+    """Raise InputError unless every session begins with the log's first step and goes on one by one."""
+    before = np.empty_like(step)
+    before[1:] = step[:-1]
+    before[begins] = step.min() - 1
+    told = f"{log.columns.step} not one more than in the step before, or not {step.min()} in the first of a session"
+    _refuse(log, told, order[step != before + 1])
+
+
+def _refuse(log: Log, what: str, rows: Int[np.ndarray, " rows"]) -> None:
+    """Raise InputError if there are such rows of the log."""
+    problems = Problems(log.name)
+    problems.add(what, len(rows), np.sort(rows)[:TOLD_ROWS])
+    problems.tell()

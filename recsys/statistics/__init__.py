@@ -1,0 +1,1 @@
+"""Intervals, diagnostics, verdicts and selection of estimators."""

@@ -1,0 +1,167 @@
+"""What speaks for and against an off-policy estimate: facts about weights and events. `verdict` judges them.
+
+All of it is computed from sums, counts and the largest weights, which a scan of a log adds up chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from envs.core import InputError
+from recsys.statistics.pareto_tail import pareto_k
+
+KEPT = 10_000  # largest weights that a scan keeps: the whole PSIS tail of logs up to 11 million rows
+
+
+@dataclass(frozen=True)
+class WeightSums:
+    """What a scan keeps of the weights w = pi_e / pi_b of the logged actions: n, Σ w, Σ w², and the largest,
+    descending.
+    """
+
+    rows: int
+    total: float
+    squares: float
+    largest: Float[np.ndarray, " m"]
+
+    def __add__(self, later: WeightSums) -> WeightSums:
+        """Of two chunks together. Add chunks in their order and the bits do not depend on who scanned them."""
+        largest = np.sort(np.concatenate([self.largest, later.largest]))[::-1][:KEPT]
+        return WeightSums(
+            self.rows + later.rows, self.total + later.total, self.squares + later.squares, largest.copy()
+        )
+
+    @property
+    def mean(self) -> float:
+        """The mean weight. Where every action that the target may choose can be logged, E w = 1."""
+        return self.total / self.rows
+
+    @property
+    def ess(self) -> float:
+        """The effective sample size (Σ w)² / Σ w²: n for equal weights, 1 if one row has them all, 0 for no weight.
+
+        (Kish, Survey Sampling, 1965; Kong, Liu and Wong, JASA 1994.)
+        """
+        return self.total**2 / self.squares if self.squares > 0 else 0.0
+
+    @property
+    def max_weight(self) -> float:
+        """The largest weight."""
+        return float(self.largest[0])
+
+    @property
+    def max_share(self) -> float:
+        """The largest weight's share of all weight; 1 where there is none, for then nothing carries the estimate."""
+        return self.max_weight / self.total if self.total > 0 else 1.0
+
+    @property
+    def mean_z(self) -> float:
+        """(mean w - 1) / standard error: large where propensities are wrong or actions are missing from the log.
+
+        0 where all weights are 1, infinite where they all have one other value.
+        """
+        off = self.mean - 1
+        if self.rows < 2 or abs(off) < 1e-12:
+            return 0.0
+        variance = (self.squares - self.total * self.mean) / (self.rows - 1)
+        return off / math.sqrt(variance / self.rows) if variance > 0 else math.copysign(math.inf, off)
+
+
+def weight_sums(weight: Float[np.ndarray, " n"]) -> WeightSums:
+    """The sums of one chunk. Raises InputError for weights that are negative or not finite, or for no rows."""
+    if not len(weight) or not np.isfinite(weight).all() or (weight < 0).any():
+        raise InputError(
+            "Importance weights must be finite numbers of at least 0, and there must be some; got "
+            f"{len(weight)} rows, {int((~np.isfinite(weight)).sum())} not finite, {int((weight < 0).sum())} negative."
+        )
+    top = weight if len(weight) <= KEPT else np.partition(weight, len(weight) - KEPT)[-KEPT:]
+    return WeightSums(len(weight), float(weight.sum()), float((weight**2).sum()), np.sort(top)[::-1].copy())
+
+
+def unsupported_mass(
+    target: Float[np.ndarray, "n A"], logging: Float[np.ndarray, "n A"], eps: float | None = None
+) -> float:
+    """The target policy's mean probability of actions whose logging probability is below eps.
+
+    No weight repairs this: what such actions earn is not in the log, and IPS counts it as 0. The default eps is a
+    hundredth of 1/A, so that long catalogs are not called unsupported for being long.
+    """
+    least = 0.01 / target.shape[1] if eps is None else eps
+    return float(np.where(logging < least, target, 0.0).sum(axis=1).mean())
+
+
+def effective_events(weight: Float[np.ndarray, " n"], reward: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
+    """(Σ w)² / Σ w² over the rows whose reward is not 0: how many equally weighted events they are worth, by signal.
+
+    Not of w r: a signal that may be negative can add up to nothing, however much is known of it.
+    """
+    happened = reward != 0
+    squares = (weight[:, None] ** 2 * happened).sum(axis=0)
+    total = (weight[:, None] * happened).sum(axis=0)
+    events: np.ndarray = np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1.0), 0.0)
+    return events
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The facts behind one estimate of one signal. NaN means not known, or not applicable, and raises no flag.
+
+    `kept` is the mean of the weights that the estimator really uses, after capping, shrinking or switching, when it
+    changes them; `events` the rows whose reward is not zero (NaN for a dense signal, of which every row is an
+    observation); `clusters` the users, or the rows where there are none; `model_share` how much of the target's choices
+    the reward model alone speaks for: all of them for DM, what the shrunken weights leave for DR's kin. `fitted`:
+    propensities were fitted, with `calibration_error` of the rows misplaced (0 where chance explains it) and
+    `calibration_z`; `bias`: how many of its own standard errors an estimate of changed weights, or of the model, is
+    from one that is consistent, 0 where chance explains it; `mean_slack`: by how much the mean weight may miss 1
+    without a reason; `slice_z` is how far the estimate is from that of a random slice.
+    """
+
+    rows: int
+    clusters: int
+    ess: float
+    max_weight: float
+    max_share: float
+    mean_weight: float
+    mean_z: float
+    tail_k: float
+    unsupported: int | float = math.nan
+    kept: int | float = math.nan
+    events: int | float = math.nan
+    effective_events: int | float = math.nan
+    model_share: int | float = 0.0
+    fitted: bool = False
+    calibration_error: int | float = math.nan
+    calibration_z: int | float = math.nan
+    bias: int | float = math.nan
+    mean_slack: int | float = 0.01
+    slice_z: int | float = math.nan
+
+    @property
+    def ess_share(self) -> float:
+        """Effective sample size over rows."""
+        return self.ess / self.rows
+
+
+def diagnose(
+    weights: WeightSums, clusters: int | None = None, mean_z: float | None = None, **facts: int | float
+) -> Diagnosis:
+    """The facts that weights tell, with those of `facts` (`unsupported`, `kept`, `events`, `effective_events`,
+    `model_share`, `fitted`, `calibration_error`, `calibration_z`, `slice_z`).
+
+    `clusters` are the rows if not given. `mean_z` replaces the z of independent rows where users have several.
+    """
+    return Diagnosis(
+        rows=weights.rows,
+        clusters=weights.rows if clusters is None else clusters,
+        ess=weights.ess,
+        max_weight=weights.max_weight,
+        max_share=weights.max_share,
+        mean_weight=weights.mean,
+        mean_z=weights.mean_z if mean_z is None else mean_z,
+        tail_k=pareto_k(weights.largest, weights.rows),
+        **facts,  # type: ignore[arg-type]
+    )

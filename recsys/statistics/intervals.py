@@ -1,0 +1,283 @@
+"""How sure an off-policy estimate is: sums over independent clusters, and intervals in closed form.
+
+Axes: n rows, C clusters (users; rows where a log has no user), J ratios in one estimate, K signals. Rows of one user
+are not independent, clusters are: every interval here, in `bootstrap` and in `empirical_likelihood` sees clusters
+only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from envs.core import InputError
+from marl.output.report import Metric
+
+Side = Literal["both", "low", "high"]
+Range = tuple[int | float, int | float]
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """An estimate as J ratios of sums over C clusters, for K signals.
+
+    estimate_k = Σ_j (Σ_c numerator[c,j,k]) / (Σ_c denominator[c,j])
+
+    A mean over rows has one ratio, whose denominator is the rows of each cluster; SNIPS has Σ w r over Σ w; SNDR is a
+    mean plus a ratio (J = 2); CWPDIS has one ratio for each step. The difference of two estimates on the same
+    clusters, `a - b`, is again such a sum, so every interval of an estimate is also a paired interval of a
+    difference.
+
+    Raises InputError for sums that are not finite or a denominator whose total is not positive.
+    """
+
+    numerator: Float[np.ndarray, "C J K"]
+    denominator: Float[np.ndarray, "C J"]
+
+    def __post_init__(self) -> None:
+        if self.numerator.shape[:2] != self.denominator.shape or not len(self.denominator):
+            raise InputError(
+                "Sums need a numerator [C,J,K] and a denominator [C,J] with at least one cluster; got "
+                f"{list(self.numerator.shape)} and {list(self.denominator.shape)}."
+            )
+        if not (np.isfinite(self.numerator).all() and np.isfinite(self.denominator).all()):
+            raise InputError("The sums of an estimate must be finite: look for NaN rewards and propensities of zero.")
+        if not (self.denominator.sum(axis=0) > 0).all():
+            raise InputError(
+                "The denominators of an estimate add up to nothing: the target policy chose none of the logged "
+                "actions. "
+                "Such a log says nothing about this policy."
+            )
+
+    @property
+    def clusters(self) -> int:
+        """C."""
+        return len(self.denominator)
+
+    @property
+    def ratios(self) -> Float[np.ndarray, "J K"]:
+        """Each ratio's value."""
+        ratios: np.ndarray = self.numerator.sum(axis=0) / self.denominator.sum(axis=0)[:, None]
+        return ratios
+
+    @property
+    def value(self) -> Float[np.ndarray, " K"]:
+        """The estimate."""
+        return self.ratios.sum(axis=0)
+
+    def __add__(self, other: ClusterSums) -> ClusterSums:
+        """The sum of two estimates on the same clusters. Ratios of equal denominators become one."""
+        if self.clusters != other.clusters or self.numerator.shape[2] != other.numerator.shape[2]:
+            raise InputError(
+                "Estimates can be paired on the same clusters and signals only; got "
+                f"{self.clusters} and {other.clusters} clusters, "
+                f"{self.numerator.shape[2]} and {other.numerator.shape[2]} signals."
+            )
+        if np.array_equal(self.denominator, other.denominator):
+            return ClusterSums(self.numerator + other.numerator, self.denominator)
+        return ClusterSums(
+            np.concatenate([self.numerator, other.numerator], axis=1),
+            np.concatenate([self.denominator, other.denominator], axis=1),
+        )
+
+    def __sub__(self, other: ClusterSums) -> ClusterSums:
+        """The paired difference: what a launch decision asks for."""
+        return self + ClusterSums(-other.numerator, other.denominator)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate of K signals between `low` and `high`, which are infinite where nothing bounds them."""
+
+    value: Float[np.ndarray, " K"]
+    low: Float[np.ndarray, " K"]
+    high: Float[np.ndarray, " K"]
+    clusters: int
+    level: float
+    method: str
+
+    def metrics(self) -> list[Metric]:
+        """One Metric for each signal; n is the number of clusters."""
+        return [
+            Metric(float(v), float(low), float(high), self.clusters)
+            for v, low, high in zip(self.value, self.low, self.high)
+        ]
+
+
+def cluster_sums(
+    numerator: Float[np.ndarray, "n K"],
+    denominator: Float[np.ndarray, " n"] | None = None,
+    cluster: Int[np.ndarray, " n"] | None = None,
+) -> ClusterSums:
+    """The sums of one ratio by cluster; J = 1. Without a denominator the estimate is the mean over rows, without a
+    cluster each row is its own. Clusters are numbered by any integers."""
+    below = np.ones(len(numerator)) if denominator is None else denominator
+    if cluster is None:
+        return ClusterSums(numerator[:, None, :], below[:, None])
+    names, index = np.unique(cluster, return_inverse=True)
+    sums = [np.bincount(index, column, len(names)) for column in numerator.T]
+    return ClusterSums(np.stack(sums, axis=1)[:, None, :], np.bincount(index, below, len(names))[:, None])
+
+
+def influence(sums: ClusterSums) -> Float[np.ndarray, "C K"]:
+    """How far each cluster pulls the estimate, to first order: Σ_j (numerator_cj - R_j denominator_cj) / mean
+    denominator_j.
+
+    They add up to 0, and for a plain mean over clusters they are the deviations from it. (Taylor linearization of
+    ratios: Särndal, Swensson and Wretman, Model Assisted Survey Sampling, 1992, section 5.5.)
+    """
+    mean = sums.denominator.mean(axis=0)
+    deviation = sums.numerator - sums.ratios * sums.denominator[:, :, None]
+    pull: np.ndarray = (deviation / mean[:, None]).sum(axis=1)
+    return pull
+
+
+def standard_error(sums: ClusterSums) -> Float[np.ndarray, " K"]:
+    """sqrt(Σ_c influence² / (C (C-1))); infinite for one cluster."""
+    C = sums.clusters
+    if C < 2:
+        return np.full(sums.numerator.shape[2], math.inf)
+    error: np.ndarray = np.sqrt((influence(sums) ** 2).sum(axis=0) / (C * (C - 1)))
+    return error
+
+
+def student_t(sums: ClusterSums, level: float = 0.95, side: Side = "both") -> Interval:
+    """estimate ± t_{C-1} · standard error.
+
+    Assumes many independent clusters with finite variance, no bounds. (Student, Biometrika 1908; for clusters: Liang
+    and Zeger, Biometrika 1986.)
+    """
+    from scipy import special
+
+    error, value = standard_error(sums), sums.value
+    low, high = [
+        error * (special.stdtrit(max(sums.clusters - 1, 1), 1 - tail) if tail else math.inf)
+        for tail in tails(level, side)
+    ]
+    # 0 · ∞ is a bound that was not asked for, on a signal that never varied
+    return Interval(value, value - _endless(low), value + _endless(high), sums.clusters, level, "t")
+
+
+def hoeffding(
+    sums: ClusterSums,
+    numerator_range: Range,
+    denominator_range: Range | None = None,
+    level: float = 0.95,
+    side: Side = "both",
+    independent: int = 1,
+) -> Interval:
+    """Hoeffding's bound: holds for any number of clusters, at the price of width.
+
+    Each side errs with probability at most a: |mean numerator - v mean denominator| ≤ (R_num + |v| R_den)
+    sqrt(log(1/a) / 2C) at the true v, solved for v. For a mean of values in [l, h] this is mean ± (h-l) sqrt(log(1/a)
+    / 2C). Needs bounds on a cluster's numerator (and denominator, where it varies) that are known beforehand: the
+    largest possible weight times the largest reward, not the largest that was seen. Where a cluster is made of
+    `independent` rows that were dealt into it, its sum counts as the root of so many widths of a row, not as so many.
+    (Hoeffding, JASA 1963.)
+
+    Raises InputError for a sum of several ratios and for data outside the ranges.
+    """
+    width, below = _widths(sums, numerator_range, denominator_range)
+
+    def half(tail: float) -> tuple[np.ndarray, float]:
+        scale = math.sqrt(math.log(1 / tail) / (2 * sums.clusters * independent))
+        return np.full(sums.numerator.shape[2], scale * width), scale * below
+
+    return _solved(sums, half, level, side, "hoeffding")
+
+
+def empirical_bernstein(
+    sums: ClusterSums,
+    numerator_range: Range,
+    denominator_range: Range | None = None,
+    level: float = 0.95,
+    side: Side = "both",
+) -> Interval:
+    """The empirical Bernstein bound: as safe as Hoeffding's, and narrow where the variance is small beside the range.
+
+    For a mean of values in a range R, each side errs with probability at most a: half width = sd sqrt(2 log(2/a) / C)
+    + 7 R log(2/a) / (3 (C-1)). Ratios are solved for v as in `hoeffding`, with the standard deviation of numerator -
+    v denominator bounded by the sum of both. (Maurer and Pontil, COLT 2009, theorem 4.)
+
+    Raises InputError for a sum of several ratios and for data outside the ranges.
+    """
+    width, below = _widths(sums, numerator_range, denominator_range)
+    C = sums.clusters
+
+    def half(tail: float) -> tuple[np.ndarray, float]:
+        if C < 2:
+            return np.full(sums.numerator.shape[2], math.inf), math.inf
+        log = math.log(2 / tail)
+        by_sd, by_range = math.sqrt(2 * log / C), 7 * log / (3 * (C - 1))
+        above = sums.numerator[:, 0].std(axis=0, ddof=1) * by_sd + width * by_range
+        return above, float(sums.denominator.std(ddof=1) * by_sd + below * by_range)
+
+    return _solved(sums, half, level, side, "empirical_bernstein")
+
+
+def tails(level: float, side: Side) -> tuple[float, float]:
+    """The probability to err below and above; 0 where no bound is asked for. Raises InputError for a level outside
+    (0, 1).
+    """
+    if not 0 < level < 1:
+        raise InputError(f"The level of an interval lies between 0 and 1, for example 0.95; got {level}.")
+    miss = 1 - level
+    return {"both": (miss / 2, miss / 2), "low": (miss, 0.0), "high": (0.0, miss)}[side]
+
+
+def _endless(half: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(half), math.inf, half)
+
+
+def _widths(sums: ClusterSums, numerator_range: Range, denominator_range: Range | None) -> tuple[float, float]:
+    """The ranges' widths, after the data have been held against them."""
+    if sums.denominator.shape[1] != 1:
+        raise InputError(
+            f"Hoeffding and Bernstein bound one ratio of sums; this estimate has {sums.denominator.shape[1]}. "
+            "Use a t, bootstrap or, for a single ratio, empirical-likelihood interval."
+        )
+    seen = float(sums.denominator.min()), float(sums.denominator.max())
+    if denominator_range is None and seen[0] != seen[1]:
+        raise InputError(
+            f"The denominator varies between clusters, from {seen[0]:.6g} to {seen[1]:.6g}: give denominator_range, "
+            "the least "
+            "and the most that one cluster can have (for a mean over rows, rows of a user; for SNIPS, its weight)."
+        )
+    ranges = {
+        "numerator": (sums.numerator, numerator_range),
+        "denominator": (sums.denominator, denominator_range or seen),
+    }
+    for name, (x, (low, high)) in ranges.items():
+        if x.min() < low or x.max() > high:
+            raise InputError(
+                f"The {name} of a cluster was said to lie in [{low:.6g}, {high:.6g}], but the log has [{x.min():.6g}, "
+                f"{x.max():.6g}]: widen the range, or the bound is no bound."
+            )
+    low, high = denominator_range or seen
+    return float(numerator_range[1] - numerator_range[0]), float(high - low)
+
+
+def _solved(
+    sums: ClusterSums, half: Callable[[float], tuple[np.ndarray, float]], level: float, side: Side, method: str
+) -> Interval:
+    """Both ends of {v: |mean numerator - v mean denominator| ≤ above + |v| below}."""
+    mean, per = sums.numerator[:, 0].mean(axis=0), float(sums.denominator.mean())
+    a, b = tails(level, side)
+    low = _lower(mean, per, *half(a)) if a else np.full_like(mean, -math.inf)
+    high = -_lower(-mean, per, *half(b)) if b else np.full_like(mean, math.inf)
+    return Interval(sums.value, low, high, sums.clusters, level, method)
+
+
+def _lower(mean: np.ndarray, per: float, above: np.ndarray, below: float) -> np.ndarray:
+    """The v where mean - above = v per + |v| below; none where the denominator itself may be 0."""
+    if math.isinf(below):
+        return np.full_like(mean, -math.inf)
+    least = mean - above
+    negative = least / (per - below) if per > below else np.full_like(mean, -math.inf)
+    bound: np.ndarray = np.where(least >= 0, least / (per + below), negative)
+    return bound
