@@ -6,30 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from marl.config.schema import EnvConfig, EvaluationConfig, RunConfig, Section, TrainConfig
+from marl.config.schema import Section
 
 NAMED = ("random", "uniform", "popularity", "bts", "table", "softmax", "epsilon_greedy", "logging", "best")
 KNOWN = ("logging", "best")  # to a synthetic log
 TRAINED = "run:"  # what a target begins with that is a trained policy, followed by the folder of its run
 COLUMN = "column:"  # of real actions: before the column of what a policy would have set
 SCORED = ("softmax", "epsilon_greedy")
-NOWHERE = EnvConfig.model_construct()  # the environment of what plays in none
-
-
-class OfflineConfig(RunConfig):
-    """A recipe that plays in no world and, unless it says otherwise, trains nothing. What is excluded stays out."""
-
-    compile: bool = Field(False, exclude=True)
-    env: EnvConfig = Field(NOWHERE, exclude=True)
-    train: TrainConfig = Field(TrainConfig(), exclude=True)
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), exclude=True)
-
-    @model_validator(mode="after")
-    def _nothing_idle(self) -> OfflineConfig:
-        for name, field in type(self).model_fields.items():
-            if field.exclude and getattr(self, name) != field.default:
-                raise ValueError(f"{name} says nothing here: this recipe does not use it. Leave it out")
-        return self
 
 
 class TargetConfig(Section):

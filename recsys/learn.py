@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from envs.core import EnvSpec, InputError, Streams
-from marl.config.schema import Section, TrainConfig
+from marl.config.schema import LearningConfig, Section, TrainConfig
 from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig, channel_weights
 from marl.learning.offline_batch import Logged, chooser_spec, transitions
 from marl.models.critics import ActionCritic
@@ -28,13 +28,14 @@ from marl.training.run import Run, env_steps_to_updates
 from recsys import ope
 from recsys.bandit.evaluate import Evaluation
 from recsys.build import make_policies, problem_of, read_log, with_columns
-from recsys.config import TRAINED, EstimatorsConfig, IntervalsConfig, OfflineConfig, RewardModelConfig, TargetConfig
+from recsys.config import TRAINED, EstimatorsConfig, IntervalsConfig, RewardModelConfig, TargetConfig
 from recsys.logs.config import DataConfig
 from recsys.logs.log import Log
 from recsys.logs.splits import Split
 from recsys.models.reward import fit_reward_model
 from recsys.policies.base import ContextPolicy
-from recsys.policies.from_run import Origin, Trained, View, as_target
+from recsys.policies.from_run import LearnsFromLogs, Origin, Trained, View, as_target
+from recsys.recipe import LogRecipe, reported
 
 NAME = "learned"  # what the policy is called among the metrics
 VIEW = "view"  # what a run keeps of how its policy sees a log
@@ -50,7 +51,7 @@ class LearnedConfig(Section):
     network: NetworkConfig = SMALL
 
 
-class Config(OfflineConfig):
+class Config(LearningConfig):
     """A log, and how to learn from it."""
 
     data: DataConfig = DataConfig()
@@ -83,52 +84,50 @@ class Config(OfflineConfig):
         return ope.Config(recipe="recsys.ope", policy=self.against, **{name: getattr(self, name) for name in named})
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Learn on one part of the log, tell by the other what the policy would earn."""
-    asked = config.evaluation_config()
-    log = read_log(config.data, config.seed, config.policy.observation).with_context(config.policy.observation)
-    parts = split_of(run)
-    learning, held_out = parts.learning(log), with_columns(config.against, parts.evaluation(log))
-    view = View.of(learning, config.policy.observation)
-    others = make_policies(config.data, config.against, held_out)
-    policy = as_target(NAME, fit(config, run, learning, view), view, log.actions)
-    model = fit_reward_model(held_out, config.reward_model)
-    seed = run.stage_seeds("bootstrap")[0]
-    kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
-    found = Evaluation.from_json(kept)
-    metrics, used = dict(found.metrics), run.used("train")
-    metrics |= {name: Metric.exact(used[name]) for name in ("updates", "wall_seconds", "cpu_seconds")}
-    if (problem := problem_of(config.data)) is not None:
-        weights = channel_weights(config.learner.weights, len(log.signals)).tolist()
-        earned = [
-            float(problem.value(each).value @ weights) for each in (problem.logging, policy, problem.best(weights))
-        ]
-        metrics["way_to_best"] = Metric.exact((earned[1] - earned[0]) / (earned[2] - earned[0]))
-    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, found.tables)
-    report.save(run.folder / "report.json")
-    ope.pictures(run)
-    return report
+class OfflineLearning(LogRecipe, LearnsFromLogs):
+    """Learn on one part of a log, and tell by the other what the policy would earn."""
 
+    config = Config
 
-pictures = ope.pictures
+    def run(self, config: Config, run: Run) -> Report:
+        """Learn on one part of the log, tell by the other what the policy would earn."""
+        asked = config.evaluation_config()
+        log = read_log(config.data, config.seed, config.policy.observation).with_context(config.policy.observation)
+        parts = split_of(run)
+        learning, held_out = parts.learning(log), with_columns(config.against, parts.evaluation(log))
+        view = View.of(learning, config.policy.observation)
+        others = make_policies(config.data, config.against, held_out)
+        policy = as_target(NAME, fit(config, run, learning, view), view, log.actions)
+        model = fit_reward_model(held_out, config.reward_model)
+        seed = run.stage_seeds("bootstrap")[0]
+        kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
+        found = Evaluation.from_json(kept)
+        metrics, used = dict(found.metrics), run.used("train")
+        metrics |= {name: Metric.exact(used[name]) for name in ("updates", "wall_seconds", "cpu_seconds")}
+        if (problem := problem_of(config.data)) is not None:
+            weights = channel_weights(config.learner.weights, len(log.signals)).tolist()
+            earned = [
+                float(problem.value(each).value @ weights) for each in (problem.logging, policy, problem.best(weights))
+            ]
+            metrics["way_to_best"] = Metric.exact((earned[1] - earned[0]) / (earned[2] - earned[0]))
+        return reported(config, run, metrics, found.tables)
+
+    def load_target(self, run: Run) -> Trained:
+        """The policy of a run as it was last saved; the log need not be there. Raises InputError for none."""
+        config: Any = run.config
+        path = run.folder / "once" / f"{VIEW}.json"
+        if not path.is_file():
+            raise InputError(f"{run.folder} has no checkpoint yet; `concord resume {run.folder}` trains it.")
+        view = View.from_json(json.loads(path.read_text()))
+        policy, spec = build(config, run.streams("policy"), view, len(view.labels), ("reward",))
+        policy.load_state_dict(run.load("train", "policy"))
+        return Trained(policy, spec, view, Origin(config.data, run.seeds[0], split_of(run)))
 
 
 def split_of(run: Run) -> Split:
     """Who is learned from and who is held out."""
     config: Any = run.config
     return Split(config.held_out, run.stage_seeds("split")[0])
-
-
-def load_target(run: Run) -> Trained:
-    """The policy of a run as it was last saved; the log need not be there. Raises InputError where there is none."""
-    config: Any = run.config
-    path = run.folder / "once" / f"{VIEW}.json"
-    if not path.is_file():
-        raise InputError(f"{run.folder} has no checkpoint yet; `concord resume {run.folder}` trains it.")
-    view = View.from_json(json.loads(path.read_text()))
-    policy, spec = build(config, run.streams("policy"), view, len(view.labels), ("reward",))
-    policy.load_state_dict(run.load("train", "policy"))
-    return Trained(policy, spec, view, Origin(config.data, run.seeds[0], split_of(run)))
 
 
 def learn(
@@ -219,3 +218,6 @@ def _deviation(x: np.ndarray) -> np.ndarray:
     """Of each column; 1 where it does not vary."""
     found = x.std(0)
     return np.where(found > 0, found, 1.0)
+
+
+recipe = OfflineLearning()

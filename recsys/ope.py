@@ -7,10 +7,10 @@ bootstrap's intervals do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from marl.config.schema import RunConfig
 from marl.output.report import Report
 from marl.training.run import Run
 from recsys.bandit import fitted_propensities, random_slice
@@ -24,7 +24,6 @@ from recsys.config import (
     KNOWN,
     EstimatorsConfig,
     IntervalsConfig,
-    OfflineConfig,
     RewardModelConfig,
     SelectionConfig,
     TargetConfig,
@@ -34,11 +33,12 @@ from recsys.logs.log import Log
 from recsys.models.reward import RewardModel, fit_reward_model
 from recsys.policies.base import Policy
 from recsys.policies.from_run import unseen
+from recsys.recipe import LogRecipe, reported
 
 __all__ = ["Config", "recipe"]
 
 
-class Config(OfflineConfig):
+class Config(RunConfig):
     """A log, policies and estimators."""
 
     data: DataConfig = DataConfig()
@@ -89,37 +89,31 @@ def require_known(data: DataConfig, policy: TargetConfig, settings: EstimatorsCo
         raise ValueError(f"{section}.target={' and '.join(KNOWN)} are known of data.format=synthetic only")
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Scan the log twice, once for the reward model, and tell what each policy would earn."""
-    behind = () if config.behavior is None else config.behavior.columns  # what moved the logger
-    whole = read_log(config.data, config.seed, (*behind, *config.policy.observation))
-    log = with_columns(config.policy, unseen(whole, runs_of(config.policy), config.data, config.seed))
-    log, slice_ = open_slice(config.data, log, behind)
-    targets = make_policies(config.data, config.policy, log)
-    model = fit_reward_model(log, config.reward_model)  # reads all rows: a bad log leaves no folder behind
-    fitted = None if config.behavior is None else fitted_propensities.fit(log, config.behavior)
-    seed = run.stage_seeds("bootstrap")[0]
+class OfflineEvaluation(LogRecipe):
+    """A log, policies that were not run, and what they would have earned."""
 
-    def evaluated() -> Evaluation:
-        if fitted is None:
-            return judge(config, log, targets, model, seed)
-        return judge_fitted(config, fitted, slice_, targets, model, seed)
+    config = Config
 
-    found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
-    if log.name != whole.name:
-        found.tables["notes"].append({"note": "Only rows count that no policy here was learned from."})
-    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
-    report.save(run.folder / "report.json")
-    pictures(run)
-    return report
+    def run(self, config: Config, run: Run) -> Report:
+        """Scan the log twice, once for the reward model, and tell what each policy would earn."""
+        behind = () if config.behavior is None else config.behavior.columns  # what moved the logger
+        whole = read_log(config.data, config.seed, (*behind, *config.policy.observation))
+        log = with_columns(config.policy, unseen(whole, runs_of(config.policy), config.data, config.seed))
+        log, slice_ = open_slice(config.data, log, behind)
+        targets = make_policies(config.data, config.policy, log)
+        model = fit_reward_model(log, config.reward_model)  # reads all rows: a bad log leaves no folder behind
+        fitted = None if config.behavior is None else fitted_propensities.fit(log, config.behavior)
+        seed = run.stage_seeds("bootstrap")[0]
 
+        def evaluated() -> Evaluation:
+            if fitted is None:
+                return judge(config, log, targets, model, seed)
+            return judge_fitted(config, fitted, slice_, targets, model, seed)
 
-def pictures(run: Run) -> list[Path]:
-    """The page of a finished run, made from its report alone; `concord render DIR` makes it again."""
-    from recsys.report import write_page  # matplotlib takes its time
-
-    write_page(Report.load(run.folder / "report.json"), page := run.folder / "report.html")
-    return [page]
+        found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
+        if log.name != whole.name:
+            found.tables["notes"].append({"note": "Only rows count that no policy here was learned from."})
+        return reported(config, run, found.metrics, found.tables)
 
 
 def judge_fitted(
@@ -167,3 +161,6 @@ def judge(
     )
     problem = problem_of(config.data)
     return found if problem is None else found.beside(problem.truths(targets))
+
+
+recipe = OfflineEvaluation()

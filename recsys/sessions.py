@@ -19,7 +19,6 @@ from marl.output.console import console
 from marl.output.report import Metric, Report
 from marl.output.tables import print_table
 from marl.training.run import Run
-from recsys import ope
 from recsys.bandit.evaluate import Evaluation, verdict_rows
 from recsys.bandit.importance_weights import LOGGED
 from recsys.build import make_policies, read_log, runs_of, with_columns
@@ -30,6 +29,7 @@ from recsys.policies.base import Policy
 from recsys.policies.from_run import load
 from recsys.problems.base import PROBLEMS
 from recsys.problems.sequential import FiniteProblem
+from recsys.recipe import LogRecipe, reported
 from recsys.sequential.config import Config
 from recsys.sequential.evaluate import Found, by_step, estimate, horizon_histograms, judge, logged_return, to_read
 from recsys.sequential.log import Sessions, read_sessions
@@ -43,29 +43,28 @@ __all__ = ["Config", "recipe"]
 SCORE = "score"  # of an oracle's log: score0 … are the logarithms of its target policy's probabilities
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Hold the sessions in memory, scan the log once or twice for each policy, and tell what it would earn."""
-    problem = problem_of(config)
-    log = open_log(config, problem)
-    policies = make_policies(DataConfig(), config.policy, log)
-    sessions = read_sessions(log, config.data.state)  # a bad log leaves no folder behind
-    seed = run.stage_seeds("bootstrap")[0]
+class SessionEvaluation(LogRecipe):
+    """A log of sessions, policies that were not run, and what they would have earned."""
 
-    def evaluated() -> Evaluation:
-        found = evaluate(sessions, policies, config, seed)
-        return found if problem is None else with_truth(found, problem, policies, config)
+    config = Config
 
-    found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
-    if problem is None and log.name != config.data.path:
-        found.tables["notes"].append({"note": "Only sessions of users count from whom no policy here was learned."})
-    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), found.metrics, found.tables)
-    report.save(run.folder / "report.json")
-    print_table("weights of the way to each step", found.tables["steps"], console)
-    pictures(run)
-    return report
+    def run(self, config: Config, run: Run) -> Report:
+        """Hold the sessions in memory, scan the log once or twice for each policy, and tell what it would earn."""
+        problem = problem_of(config)
+        log = open_log(config, problem)
+        policies = make_policies(DataConfig(), config.policy, log)
+        sessions = read_sessions(log, config.data.state)  # a bad log leaves no folder behind
+        seed = run.stage_seeds("bootstrap")[0]
 
+        def evaluated() -> Evaluation:
+            found = evaluate(sessions, policies, config, seed)
+            return found if problem is None else with_truth(found, problem, policies, config)
 
-pictures = ope.pictures
+        found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
+        if problem is None and log.name != config.data.path:
+            found.tables["notes"].append({"note": "Only sessions of users count from whom no policy here was learned."})
+        print_table("weights of the way to each step", found.tables["steps"], console)
+        return reported(config, run, found.metrics, found.tables)
 
 
 def problem_of(config: Config) -> FiniteProblem | None:
@@ -191,3 +190,6 @@ def by_state(policy: Policy, problem: FiniteProblem) -> np.ndarray:
     reward = np.zeros((len(states), 1))
     rows = Chunk(0, nothing, nothing, np.ones(len(states)), reward, states, context={"state": states, **scores})
     return policy.distribution(rows)
+
+
+recipe = SessionEvaluation()

@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from envs.core import InputError
 from marl.config.load import flatten, yaml_text
 from marl.evaluation.plots import new_axes, read_curve, require_picture_name, smooth
-from marl.output.report import Metric, Report
+from marl.output.report import Metric, Report, Tables
 
 LONGEST_LABEL = 80
 MOST_PAIRED = 8  # variants up to which each is compared with each
 RETURN = "return_per_agent"
-JUDGMENTS = ("verdicts", "recommendations", "differences")  # tables on whether and how to read estimates
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,11 @@ def point_metrics(reports: Mapping[str, Report]) -> dict[str, Metric]:
     return {f"{point}/{name}": metric for point, report in reports.items() for name, metric in report.metrics.items()}
 
 
-def judgments(reports: Mapping[str, Report]) -> dict[str, list[dict[str, Any]]]:
-    """What runs say of their own estimates, each row with the `point` that it is about."""
+def point_tables(names: Sequence[str], reports: Mapping[str, Report]) -> Tables:
+    """The named tables of all points, each row with the `point` that it is about."""
     found = {
         table: [{"point": point, **row} for point, report in reports.items() for row in report.tables.get(table, [])]
-        for table in JUDGMENTS
+        for table in names
     }
     return {table: rows for table, rows in found.items() if rows}
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from envs.core import InputError
 from marl.config.load import AGENTS, load_recipe, split_assignments
-from marl.config.schema import EvaluationConfig
+from marl.config.schema import EvaluationConfig, TrainingConfig
 from marl.evaluation import agent_sweep
-from marl.evaluation.agent_sweep import _play_along, _require_like, _spec
 from marl.evaluation.load import load_actor
-from marl.evaluation.policy_report import evaluate, optional, picture
+from marl.evaluation.policy_report import evaluate, optional
 from marl.output.console import console
 from marl.output.report import Report
 from marl.training.environments import evaluation_rows
@@ -39,19 +38,24 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
     `notes`, and a picture beside it.
     """
     points, trained = split_assignments(assignments), Run.open(folder)
+    if not isinstance(trained.config, TrainingConfig):
+        raise InputError(f"{trained.config.recipe} trains nobody who acts, so there is no actor to play.")
     _require_effect(trained.config.evaluation, points[0])
     _require_values(points)
     runs = [Run.open(folder, point) for point in points]
-    _require_like(trained.config, points, [run.config for run in runs])
-    if (checkpoint := runs[0].unfinished("train")) is not None:
-        console.print(f"training has not finished: playing checkpoint {checkpoint}", markup=False)
+    agent_sweep.require_like(trained.config, points, [run.config for run in runs])
+    stage = load_recipe(trained.config.recipe).played_stage(runs[0].config)
+    if stage is not None and (checkpoint := runs[0].unfinished(stage)) is not None:
+        console.print(f"{stage} has not finished: playing checkpoint {checkpoint}", markup=False)
     path = folder / "evaluations" / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.json"
     if len(points) == 1:
         report = _evaluate_run(runs[0])
         report.save(path)
         return report, path
     key = agent_sweep.swept_key(points)
-    curve = _play_along(runs, key, points, len(_spec(trained.config).agents) if key in AGENTS else None)
+    curve = agent_sweep.play_along(
+        runs, key, points, len(agent_sweep.spec_of(trained.config).agents) if key in AGENTS else None
+    )
     others = {key: value for key, value in points[0].items() if key != curve.key}
     config = Run.open(folder, others).config
     report = Report(config.recipe, config.seed, config.model_dump(mode="json"), *agent_sweep.summarize(curve))
@@ -63,12 +67,12 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
 
 def _require_effect(evaluation: EvaluationConfig, point: dict[str, Any]) -> None:
     effective = (*HAVE_AN_EFFECT, *_own_settings(evaluation))
-    idle = [key for key in point if not key.startswith(effective)]
-    if idle:
+    unused = [key for key in point if not key.startswith(effective)]
+    if unused:
         twin = " The twin was evaluated after training; evaluate there with env='{pettingzoo: …}'."
         raise InputError(
-            f"{idle[0]} changes nothing in an evaluation, which plays what was trained; these do: "
-            f"{', '.join(effective)}.{twin if idle[0].startswith('evaluation.twin') else ''}"
+            f"{unused[0]} changes nothing in an evaluation, which plays what was trained; these do: "
+            f"{', '.join(effective)}.{twin if unused[0].startswith('evaluation.twin') else ''}"
         )
 
 
@@ -82,12 +86,10 @@ def _require_values(points: Sequence[dict[str, Any]]) -> None:
 def _evaluate_run(run: Run) -> Report:
     """Everything that a recipe's evaluation has."""
     actor, env = load_actor(run, evaluation_rows(run.config))
-    metrics, tables = evaluate(run, actor, env), {}
-    module = load_recipe(run.config.recipe)
-    if hasattr(module, "findings"):
-        found, tables = module.findings(run, actor, env)
-        metrics |= found
+    metrics = evaluate(run, actor, env)
+    found, tables = load_recipe(run.config.recipe).findings(run, actor, env)
     env.close()
+    metrics |= found
     return Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
 
 
@@ -99,10 +101,4 @@ def _own_settings(section: EvaluationConfig) -> list[str]:
 def render_folder(folder: Path) -> list[Path]:
     """Film the team of a run, or draw what its recipe draws; gives the files."""
     run = Run.open(folder)
-    module = load_recipe(run.config.recipe)
-    if hasattr(module, "pictures"):
-        drawn: list[Path] = module.pictures(run)
-        return drawn
-    actor, env = load_actor(run, 1)
-    env.close()
-    return [picture(run, actor)]
+    return load_recipe(run.config.recipe).pictures(run)

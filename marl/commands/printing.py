@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from marl.commands.compare import JUDGMENTS, Group
+from marl.commands.compare import Group
 from marl.config.catalog import Entry, describe
+from marl.config.load import load_recipe
+from marl.config.recipe import Recipe
 from marl.config.schema import RunConfig
-from marl.output.report import Metric, Report
-from marl.output.tables import interval_text, number, print_columns, print_metrics, print_table
-from recsys.report.terminal import print_judgments
+from marl.output.report import Metric, Report, Tables
+from marl.output.tables import interval_text, number, print_columns, print_metrics
 
 FILES = {
     "report": "report.json",
@@ -38,22 +38,20 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         print_metrics(whole, str(folder), console)
     if "along" in report.tables:
         print_along(report, str(folder), console)
-    edges = report.tables.get("edges", [])
-    if any("worth" in row for row in edges):
-        print_table("edges", edges, console)
+    recipe = load_recipe(report.recipe)
     if swept:
-        _print_judgments_by_point(report.tables, console)
+        _show_by_point(recipe, report.tables, console)
     else:
-        print_judgments(report.tables, console)
+        recipe.show(report.tables, console)
     print_files([folder / file for file in FILES.values() if (folder / file).exists()], console)
 
 
-def _print_judgments_by_point(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
-    """The judgments of each point of a sweep under its name."""
-    for point in dict.fromkeys(row["point"] for name in JUDGMENTS for row in tables.get(name, [])):
+def _show_by_point(recipe: Recipe, tables: Tables, console: Console) -> None:
+    """Print what the recipe says of its tables, for each point of a sweep under its name."""
+    for point in dict.fromkeys(row["point"] for name in recipe.judged for row in tables.get(name, [])):
         console.print(point, style="italic", markup=False)
-        about = {name: [row for row in tables.get(name, []) if row["point"] == point] for name in JUDGMENTS}
-        print_judgments(about, console)
+        about = {name: [row for row in tables.get(name, []) if row["point"] == point] for name in recipe.judged}
+        recipe.show(about, console)
 
 
 def print_files(paths: Sequence[Path], console: Console) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from envs.core import ConcordError, InputError
 from marl.config.load import load_recipe
 from marl.config.schema import RunConfig
-from marl.evaluation.agent_sweep import check_other_numbers, in_other_numbers
 from marl.output.console import in_words
-from marl.output.report import Report
+from marl.output.report import REPORT, Report
 from marl.training.run import Run
 
 
@@ -19,11 +18,10 @@ def run_training(config: RunConfig, folder: Path) -> Report:
 
 
 def follow(config: RunConfig, run: Run) -> Report:
-    """What the recipe finds. Before anything is trained, whatever it raises is taken for bad input."""
-    module = load_recipe(config.recipe)
+    """What the recipe finds, saved once. Before anything is trained, whatever it raises is taken for bad input."""
+    recipe = load_recipe(config.recipe)
     try:
-        check_other_numbers(config)
-        report = module.recipe(config, run)
+        report = recipe.run(config, run)
     except ConcordError:
         raise
     except Exception as error:
@@ -35,6 +33,7 @@ def follow(config: RunConfig, run: Run) -> Report:
         ) from error
     if not isinstance(report, Report):
         raise InputError(
-            f"{config.recipe}.recipe must return a marl.output.report.Report; got a {type(report).__name__}."
+            f"{config.recipe}: run must return a marl.output.report.Report; got a {type(report).__name__}."
         )
-    return in_other_numbers(run, report)
+    report.save(run.folder / REPORT)  # last: whoever finds it takes the run for finished
+    return report

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from marl.config.load import dump, flatten, load_recipe
-from marl.config.schema import RunConfig
+from marl.config.schema import RunConfig, TrainingConfig
 from marl.output.console import console
 from marl.output.report import write_atomically
 from marl.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
@@ -24,15 +24,15 @@ from marl.training.run import Run
 def can_stack(configs: Sequence[RunConfig]) -> bool:
     """Whether runs that differ only in their seed can be trained as one.
 
-    The recipe must offer `train` (and `stackable(config)`, where it has that, must agree), the world must be native, no
-    budget may be one of processor time, which belongs to a run alone, and the networks must be Concord's own.
+    The recipe must say so (`Recipe.can_stack`), the world must be native, no budget may be one of processor time, which
+    belongs to a run alone, and the networks must be Concord's own.
     """
-    config, module = configs[0], load_recipe(configs[0].recipe)
+    config = configs[0]
     settings = flatten(config.model_dump(mode="json"))
     return (
         len(configs) > 1
-        and hasattr(module, "train")
-        and getattr(module, "stackable", lambda config: True)(config)
+        and isinstance(config, TrainingConfig)
+        and load_recipe(config.recipe).can_stack(config)
         and config.env.world is not None
         and config.train.cpu_seconds is None
         and not any(key.endswith("network.kind") and ":" in kind for key, kind in settings.items())

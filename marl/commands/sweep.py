@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import ConcordError, InputError
-from marl.commands.compare import judgments, point_metrics, sweep_metrics
+from marl.commands.compare import point_metrics, point_tables, sweep_metrics
 from marl.commands.run import follow
 from marl.commands.stacking import can_stack, train_stacked
-from marl.config.load import dump, read_yaml, resolve, split_assignments, yaml_text
-from marl.config.schema import RunConfig
+from marl.config.load import dump, load_recipe, read_yaml, resolve, split_assignments, yaml_text
+from marl.config.schema import LearningConfig, RunConfig, TrainingConfig
 from marl.output.console import console, in_words
 from marl.output.report import Report, write_atomically
 from marl.training.folders import refuse_used_folder, sole_trainer
@@ -54,7 +54,7 @@ def run_sweep(
     """Every point of a sweep in a folder of its own, and a report over all. Bad points are told before any starts."""
     refuse_used_folder(folder)
     configs = _configs(raws, points)
-    envs = [config.env for config in configs.values()]
+    envs = [config.env for config in configs.values() if isinstance(config, TrainingConfig)]
     if len(raws) > 1 and len({(env.world, env.pettingzoo, env.vmas) for env in envs}) > 1:
         console.print("note: these configs play different games, so their returns differ in kind")
     if len(configs) < len(points):
@@ -134,15 +134,15 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
         seeds,
         next(iter(raws.values())) if len(raws) == 1 else raws,
         sweep_metrics(variants) if learned else point_metrics(reports),
-        {"points": table, **({} if learned else judgments(reports))},
+        {"points": table, **({} if learned else point_tables(load_recipe(first.recipe).judged, reports))},
     )
     report.save(folder / "report.json")
     return report
 
 
 def learns(config: RunConfig) -> bool:
-    """Whether a recipe trains: one that never does, such as an offline evaluation, excludes the section `train`."""
-    return "train" in config.model_dump()
+    """True for a recipe that trains: one that never does, such as an offline evaluation, has no section `train`."""
+    return isinstance(config, LearningConfig)
 
 
 def usable_cores() -> int:

@@ -13,31 +13,49 @@ from pydantic import ValidationError
 
 from envs.core import ConcordError, InputError, import_dotted
 from marl.config.messages import explain, field_of, numbered, walk
+from marl.config.recipe import Recipe
 from marl.config.schema import RunConfig
-from marl.output.console import in_words
+from marl.output.console import console, in_words
 
 END = "..."  # YAML's end of a document
-
-
 AGENTS = {"env.agents", "env.args.agents"}  # two names of one number
+# What fields were called before; each is still understood.
+RENAMED_KEYS = {
+    "trace": "gae_lambda",
+    "segment": "sequence_length",
+    "max_gradient": "max_grad_norm",
+    "weighing": "advantage",
+    "idle": "zero_action",
+}
+# What recipes were called before; runs of theirs still load.
+RENAMED_RECIPES = {
+    "recsys.oracles.sequential": "recsys.problems.sequential",
+    "recsys.oracles.slate": "recsys.problems.slate",
+}
+# Saved configs of recipes that never used these have them all the same.
+RETIRED = ("compile", "train", "evaluation", "resume", "env")
 
 
-def load_recipe(path: str) -> Any:
-    """The recipe's module: it has `Config` and `recipe`. Raises InputError where it does not."""
+def load_recipe(path: str) -> Recipe:
+    """The recipe of a module: what it calls `recipe`. Raises InputError where there is none."""
     try:
-        module = import_dotted(path)
+        module = import_dotted(RENAMED_RECIPES.get(path, path))
     except ConcordError:
         raise
     except Exception as error:
         raise InputError(f"The recipe {path} cannot be imported: {in_words(error)}") from error
-    missing = [name for name in ("Config", "recipe") if not hasattr(module, name)]
-    if missing:
-        raise InputError(f"A recipe module needs Config and recipe(config, run); {path} lacks {' and '.join(missing)}.")
-    if not (isinstance(module.Config, type) and issubclass(module.Config, RunConfig)):
+    recipe = vars(module).get("recipe")
+    if not isinstance(recipe, Recipe):
         raise InputError(
-            f"Config of a recipe is a class derived from marl.config.schema.RunConfig; that of {path} is not."
+            "A recipe module ends with `recipe = MyRecipe()`, where MyRecipe is derived from "
+            f"marl.config.recipe.Recipe; in {path} recipe is {'missing' if recipe is None else repr(recipe)}."
         )
-    return module
+    config = recipe.config
+    if not (isinstance(config, type) and issubclass(config, RunConfig)):
+        raise InputError(
+            f"config of a recipe is a class derived from marl.config.schema.RunConfig; that of {path} is not."
+        )
+    return recipe
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,25 +137,74 @@ def _bare_commas(text: str) -> list[str]:
     return parts
 
 
-def resolve(raw: dict[str, Any], overrides: dict[str, Any]) -> RunConfig:
-    """The checked config of one run. Raises InputError with the path of what is wrong and the nearest right name."""
-    raw = _deep_copy(raw)
+def resolve(raw: dict[str, Any], overrides: dict[str, Any], saved: bool = False) -> RunConfig:
+    """The checked config of one run. Raises InputError with the path of what is wrong and the nearest right name.
+
+    saved: `raw` is the config of an old run, which may say what its recipe no longer has, and says so to nobody.
+    """
+    path = overrides.get("recipe", raw.get("recipe"))
+    if not isinstance(path, str):
+        raise InputError("A config names its algorithm: add a line such as 'recipe: marl.algorithms.mappo'.")
+    model = load_recipe(path).config
+    fields = list(walk(model))
+    known = {name for name, _, _ in fields}
+    raw, renamed = _renamed(raw, known)
+    overrides = {_new_name(key, known): value for key, value in overrides.items()}
+    raw["recipe"] = RENAMED_RECIPES.get(path, path)
     for key, value in overrides.items():
         if key in AGENTS:
             _forget_agents(raw, AGENTS - overrides.keys())
         _assign(raw, key, _deep_copy(value))
-    if not isinstance(raw.get("recipe"), str):
-        raise InputError("A config names its algorithm: add a line such as 'recipe: marl.algorithms.mappo'.")
-    model = load_recipe(raw["recipe"]).Config
+    if saved:
+        _drop_retired(raw, known)
+    else:
+        for old, new in renamed.items():
+            console.print(f"note: {old} is called {new} now", markup=False)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        fields = {name for name, _, section in walk(model) if section is None}
+        leaves = {name for name, _, section in fields if section is None}
         problems: dict[str, list[Any]] = {}
         for problem in error.errors():
-            problems.setdefault(field_of(problem["loc"], fields), []).append(problem)
+            problems.setdefault(field_of(problem["loc"], leaves), []).append(problem)
         told = [explain(model, path, found) for path, found in problems.items()]
         raise InputError(told[0] if len(told) == 1 else numbered(told)) from None
+
+
+def _renamed(raw: dict[str, Any], known: set[str], prefix: str = "") -> tuple[dict[str, Any], dict[str, str]]:
+    """A copy of a config in which fields bear their names of today, and which were renamed: {old: new}."""
+    copy: dict[str, Any] = {}
+    renamed: dict[str, str] = {}
+    for key, value in raw.items():
+        old = f"{prefix}{key}"
+        new = _new_name(old, known)
+        if new != old:
+            renamed[old] = new
+        name = new.rpartition(".")[2]
+        if name in copy:
+            raise InputError(f"{old} is called {new} now, and both are set: leave {old} out.")
+        if isinstance(value, dict):
+            value, below = _renamed(value, known, f"{new}.")
+            renamed |= below
+        copy[name] = value
+    return copy, renamed
+
+
+def _new_name(key: str, known: set[str]) -> str:
+    """The name of today of a field that was renamed."""
+    section, dot, last = key.rpartition(".")
+    new = f"{section}{dot}{RENAMED_KEYS.get(last, last)}"
+    return new if key not in known and new in known else key
+
+
+def _drop_retired(raw: dict[str, Any], known: set[str]) -> None:
+    """Take out what saved configs have of sections that their recipe has never used."""
+    for section in RETIRED:
+        value = raw.get(section)
+        if section not in known:
+            raw.pop(section, None)
+        elif isinstance(value, dict) and f"{section}.args" in known:
+            raw[section] = {key: held for key, held in value.items() if f"{section}.{key}" in known}
 
 
 def _deep_copy(raw: Any) -> Any:

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 # What other libraries call our fields, or a reader might.
 OTHER_NAMES = {
     "gamma": "discount",
-    "lambda": "trace",
-    "lam": "trace",
-    "gae_lambda": "trace",
+    "lambda": "gae_lambda",
+    "lam": "gae_lambda",
+    "trace": "gae_lambda",
     "alpha": "learning_rate",
     "step_size": "learning_rate",
     "eps": "clip",
@@ -24,13 +24,15 @@ OTHER_NAMES = {
     "clip_coef": "clip",
     "beta": "entropy",
     "ent_coef": "entropy",
-    "max_grad_norm": "max_gradient",
+    "max_gradient": "max_grad_norm",
+    "weighing": "advantage",
+    "idle": "zero_action",
     "n_steps": "steps",
     "num_steps": "steps",
     "rollout_length": "steps",
     "update_epochs": "epochs",
     "ppo_epochs": "epochs",
-    "sequence_length": "segment",
+    "segment": "sequence_length",
     "n_envs": "num_envs",
     "total_timesteps": "env_steps",
     "total_steps": "env_steps",
@@ -116,8 +118,6 @@ def _siblings(path: str, known: list[str]) -> list[str]:
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, field, type of the section or None) of every field that a config may set, sections first."""
     for name, field in model.model_fields.items():
-        if field.exclude:
-            continue
         section = _section_of(field.annotation)
         yield prefix + name, field, section
         if section is not None:

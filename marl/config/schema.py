@@ -105,7 +105,9 @@ class EvaluationConfig(Section):
         "limit (a swarm)",
     )
     random: bool = Field(False, description="play uniformly random actions too, and tell the difference: above_random")
-    idle: bool = Field(False, description="play the action 0 too, no control, and tell the difference: above_idle")
+    zero_action: bool = Field(
+        False, description="play the action 0 too, no control, and tell the difference: above_zero_action"
+    )
 
     @field_validator("agents", mode="before")
     @classmethod
@@ -134,10 +136,20 @@ class RunConfig(Section):
     recipe: str = Field(description="the algorithm, by dotted path of its module")
     seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
     threads: int = Field(1, ge=1, le=256, description="torch threads; more than 1 slows small networks down")
-    env: EnvConfig
+
+
+class LearningConfig(RunConfig):
+    """What a recipe has that calls `Run.fit`."""
+
     train: TrainConfig = TrainConfig()
+
+
+class TrainingConfig(LearningConfig):
+    """What a recipe has that trains in an environment, and judges what it has trained there."""
+
+    compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
+    env: EnvConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     resume: ResumeConfig = ResumeConfig()
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from envs.core import EnvSpec, InputError
 from marl.config.load import AGENTS, load_recipe, resolve, yaml_text
-from marl.config.schema import RunConfig
+from marl.config.schema import TrainingConfig
 from marl.evaluation.limit_fit import FEWEST, SIGNIFICANT, fit, gaps, standard_error
 from marl.evaluation.load import MisfitError, load_actor
 from marl.evaluation.plots import new_axes
@@ -98,7 +98,7 @@ def swept_key(points: Sequence[dict[str, Any]]) -> str:
 
 
 def summarize(curve: Curve) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
-    """Metrics `<setting>=<value>/<metric>`, and of a swarm `transfer/…`; tables `along`, a row a point, and `notes`."""
+    """Metrics `<setting>=<value>/<metric>`, and of a swarm `limit_fit/…`; tables `along`, a row a point, and `notes`."""
     metrics = {
         f"{curve.name}={yaml_text(point.value)}/{name}": metric
         for point in curve.points
@@ -141,7 +141,7 @@ def _transfer(curve: Curve, rows: list[dict[str, Any]]) -> tuple[dict[str, Metri
             row |= {"gap": gap.value, "gap_error": gap.error}
     used = sum(gap.counts for gap in found.values())
     line = fit(list(found.values()), standard_error(limit), None if exact else largest)
-    metrics = {"transfer/points": Metric.exact(used)} | ({LIMIT: limit} if exact else {})
+    metrics = {"limit_fit/points": Metric.exact(used)} | ({LIMIT: limit} if exact else {})
     if line is None:
         which = (
             f"the gap to {origin} exceeds {SIGNIFICANT:g} standard errors at {used} of {len(found)} numbers of agents"
@@ -154,7 +154,7 @@ def _transfer(curve: Curve, rows: list[dict[str, Any]]) -> tuple[dict[str, Metri
     )
     if line.doubt < NO_LINE:
         note += f"; but these gaps do not lie on a line (chance {line.doubt:.1g}), so that this is no law of the swarm"
-    found_metrics = {"transfer/slope": slope, "transfer/doubt": Metric.exact(line.doubt)}
+    found_metrics = {"limit_fit/slope": slope, "limit_fit/misfit_p_value": Metric.exact(line.doubt)}
     return metrics | found_metrics, note
 
 
@@ -183,10 +183,10 @@ def draw(curve: Curve, target: Path) -> Path:
     return target
 
 
-def check_other_numbers(config: RunConfig) -> None:
+def check_other_numbers(config: TrainingConfig) -> None:
     """Raise InputError, before training, where the team could not play in each number of `evaluation.agents`."""
     points = _numbers(config)
-    _require_like(config, points, [_resolved(config, point) for point in points])
+    require_like(config, points, [_resolved(config, point) for point in points])
 
 
 def in_other_numbers(run: Run, report: Report) -> Report:
@@ -195,23 +195,22 @@ def in_other_numbers(run: Run, report: Report) -> Report:
     if not points:
         return report
     runs = [Run(run.folder, _resolved(run.config, point)) for point in points]
-    curve = _play_along(runs, "env.agents", points, len(_spec(run.config).agents))
+    curve = play_along(runs, "env.agents", points, len(spec_of(run.config).agents))
     metrics, tables = summarize(curve)
     report.metrics.update(metrics)
     report.tables.update(tables)
-    report.save(run.folder / "report.json")
     with optional("picture"):
         draw(curve, run.folder / "agents.png")
     return report
 
 
-def _require_like(trained: RunConfig, points: Sequence[dict[str, Any]], configs: Sequence[RunConfig]) -> None:
+def require_like(trained: TrainingConfig, points: Sequence[dict[str, Any]], configs: Sequence[TrainingConfig]) -> None:
     """Raise InputError where a number of agents among the points makes a team that this policy cannot play."""
     asked = [(f"{key}={point[key]}", config) for point, config in zip(points, configs) for key in AGENTS & point.keys()]
-    here = _spec(trained) if asked else None
+    here = spec_of(trained) if asked else None
     for setting, config in asked:
         try:
-            there = _spec(config)
+            there = spec_of(config)
         except InputError as error:
             raise InputError(f"{setting}: {error}") from error
         assert here is not None
@@ -219,7 +218,7 @@ def _require_like(trained: RunConfig, points: Sequence[dict[str, Any]], configs:
             raise InputError(f"{setting}: {reason}, so this team plays only in its own number, {len(here.agents)}.")
 
 
-def _misfit(config: RunConfig, here: EnvSpec, there: EnvSpec) -> str | None:
+def _misfit(config: TrainingConfig, here: EnvSpec, there: EnvSpec) -> str | None:
     """Why a team of `here` cannot play in `there`, of another number of agents; None if nothing speaks against it."""
     for what, field in (("sees", "observation_sizes"), ("may do", "actions")):
         if set(getattr(here, field)) != set(getattr(there, field)):
@@ -234,21 +233,22 @@ def _misfit(config: RunConfig, here: EnvSpec, there: EnvSpec) -> str | None:
     return None
 
 
-def _play_along(runs: Sequence[Run], key: str, points: Sequence[dict[str, Any]], trained: int | None) -> Curve:
+def play_along(runs: Sequence[Run], key: str, points: Sequence[dict[str, Any]], trained: int | None) -> Curve:
     """The team at each value, after all of them have shown that they can be played."""
-    module = load_recipe(runs[0].config.recipe)
+    recipe = load_recipe(runs[0].config.recipe)
     settings = [f"{key}={yaml_text(point[key])}" for point in points]
     for setting, run in zip(settings, runs):
         _require_playable(run, setting, key in AGENTS)
-    found, limit = [], None
+    found: list[Point] = []
+    limit: dict[str, Metric] = {}
     for setting, point, run in zip(settings, points, runs):
         start = time.process_time()
         actor, env = load_actor(run, evaluation_rows(run.config))
         episodes = played(run, env, actor, run.config.evaluation.episodes, "evaluation")
         metrics = episodes.metrics(env.spec.channels)
-        if hasattr(module, "limit") and (limit is None or key not in AGENTS):  # that of all numbers of agents is one
-            limit = module.limit(actor, env)
-        metrics |= limit or {}
+        if not limit or key not in AGENTS:  # that of all numbers of agents is one
+            limit = recipe.limit(actor, env)
+        metrics |= limit
         env.close()
         found.append(Point(point[key], metrics, time.process_time() - start))
         earned, seconds = metrics[HEADLINE], found[-1].cpu_seconds
@@ -268,16 +268,16 @@ def _require_playable(run: Run, setting: str, counts_agents: bool) -> None:
         raise InputError(f"{setting}: {error}{hint}") from error
 
 
-def _numbers(config: RunConfig) -> list[dict[str, Any]]:
+def _numbers(config: TrainingConfig) -> list[dict[str, Any]]:
     """What `evaluation.agents` sets, point by point."""
     return [{"env.agents": n} for n in config.evaluation.agents]
 
 
-def _resolved(config: RunConfig, point: dict[str, Any]) -> RunConfig:
+def _resolved(config: TrainingConfig, point: dict[str, Any]) -> Any:
     return resolve(config.model_dump(mode="json"), point)
 
 
-def _spec(config: RunConfig) -> EnvSpec:
+def spec_of(config: TrainingConfig) -> EnvSpec:
     """What the agents of this config's world see and do."""
     with closing(make_env(config.env, num_envs=1)) as env:
         return env.spec

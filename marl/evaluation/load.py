@@ -16,11 +16,8 @@ class MisfitError(InputError):
 
 def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
     """The trained actor of a run and environments for it. Raises InputError where they do not fit together."""
-    module = load_recipe(run.config.recipe)
-    if not hasattr(module, "load"):
-        raise InputError(f"{run.config.recipe} has no load(run, num_envs), so there is no actor to play.")
     try:
-        loaded: tuple[Actor, VectorEnv] = module.load(run, num_envs)
+        loaded: tuple[Actor, VectorEnv] = load_recipe(run.config.recipe).load(run, num_envs)
     except ConcordError:
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,33 +17,38 @@ from envs.world import RandomActor, Scripted
 from marl.evaluation.episodes import Episodes, film, play
 from marl.evaluation.known_returns import known_metrics
 from marl.evaluation.plots import learning_curve, save_gif
-from marl.models.policies import Greedy, IndependentPolicy, JointActor
+from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
-from marl.output.report import Metric, Report
+from marl.output.report import Metric, Report, Tables
 from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
+from marl.training.on_policy import STAGE
 from marl.training.run import Run, stage_seed
 
 TWIN_ARGS = "evaluation.twin.args"
 
 
-def judge(run: Run, policy: JointActor) -> Report:
-    """Evaluate in the training world and its twin, draw the curve and the film, save `report.json`."""
+Findings = Callable[[Run, Any, VectorEnv], tuple[dict[str, Metric], Tables]]
+
+
+def judge(run: Run, policy: JointActor, findings: Findings | None = None) -> Report:
+    """Evaluate in the training world and its twin, add what `findings` finds, draw the curve and the film."""
     config = run.config.evaluation
-    env = make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)
-    metrics = {name: Metric.exact(value) for name, value in run.used("train").items()}
-    here = evaluate(run, policy, env)
-    metrics |= here
-    if config.twin is not None:
-        metrics |= _in_twin(run, policy, here["return_per_agent"])
-    if config.random:
-        metrics |= _above(run, env, "random", RandomActor(env.spec), here["return_per_agent"])
-    if config.idle:
-        metrics |= _above(run, env, "idle", idle(env.spec), here["return_per_agent"])
-    env.close()
-    report = Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics)
-    report.save(run.folder / "report.json")
+    metrics = {name: Metric.exact(value) for name, value in run.used(STAGE).items()}
+    tables: Tables = {}
+    with closing(make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)) as env:
+        here = evaluate(run, policy, env)
+        metrics |= here
+        if config.twin is not None:
+            metrics |= _in_twin(run, policy, here["return_per_agent"])
+        if config.random:
+            metrics |= _above(run, env, "random", RandomActor(env.spec), here["return_per_agent"])
+        if config.zero_action:
+            metrics |= _above(run, env, "zero_action", zero_action(env.spec), here["return_per_agent"])
+        if findings is not None:
+            found, tables = findings(run, policy, env)
+            metrics |= found
     _draw(run, policy)
-    return report
+    return Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
 
 
 def _draw(run: Run, policy: JointActor) -> None:
@@ -65,22 +70,10 @@ def optional(what: str) -> Iterator[None]:
         console.print(f"no {what}: {reason}", markup=False)
 
 
-def load_independent(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-    """The `load` of a recipe whose stage "train" learned an `IndependentPolicy`, with `policy` in its config.
-
-    Gives the policy as it was last saved, and environments to play it in.
-    """
-    config: Any = run.config
-    env = make_env(config.env, num_envs=num_envs, device=run.device)
-    policy = IndependentPolicy(env.spec, config.policy, run.streams("policy"))
-    policy.load_state_dict(run.load("train", "policy"))
-    return policy, env
-
-
 def check_evaluation(run: Run, spec: EnvSpec) -> None:
-    """Raise InputError, before training, where the twin is another task, or where nobody can be idle."""
-    if run.config.evaluation.idle:
-        idle(spec)
+    """Raise InputError, before training, where the twin is another task, or where no action is 0."""
+    if run.config.evaluation.zero_action:
+        zero_action(spec)
     twin = run.config.evaluation.twin
     if twin is None:
         return
@@ -143,11 +136,13 @@ def _above(run: Run, env: VectorEnv, name: str, other: Actor, here: Metric) -> d
     return found
 
 
-def idle(spec: EnvSpec) -> Actor:
+def zero_action(spec: EnvSpec) -> Actor:
     """An Actor whose agents do nothing: the action 0. Raises InputError where 0 may be a choice like any other."""
     space = spec.action
     if isinstance(space, Discrete):
-        raise InputError("evaluation.idle plays the action 0, and these agents have choices; set evaluation.random.")
+        raise InputError(
+            "evaluation.zero_action plays the action 0, and these agents have choices; set evaluation.random."
+        )
 
     def nothing(obs: Observation, streams: Streams) -> Tensor:
         return torch.zeros(*obs.alive.shape, space.size, device=obs.alive.device)

@@ -30,7 +30,9 @@ class LearnerConfig(Section):
     """Proximal policy optimization with generalized advantages."""
 
     steps: int = Field(128, ge=1, description="steps of each environment in a batch, T")
-    segment: int = Field(1, ge=1, description="steps of a training segment, L; recurrent networks want 8 or more")
+    sequence_length: int = Field(
+        1, ge=1, description="steps of a training segment, L; recurrent networks want 8 or more"
+    )
     epochs: int = Field(4, ge=1, description="passes over a batch")
     minibatches: int = Field(4, ge=1, description="parts of a pass")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam, at first")
@@ -38,19 +40,22 @@ class LearnerConfig(Section):
         None, gt=0, description="at the end of training, where it gets in a straight line; null keeps it"
     )
     discount: float | tuple[float, ...] = Field(0.99, description="γ in [0, 1], or one for each reward channel")
-    trace: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="λ of generalized advantage estimation")
     clip: float = Field(0.2, gt=0, description="ε, how far a decision's ratio may move")
     entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus, at first")
     entropy_end: float | None = Field(
         None, ge=0, description="its weight at the end of training, where it gets in a straight line; null keeps it"
     )
-    max_gradient: float = Field(0.5, gt=0, description="largest gradient norm, of the policy and of each critic")
+    max_grad_norm: float = Field(0.5, gt=0, description="largest gradient norm, of the policy and of each critic")
     scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
 
     @model_validator(mode="after")
     def _whole_segments(self) -> LearnerConfig:
-        if self.steps % self.segment:
-            raise ValueError(f"steps must be a multiple of segment; got steps={self.steps}, segment={self.segment}")
+        if self.steps % self.sequence_length:
+            raise ValueError(
+                f"steps must be a multiple of sequence_length; got steps={self.steps}, "
+                f"sequence_length={self.sequence_length}"
+            )
         return self
 
 
@@ -97,7 +102,7 @@ class ActorCritic:
             Stacked(policy.parameters(), self.policies),
             Stacked(critic.parameters(), self.policies * critic.copies),
             learning_rate=config.learning_rate,
-            max_gradient=config.max_gradient,
+            max_grad_norm=config.max_grad_norm,
         )
         self._critic_memory: Tree = None
         self.updates, self.done = updates, 0
@@ -209,7 +214,7 @@ class ActorCritic:
         if self.scale is not None:
             value, next_value = self.scale.restore(value), self.scale.restore(next_value)
         columns = (batch.reward, value, next_value, batch.terminated, batch.truncated, batch.obs.alive)
-        advantage = gae(*batch.over_time(columns), self.discount, self.config.trace)
+        advantage = gae(*batch.over_time(columns), self.discount, self.config.gae_lambda)
         advantage = advantage.transpose(0, 1).flatten(0, 2)
         return advantage, advantage + value, memory
 

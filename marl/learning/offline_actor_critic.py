@@ -40,7 +40,7 @@ class LoggedLearnerConfig(Section):
     clip: float | None = Field(10.0, gt=0, description="largest importance weight; null clips none")
     learning_rate: float = Field(3e-3, gt=0, description="of the policy's Adam")
     critic_learning_rate: float = Field(3e-3, gt=0, description="of the critic's Adam")
-    max_gradient: float = Field(1.0, gt=0, description="largest gradient norm, of the policy and of each critic")
+    max_grad_norm: float = Field(1.0, gt=0, description="largest gradient norm, of the policy and of each critic")
     discount: float | tuple[float, ...] = Field(
         0.0, description="γ in [0, 1], or one for each reward channel; 0 for bandits"
     )
@@ -172,12 +172,12 @@ class LoggedActorCritic:
         self.policy_optimizer = ClippedAdam(
             Stacked(policy.parameters(), policies),
             learning_rate=config.learning_rate,
-            max_gradient=config.max_gradient,
+            max_grad_norm=config.max_grad_norm,
         )
         self.critic_optimizer = ClippedAdam(
             Stacked(critic.parameters(), policies * critic.channels),
             learning_rate=config.critic_learning_rate,
-            max_gradient=config.max_gradient,
+            max_grad_norm=config.max_grad_norm,
         )
 
     def update(self, batch: Batch) -> dict[str, Tensor]:

@@ -28,10 +28,10 @@ class ClippedAdam:
     never replace them. Source: Kingma and Ba, ICLR 2015 (arXiv 1412.6980), algorithm 1.
     """
 
-    def __init__(self, *stacks: Stacked, learning_rate: float, max_gradient: float) -> None:
+    def __init__(self, *stacks: Stacked, learning_rate: float, max_grad_norm: float) -> None:
         grouped = [[p for p in stack.parameters if p.requires_grad] for stack in stacks]
         self.parameters = [p for group in grouped for p in group]
-        self.steps, self.learning_rate, self.max_gradient = 0, learning_rate, max_gradient
+        self.steps, self.learning_rate, self.max_grad_norm = 0, learning_rate, max_grad_norm
         self._rooms = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in self.parameters]
         self._value = self.parameters[0].detach().new_zeros(sum(self._rooms))
         self._gradient, self._mean, self._square = (torch.zeros_like(self._value) for _ in range(3))
@@ -74,10 +74,10 @@ class ClippedAdam:
         self.steps = int(state["steps"])
 
     def _clip(self) -> None:
-        """Scale each network's gradient down to the norm `max_gradient` where it is longer."""
+        """Scale each network's gradient down to the norm `max_grad_norm` where it is longer."""
         squares = torch.stack(torch._foreach_norm(self._pieces)).square()
         norms = self._nothing.index_add(0, self._networks, squares).sqrt()
-        scale = (self.max_gradient / (norms + 1e-6)).clamp(max=1.0)
+        scale = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(self._pieces, list(scale[self._networks].unbind()))
 
     def _gradients(self, start: int, end: int, *, whole: bool) -> list[Tensor]:

@@ -15,7 +15,7 @@ def gae(
     truncated: Bool[Tensor, "T *B N"],
     alive: Bool[Tensor, "T *B N"],
     discount: Float[Tensor, " K"],
-    trace: float,
+    gae_lambda: float,
 ) -> Float[Tensor, "T *B N K"]:
     """Generalized advantage estimates, one recursion for each agent and channel.
 
@@ -29,7 +29,7 @@ def gae(
     lasting = discount * (~terminated).to(reward.dtype).unsqueeze(-1)
     present = alive.to(reward.dtype).unsqueeze(-1)
     delta = torch.addcmul(reward - value, lasting, next_value) * present
-    decay = lasting * (trace * (~truncated).to(reward.dtype).unsqueeze(-1) * present)
+    decay = lasting * (gae_lambda * (~truncated).to(reward.dtype).unsqueeze(-1) * present)
     following = torch.zeros_like(delta[0])
     backwards = []
     for now, kept in zip(reversed(delta.unbind()), reversed(decay.unbind())):

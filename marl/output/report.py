@@ -18,6 +18,9 @@ import numpy as np
 
 from envs.core import ConcordError, InputError
 
+REPORT = "report.json"  # of a run that has finished
+Tables = dict[str, list[dict[str, Any]]]  # by name, a list of rows
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -59,7 +62,7 @@ class Report:
     seed: int | list[int]
     config: dict[str, Any]
     metrics: dict[str, Metric]
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: Tables = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def save(self, path: Path) -> None:

@@ -13,7 +13,7 @@ from envs.arguments import require_arguments
 from envs.core import ConcordError, InputError, Streams, VectorEnv, import_dotted
 from envs.vmas import VmasEnv
 from envs.world import RandomActor, TensorEnv, Transition, World
-from marl.config.schema import EnvConfig, RunConfig
+from marl.config.schema import EnvConfig, TrainingConfig
 from marl.output.console import in_words
 
 NUMBER_OF_AGENTS = ("agents", "num_agents", "n_agents", "N")  # what functions call it, the likeliest first
@@ -166,7 +166,7 @@ def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def evaluation_rows(config: RunConfig) -> int:
+def evaluation_rows(config: TrainingConfig) -> int:
     """How many environments an evaluation steps together: of large swarms as few as fit into `AGENTS_AT_ONCE`."""
     if config.env.world is None:
         return config.evaluation_envs

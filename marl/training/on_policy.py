@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from envs.core import EnvSpec, Streams, VectorEnv
 from envs.world import TensorEnv
-from marl.config.schema import RunConfig
+from marl.config.schema import TrainingConfig
 from marl.learning import scalarization
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.learner import Chain, Learner, per_channel
@@ -20,14 +21,18 @@ from marl.models.policies import JointPolicy, PolicyConfig
 from marl.training.environments import make_env
 from marl.training.run import Run, env_steps_to_updates
 
+STAGE = "train"  # what the stage is called that these recipes fit
 
-class ActorCriticConfig(RunConfig):
+
+class ActorCriticConfig(TrainingConfig):
     """A policy and a critic that learn from their own experience."""
 
     policy: PolicyConfig = PolicyConfig()
     critic: CriticConfig = CriticConfig()
     learner: LearnerConfig = LearnerConfig()
-    weighing: Literal["own", "team"] = Field("own", description="each agent's own advantage, or the living team's mean")
+    advantage: Literal["own", "team"] = Field(
+        "own", description="each agent's own advantage, or the living team's mean"
+    )
 
     @model_validator(mode="after")
     def _end_is_known(self) -> ActorCriticConfig:
@@ -41,7 +46,7 @@ class ActorCriticConfig(RunConfig):
 
     @model_validator(mode="after")
     def _enough_segments(self) -> ActorCriticConfig:
-        segments = self.learner.steps // self.learner.segment * self.env.num_envs
+        segments = self.learner.steps // self.learner.sequence_length * self.env.num_envs
         if segments < self.learner.minibatches:
             raise ValueError(
                 f"a batch of {segments} segments cannot be dealt into {self.learner.minibatches} minibatches; raise "
@@ -51,20 +56,20 @@ class ActorCriticConfig(RunConfig):
 
 
 def actor_critic(config: ActorCriticConfig, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> ActorCritic:
-    """PPO with the critic and the weighing that the config asks for."""
+    """PPO with the critic and the scalarization that the config asks for."""
     critic = build_critic(spec, config.critic, run.streams("critic"))
-    weigh = {"own": scalarization.own, "team": scalarization.team}[config.weighing]
+    weigh = {"own": scalarization.own, "team": scalarization.team}[config.advantage]
     return ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"), updates)
 
 
 def train(
     config: ActorCriticConfig,
     run: Run,
-    build: Callable[[EnvSpec, Streams], JointPolicy],
+    build: Callable[[Any, EnvSpec, Streams], JointPolicy],
     build_learner: Callable[[Any, Run, EnvSpec, Any, int], Learner] = actor_critic,
     source: type[OnPolicy] = OnPolicy,
 ) -> Any:
-    """The trained policy that `build` makes; P of them for a run with P seeds.
+    """The trained policy that build(config, spec, streams) makes; P of them for a run with P seeds.
 
     build_learner(config, run, spec, policy, updates) gives what improves it, from the batches of such a source.
     """
@@ -74,21 +79,38 @@ def train(
         device=run.device,
         restart_episodes=config.resume.restart_episodes,
     )
-    policy = build(env.spec, run.streams("policy"))
+    policy = build(config, env.spec, run.streams("policy"))
     updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
     learner = build_learner(config, run, env.spec, policy, updates)
     batches = source(
         env,
         policy,
         steps=config.learner.steps,
-        segment=config.learner.segment,
+        segment=config.learner.sequence_length,
         discount=per_channel(config.learner.discount, len(env.spec.channels)).to(run.device),
         streams=run.streams("actions"),
         seeds=run.stage_seeds("train"),
     )
-    with closing(env), run.compiled(*_pure(env, policy, learner)):
-        run.fit("train", learner, batches, updates, cpu_seconds=config.train.cpu_seconds)
+    with closing(env), compiled(config.compile, *_pure(env, policy, learner)):
+        run.fit(STAGE, learner, batches, updates, cpu_seconds=config.train.cpu_seconds)
     return policy
+
+
+@contextmanager
+def compiled(wanted: bool, *methods: tuple[Any, str]) -> Iterator[None]:
+    """Within, pure methods (owner, name) are replaced by compiled ones, where that is wanted."""
+    if not wanted:
+        yield
+        return
+    # What these methods read besides tensors never changes while they are compiled, so it need not be checked.
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+    for owner, name in methods:
+        setattr(owner, name, torch.compile(getattr(owner, name), options=options))
+    try:
+        yield
+    finally:
+        for owner, name in methods:
+            delattr(owner, name)
 
 
 def _pure(env: VectorEnv, policy: JointPolicy, learner: Learner) -> list[tuple[Any, str]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +35,8 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None):
-        self.folder, self.config = folder, config
+        self.folder = folder
+        self.config: Any = config
         self.seeds = tuple(seeds) if seeds is not None else (config.seed,)
         self.device = pick_device(config.device)
         self.begun = self._is_new = False
@@ -80,7 +80,7 @@ class Run:
                 f"{path} is cut short: it does not end with a line {END!r}. Restore it (report.json, where there is "
                 "one, holds the whole config); if nothing is missing, add that line."
             )
-        return cls(folder, resolve(read_yaml(path), overrides or {}))
+        return cls(folder, resolve(read_yaml(path), overrides or {}, saved=True))
 
     @property
     def policies(self) -> int:
@@ -94,22 +94,6 @@ class Run:
     def streams(self, name: str, device: torch.device | str | None = None) -> Streams:
         """Random numbers for one named purpose."""
         return Streams(self.stage_seeds(name), self.device if device is None else device)
-
-    @contextmanager
-    def compiled(self, *methods: tuple[Any, str]) -> Iterator[None]:
-        """Within, pure methods (owner, name) are replaced by compiled ones, where the config asks for it."""
-        if not self.config.compile:
-            yield
-            return
-        # What these methods read besides tensors never changes while they are compiled, so it need not be checked.
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
-        for owner, name in methods:
-            setattr(owner, name, torch.compile(getattr(owner, name), options=options))
-        try:
-            yield
-        finally:
-            for owner, name in methods:
-                delattr(owner, name)
 
     def fit(
         self,

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from envs.core import EnvSpec, InputError, Observation
 from marl.config.load import load_recipe
+from marl.config.recipe import Recipe
 from marl.evaluation.load import load_actor
 from marl.models.critics import only_choice
 from marl.models.policies import JointActor
@@ -120,6 +121,14 @@ class Trained(NamedTuple):
     origin: Origin | None = None
 
 
+class LearnsFromLogs(Recipe):
+    """A recipe whose policy is learned from a log."""
+
+    def load_target(self, run: Run) -> Trained:
+        """The policy of a run as it was last saved, how it sees a log, and which rows it was learned from."""
+        raise NotImplementedError
+
+
 def as_target(name: str, policy: JointActor, view: View, actions: int) -> ContextPolicy:
     """The policy as a target: π(·|x) of the one agent that chooses, from its view of each row."""
 
@@ -175,12 +184,11 @@ def trained(log: Log, path: str, observation: Sequence[str] = ()) -> ContextPoli
 
 
 def load(path: str) -> Trained:
-    """What a folder's run has trained: by its recipe's `load_target(run)`, or else by its `load(run, num_envs)`."""
+    """The policy that a folder's run has trained, and how it sees a log, where it was learned from one."""
     run = Run.open(Path(path), {"device": "cpu", "threads": torch.get_num_threads()})
-    module = load_recipe(run.config.recipe)
-    if hasattr(module, "load_target"):
-        found: Trained = module.load_target(run)
-        return found
+    recipe = load_recipe(run.config.recipe)
+    if isinstance(recipe, LearnsFromLogs):
+        return recipe.load_target(run)
     actor, env = load_actor(run, 1)
     env.close()
     if not isinstance(actor, JointActor):

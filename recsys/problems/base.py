@@ -16,11 +16,10 @@ from jaxtyping import Float
 from pydantic import Field
 
 from envs.core import InputError
-from marl.config.schema import Section
+from marl.config.schema import RunConfig, Section
 from marl.output.console import console
 from marl.output.report import Metric
 from marl.output.tables import print_table
-from recsys.config import OfflineConfig
 
 PROBLEMS = Path(__file__).resolve().parents[1] / "data" / "oracles"
 ROUNDED = 1e-6  # probabilities in a file may be off by this much, and known answers by this share
@@ -34,7 +33,7 @@ class ProblemConfig(Section):
     path: str | None = Field(None, description="a problem's JSON file; null is the one that comes with Concord")
 
 
-class OracleConfig(OfflineConfig):
+class OracleConfig(RunConfig):
     """Replications of logs from an exact problem."""
 
     data: ProblemConfig = ProblemConfig()

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 
 from envs.core import InputError
+from marl.config.recipe import Recipe
 from marl.output.console import TrainingDisplay
 from marl.output.report import Metric, Report
 from marl.training.run import Run
@@ -185,21 +186,24 @@ def _pick(probability: Float[np.ndarray, "n choices"], rng: np.random.Generator)
     return np.minimum((rng.random((len(edges), 1)) >= edges).sum(-1), last)
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Estimate from every replication, compare with the truth, tell it as a table and metrics."""
-    path = Path(config.data.path) if config.data.path else PROBLEMS / "sequential.json"
-    problem = FiniteProblem.read(path)
-    found = run.once("replications", lambda: replicate(problem, config, run.stage_seeds("replications")[0]))
-    samples, truth = found["samples"], problem.value(problem.target)
-    rows = judgements(samples, truth)
-    for row in rows:
-        row["unbiased"] = "yes" if row["estimator"] in UNBIASED else ""
-    metrics = metrics_of("sequential", samples, rows) | summary(problem, rows, found["gap_to_dp"], config.cap)
-    tables = {"estimators": rows}
-    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
-    report.save(run.folder / "report.json")
-    show(f"{config.replications} logs of {config.trajectories} trajectories", rows)
-    return report
+class SequentialProblem(Recipe):
+    """Estimators on an exact sequential problem."""
+
+    config = Config
+
+    def run(self, config: Config, run: Run) -> Report:
+        """Estimate from every replication, compare with the truth, tell it as a table and metrics."""
+        path = Path(config.data.path) if config.data.path else PROBLEMS / "sequential.json"
+        problem = FiniteProblem.read(path)
+        found = run.once("replications", lambda: replicate(problem, config, run.stage_seeds("replications")[0]))
+        samples, truth = found["samples"], problem.value(problem.target)
+        rows = judgements(samples, truth)
+        for row in rows:
+            row["unbiased"] = "yes" if row["estimator"] in UNBIASED else ""
+        metrics = metrics_of("sequential", samples, rows) | summary(problem, rows, found["gap_to_dp"], config.cap)
+        tables = {"estimators": rows}
+        show(f"{config.replications} logs of {config.trajectories} trajectories", rows)
+        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
 
 
 def summary(problem: FiniteProblem, rows: list[dict[str, Any]], gap_to_dp: float, cap: float) -> dict[str, Metric]:
@@ -279,3 +283,6 @@ def estimates(
         "ncis": ncis(weighted, gamma, cap),
     }
     return {name: float(values.mean()) for name, values in contributions.items()}
+
+
+recipe = SequentialProblem()

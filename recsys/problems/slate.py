@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 
 from envs.core import InputError
+from marl.config.recipe import Recipe
 from marl.output.console import TrainingDisplay
 from marl.output.report import Metric, Report
 from marl.training.run import Run
@@ -162,24 +163,27 @@ def _all_slates(table: Float[np.ndarray, "*shape"], slots: int, items: int) -> I
     return slates
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Sum over all slates, estimate from every drawn log, tell it as a table and metrics."""
-    path = Path(config.data.path) if config.data.path else PROBLEMS / "slate.json"
-    problem, answers = SlateProblem.read(path)
-    q = problem.cascade_q(config.q_noise, np.random.default_rng(run.stage_seeds("q")[0]))
-    exact = expectations(problem, q)
-    samples = run.once("replications", lambda: replicate(problem, q, config, run.stage_seeds("replications")[0]))
-    rows = judgements(samples, problem.truth)
-    metrics = {"slate/truth": Metric.exact(problem.truth)} | metrics_of("slate", samples, rows)
-    for row in rows:
-        found = exact.get(row["estimator"], {})
-        row |= {"expectation": "", "gap": "", "sd": ""} | found
-        metrics |= {f"slate/{row['estimator']}/{name}": Metric.exact(value) for name, value in found.items()}
-    metrics |= gaps_to_file(exact, answers)
-    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, {"estimators": rows})
-    report.save(run.folder / "report.json")
-    show(f"{len(problem.slates)} slates enumerated, {config.replications} logs of {config.slates} drawn", rows)
-    return report
+class SlateEstimators(Recipe):
+    """Estimators on an exact slate problem."""
+
+    config = Config
+
+    def run(self, config: Config, run: Run) -> Report:
+        """Sum over all slates, estimate from every drawn log, tell it as a table and metrics."""
+        path = Path(config.data.path) if config.data.path else PROBLEMS / "slate.json"
+        problem, answers = SlateProblem.read(path)
+        q = problem.cascade_q(config.q_noise, np.random.default_rng(run.stage_seeds("q")[0]))
+        exact = expectations(problem, q)
+        samples = run.once("replications", lambda: replicate(problem, q, config, run.stage_seeds("replications")[0]))
+        rows = judgements(samples, problem.truth)
+        metrics = {"slate/truth": Metric.exact(problem.truth)} | metrics_of("slate", samples, rows)
+        for row in rows:
+            found = exact.get(row["estimator"], {})
+            row |= {"expectation": "", "gap": "", "sd": ""} | found
+            metrics |= {f"slate/{row['estimator']}/{name}": Metric.exact(value) for name, value in found.items()}
+        metrics |= gaps_to_file(exact, answers)
+        show(f"{len(problem.slates)} slates enumerated, {config.replications} logs of {config.slates} drawn", rows)
+        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, {"estimators": rows})
 
 
 def expectations(problem: SlateProblem, q: Q) -> dict[str, dict[str, float]]:
@@ -217,3 +221,6 @@ def replicate(problem: SlateProblem, q: Q, config: Config, seed: int) -> dict[st
                 samples[name].append(float(estimator(log, (q[0][rows], q[1][rows])).mean()))
             display.advance(replication + 1)
     return samples
+
+
+recipe = SlateEstimators()

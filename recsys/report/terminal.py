@@ -9,6 +9,8 @@ from rich.console import Console
 
 from marl.output.tables import LONGEST_TABLE, number, print_columns
 
+JUDGED = ("verdicts", "recommendations", "differences")  # tables on whether and how to read estimates
+
 
 def print_judgments(tables: Mapping[str, Sequence[Mapping[str, Any]]], console: Console) -> None:
     """Each verdict on estimates once, with its reason and those it is about; what to read, and what it would change.

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from marl.config.schema import Section
-from recsys.config import COLUMN, KNOWN, OfflineConfig, TargetConfig
+from marl.config.schema import RunConfig, Section
+from recsys.config import COLUMN, KNOWN, TargetConfig
 from recsys.logs.config import ColumnsConfig, DataConfig
 from recsys.sequential.evaluate import PLAIN, WITH_STATES
 
@@ -81,7 +81,7 @@ class SessionIntervalsConfig(Section):
     replications: int = Field(1000, ge=100, description="of bootstrap and bca, drawn from the run's seed")
 
 
-class Config(OfflineConfig):
+class Config(RunConfig):
     """A log of sessions, policies and estimators."""
 
     data: SessionDataConfig = SessionDataConfig()

@@ -59,9 +59,9 @@ def test_a_swarm_approaches_its_limit_with_slope_minus_one(trained: Path) -> Non
     for n in (2, 5, 10, 400):
         assert report.metrics[f"agents={n}/return_per_agent"].n >= 400
     assert "agents=2/mode/return_per_agent" not in report.metrics, "only the team as it is executed is played"
-    fit = report.metrics["transfer/slope"]
+    fit = report.metrics["limit_fit/slope"]
     assert fit.low < -1 < fit.high
-    assert report.metrics["transfer/points"].value == fit.n >= 2
+    assert report.metrics["limit_fit/points"].value == fit.n >= 2
     assert [row["trained"] for row in report.tables["along"]] == [False, True, False, False]
     assert report.config["env"]["args"]["agents"] == 5
     assert Report.load(path).metrics == report.metrics
@@ -84,14 +84,14 @@ def test_the_table_says_what_was_trained_and_what_is_left_to_find(
     assert "trained with N=5, which is not in the list" in printed
     assert "no slope: the gap to agents=40" in printed
     newest = max((trained / "evaluations").glob("*.json"))
-    assert "transfer/slope" not in json.loads(newest.read_text())["metrics"]
+    assert "limit_fit/slope" not in json.loads(newest.read_text())["metrics"]
 
 
 def test_other_settings_are_played_along_too(trained: Path) -> None:
     report, path = evaluate_folder(trained, ["env.args.sigma=0.1,1.0", "env.agents=3", "evaluation.episodes=64"])
     low, high = (report.metrics[f"sigma={s}/return_per_agent"].value for s in ("0.1", "1.0"))
     assert low > high
-    assert not any(name.startswith("transfer/") for name in report.metrics)
+    assert not any(name.startswith("limit_fit/") for name in report.metrics)
     assert report.config["env"]["agents"] == 3
     assert path.with_suffix(".png").exists()
 
@@ -229,13 +229,13 @@ def curve(limit: float | None = None, values: tuple[int, ...] = (2, 20, 200)) ->
 
 def test_an_exact_limit_is_used_where_there_is_one_else_the_largest_swarm(tmp_path: Path) -> None:
     metrics, tables = summarize(curve(3.0, (200, 2, 20)))
-    assert metrics["transfer/slope"].value == pytest.approx(-1, abs=1e-6)
-    assert metrics["transfer/points"].value == 3
+    assert metrics["limit_fit/slope"].value == pytest.approx(-1, abs=1e-6)
+    assert metrics["limit_fit/points"].value == 3
     assert metrics["limit/return_per_agent"] == Metric.exact(3.0)
     assert [round(row["gap"], 6) for row in tables["along"]] == [-0.04, -4.0, -0.4]
     metrics, tables = summarize(curve())
-    assert metrics["transfer/points"].value == 2
-    assert metrics["transfer/slope"].value < -1
+    assert metrics["limit_fit/points"].value == 2
+    assert metrics["limit_fit/slope"].value < -1
     assert "gap" not in tables["along"][-1]
     assert "the gap to agents=200" in tables["notes"][-1]["note"]
     assert draw(curve(), tmp_path / "curve.png").exists()

@@ -15,7 +15,7 @@ from torch import Tensor
 from envs.core import Continuous, Decision, EnvSpec, InputError, Observation, Streams
 from envs.games import climbing
 from envs.world import TensorEnv, Transition, World
-from marl.algorithms.bnpg import Config, load, pictures, recipe, train
+from marl.algorithms.bnpg import Config, recipe
 from marl.algorithms.bnpg.distillation import Classroom, Distillation, Lessons
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.commands.evaluate import evaluate_folder
@@ -71,7 +71,7 @@ class School:
                 p += 0.4 * torch.randn(p.shape, generator=generator)
         self.learner = Distillation(self.teacher, self.student, learner, Streams([3]))
         room = Classroom(self.teacher, self.student, acting)
-        seen = {"steps": learner.steps, "segment": learner.segment}
+        seen = {"steps": learner.steps, "segment": learner.sequence_length}
         self.source = OnPolicy(self.env, room, **seen, streams=Streams([4]), seeds=[5])
 
     def teach(self, updates: int, last: int = 1) -> float:
@@ -180,7 +180,7 @@ def settings(**overrides: Any) -> Config:
     return config
 
 
-RECURRENT = {"policy.network.kind": "gru", "learner.segment": 4, "train.save_seconds": 0}
+RECURRENT = {"policy.network.kind": "gru", "learner.sequence_length": 4, "train.save_seconds": 0}
 
 
 def saved(run: Run) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def saved(run: Run) -> dict[str, Any]:
 
 def test_cut_off_in_the_middle_it_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(**RECURRENT)
-    train(config, Run(tmp_path / "whole", config))
+    recipe.train(config, Run(tmp_path / "whole", config))
     update, seen = Distillation.update, []
 
     def cut_off(self: Distillation, batch: Batch) -> dict[str, Tensor]:
@@ -202,8 +202,8 @@ def test_cut_off_in_the_middle_it_ends_with_the_same_bytes(tmp_path: Path, monke
 
     monkeypatch.setattr(Distillation, "update", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        train(config, Run(tmp_path / "cut", config))
-    train(config, Run(tmp_path / "cut", config))
+        recipe.train(config, Run(tmp_path / "cut", config))
+    recipe.train(config, Run(tmp_path / "cut", config))
     assert len(seen) == 3 + 2, "it went on, and did not begin again"
     one, other = (saved(Run(tmp_path / name, config)) for name in ("whole", "cut"))
     for part in ("learner", "source", "tally"):
@@ -231,16 +231,16 @@ def test_seeds_distilled_as_one_end_as_they_would_alone(tmp_path: Path) -> None:
 
 def test_a_teacher_that_has_learned_since_is_refused(tmp_path: Path) -> None:
     config = settings()
-    train(config, Run(tmp_path, config))
+    recipe.train(config, Run(tmp_path, config))
     longer = settings(**{"train.env_steps": 192})
     with pytest.raises(InputError, match=r"6 updates, and distilled when it had 3\. Remove the folder checkpoints/dis"):
-        train(longer, Run(tmp_path, longer))
+        recipe.train(longer, Run(tmp_path, longer))
 
 
 def test_the_report_has_every_team_and_evaluate_plays_the_one_that_is_named(tmp_path: Path) -> None:
     config = settings()
     run = Run.create(tmp_path / "out", config)
-    report = recipe(config, run)
+    report = recipe.run(config, run)
     assert {"return_per_agent", "distilled/return_per_agent", "empty/return_per_agent"} <= set(report.metrics)
     assert report.metrics["distill/env_steps"].value == 128
     steps, _ = read_curve(run.folder)
@@ -248,20 +248,20 @@ def test_the_report_has_every_team_and_evaluate_plays_the_one_that_is_named(tmp_
     again, _ = evaluate_folder(run.folder, ["evaluation.team=distilled"])
     assert again.metrics["return_per_agent"] == report.metrics["distilled/return_per_agent"]
     other = settings(**{"evaluation.team": "distilled"})
-    turned = recipe(other, Run(run.folder, other))
+    turned = recipe.run(other, Run(run.folder, other))
     assert turned.metrics["return_per_agent"] == report.metrics["distilled/return_per_agent"]
     assert turned.metrics["network/return_per_agent"] == report.metrics["return_per_agent"]
     alone, _ = evaluate_folder(run.folder, ["evaluation.team=empty"])
     assert alone.metrics["return_per_agent"] == report.metrics["empty/return_per_agent"]
     without = settings(**{"evaluation.team": "empty"})
-    judged = recipe(without, Run(run.folder, without)).metrics
+    judged = recipe.run(without, Run(run.folder, without)).metrics
     assert judged["return_per_agent"] == judged["empty/return_per_agent"] == report.metrics["empty/return_per_agent"]
     assert judged["network/return_per_agent"] == report.metrics["return_per_agent"]
-    drawn = {path.name for path in pictures(Run(run.folder, without))}
+    drawn = {path.name for path in recipe.pictures(Run(run.folder, without))}
     assert {"graph.gif", "graph.png"} <= drawn, "who hears whom, though nobody does where the team is judged"
     asked, _ = evaluate_folder(run.folder, ["evaluation.team=empty", "evaluation.ablation_episodes=32"])
     assert "worth" in asked.tables["edges"][0]
-    student, env = load(Run(run.folder, other), 2)
+    student, env = recipe.load(Run(run.folder, other), 2)
     assert isinstance(student, IndependentPolicy)
     env.close()
 

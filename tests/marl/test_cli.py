@@ -238,7 +238,7 @@ def test_a_sweep_runs_in_processes_and_says_which_point_failed(
         (["run", "cooperative/spread", "env.args={agnts: 3}"], 2, "Did you mean env.args.agents?"),
         (["run", "cooperative/spread", "env.args.agents=0"], 2, "at least one agent"),
         (["run", "cooperative/spread", "device=cuda:77"], 2, "device: expected"),
-        (["run", "cooperative/spread", "learner.segment=3"], 2, "steps must be a multiple of segment"),
+        (["run", "cooperative/spread", "learner.sequence_length=3"], 2, "steps must be a multiple of sequence_length"),
         (["run", "cooperative/spread", "learner.steps=1", "env.num_envs=2"], 2, "cannot be dealt into 4 minibatches"),
         (["run", "cooperative/spread", "learner.discount=[0.9,0.8]"], 2, "learner.discount must be one number"),
         (["run", "cooperative/spread", "policy.network.kind=transformer"], 2, "network.kind must be one of"),

@@ -44,11 +44,11 @@ def test_random_play_is_reported_beside_with_the_difference(tmp_path: Path, monk
 def test_a_swarm_without_control_is_reported_beside(tmp_path: Path) -> None:
     env = {"world": "envs.swarm:LinearQuadratic", "args": {"agents": 20, "horizon": 5}, "num_envs": 8}
     raw = {"recipe": "marl.algorithms.mappo", "env": env, "learner": {"steps": 5}, "train": {"env_steps": 80}}
-    settings = {"evaluation.idle": True, "evaluation.episodes": 512, "evaluation.film_episodes": 0}
+    settings = {"evaluation.zero_action": True, "evaluation.episodes": 512, "evaluation.film_episodes": 0}
     metrics = run_training(resolve(raw, settings), tmp_path / "run").metrics
     cost = LinearQuadratic(20, 5).problem.cost(LinearRule([0.0] * 5, [0.0] * 5), 20)
-    assert metrics["idle/return_per_agent"].low < -cost < metrics["idle/return_per_agent"].high
-    assert metrics["above_idle"].value == metrics["return_per_agent"].value - metrics["idle/return_per_agent"].value
+    assert metrics["zero_action/return_per_agent"].low < -cost < metrics["zero_action/return_per_agent"].high
+    assert metrics["above_zero_action"].value == metrics["return_per_agent"].value - metrics["zero_action/return_per_agent"].value
     with pytest.raises(InputError, match=r"evaluation\.idle plays the action 0"):
         run_training(resolve({**raw, "env": {"world": "envs.swarm:SIS"}}, settings), tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -110,7 +110,7 @@ def gradients(small: Small, batch: Batch) -> Tree:
 
 
 def whole(name: str, agents: int = 3, **changes: Any) -> Small:
-    settings = {"epochs": 1, "minibatches": 1, "max_gradient": 1e9, "scale_values": True, **changes}
+    settings = {"epochs": 1, "minibatches": 1, "max_grad_norm": 1e9, "scale_values": True, **changes}
     return build(Mortals(agents), **{**SETUPS[name][1], **settings})
 
 
@@ -269,7 +269,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 
 
 def test_the_policy_and_each_channel_s_critic_are_clipped_apart() -> None:
-    small = whole("mlp", max_gradient=1e-3)
+    small = whole("mlp", max_grad_norm=1e-3)
     found, _ = gradients(small, next(iter(small.source)))
     count = len(list(small.policy.parameters()))
     channels = zip(*(gradient.chunk(2) for gradient in found[count:]))
@@ -293,7 +293,7 @@ def test_reward_one_is_learned_to_be_worth_the_endless_sum_or_the_finite_one(
         minibatches=1,
         discount=0.8,
         learning_rate=0.01,
-        max_gradient=10.0,
+        max_grad_norm=10.0,
         critic={"network": {"hidden": (32, 32), "activation": "silu"}},
     )
     small.train(50)
@@ -370,14 +370,14 @@ def test_a_successor_is_worth_what_the_next_step_says_also_when_a_teammate_has_j
 @pytest.mark.parametrize("sees", ["state", "agent"])
 def test_three_channels_with_critics_of_their_own_are_three_critics(sees: str) -> None:
     """One update of two channels' critics equals that of a critic of one channel on that channel's reward."""
-    small = build(Mortals(), critic={"sees": sees}, discount=(0.9, 0.5), trace=0.7, max_gradient=0.1, scale_values=True)
+    small = build(Mortals(), critic={"sees": sees}, discount=(0.9, 0.5), gae_lambda=0.7, max_grad_norm=0.1, scale_values=True)
     start = copy.deepcopy(small.critic.state_dict())
     batch = next(iter(small.source))
     small.learner.update(batch)
     for k, discount in enumerate((0.9, 0.5)):
         world = Mortals()
         world.spec = dataclasses.replace(world.spec, channels=("one",))
-        alone = build(world, critic={"sees": sees}, discount=discount, trace=0.7, max_gradient=0.1, scale_values=True)
+        alone = build(world, critic={"sees": sees}, discount=discount, gae_lambda=0.7, max_grad_norm=0.1, scale_values=True)
         alone.critic.load_state_dict({name: value[k : k + 1] for name, value in start.items()})
         alone.learner.update(dataclasses.replace(batch, reward=batch.reward[..., k : k + 1], outcome=None))
         for name, value in alone.critic.state_dict().items():

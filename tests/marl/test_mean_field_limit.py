@@ -125,7 +125,7 @@ def test_the_report_has_the_limit(tmp_path: Path) -> None:
         {"device": "cpu"},
     )
     run = Run.create(tmp_path / "run", config)
-    metrics = recipe(config, run).metrics
+    metrics = recipe.run(config, run).metrics
     assert metrics["limit/unrolled"].value == pytest.approx(metrics["limit/return_per_agent"].value, abs=1e-12)
     assert metrics["limit/best"].value == FiniteLimit(SIS(horizon=4)).brute_force().value
     assert metrics["limit/regret"].value > 0

@@ -15,7 +15,7 @@ from torch import Tensor
 from envs.core import InputError, Streams
 from envs.swarm import Aggregation, Kuramoto, LinearQuadratic, QuadraticAggregation, Vicsek, WithMemory
 from envs.world import TensorEnv, Transition, World
-from marl.algorithms.mean_field import train
+from marl.algorithms.mean_field import recipe
 from marl.algorithms.mean_field.pathwise import Pathwise, discounted_return, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.commands.run import run_training
@@ -144,11 +144,11 @@ def test_a_swarm_finds_the_riccati_optimum() -> None:
 
 
 def test_two_seeds_trained_as_one_are_two_runs(tmp_path: Path) -> None:
-    settings = config(**{"learner.max_gradient": 0.1})
-    together = train(settings, Run(tmp_path / "both", settings, [0, 1]))
+    settings = config(**{"learner.max_grad_norm": 0.1})
+    together = recipe.train(settings, Run(tmp_path / "both", settings, [0, 1]))
     for seed in (0, 1):
-        single = config(**{"learner.max_gradient": 0.1, "seed": seed})
-        alone = train(single, Run(tmp_path / str(seed), single))
+        single = config(**{"learner.max_grad_norm": 0.1, "seed": seed})
+        alone = recipe.train(single, Run(tmp_path / str(seed), single))
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(together.state_dict()[name][seed], value[0], atol=1e-5, rtol=1e-4)
 
@@ -156,7 +156,7 @@ def test_two_seeds_trained_as_one_are_two_runs(tmp_path: Path) -> None:
 def test_a_run_goes_on_from_the_middle_of_episodes_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gru = {"learner.steps": 4, "learner.segment": 4, "learner.minibatches": 1, "policy.network.kind": "gru"}
+    gru = {"learner.steps": 4, "learner.sequence_length": 4, "learner.minibatches": 1, "policy.network.kind": "gru"}
     whole = config(**gru, **{"learner.learning_rate_end": 1e-4, "train.save_seconds": 0})
     update = Pathwise.update
 
@@ -167,9 +167,9 @@ def test_a_run_goes_on_from_the_middle_of_episodes_to_the_same_bytes(
 
     monkeypatch.setattr(Pathwise, "update", cut)
     with pytest.raises(KeyboardInterrupt):
-        train(whole, Run(tmp_path / "cut", whole))
+        recipe.train(whole, Run(tmp_path / "cut", whole))
     monkeypatch.undo()
-    found = [train(whole, Run(tmp_path / name, whole)).state_dict() for name in ("cut", "whole")]
+    found = [recipe.train(whole, Run(tmp_path / name, whole)).state_dict() for name in ("cut", "whole")]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
     states = [Run(tmp_path / name, whole).load("train", "optimizer") for name in ("cut", "whole")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
@@ -193,7 +193,7 @@ def test_a_whole_run_reports_as_ever(tmp_path: Path) -> None:
         ),
         ({"policy.rule.kind": "table"}, "cannot see the jumps"),
         ({"learner.entropy": 0.1}, "no use for learner.entropy"),
-        ({"weighing": "own"}, "no use for weighing"),
+        ({"advantage": "own"}, "no use for weighing"),
         ({"gradient": "exact"}, "gradient: expected 'score' or 'pathwise'"),
     ],
 )

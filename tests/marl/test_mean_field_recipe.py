@@ -11,7 +11,7 @@ from small_swarm import Drift, build
 
 from envs.core import InputError
 from envs.world import TensorEnv
-from marl.algorithms.mean_field import load, recipe, steepest, train
+from marl.algorithms.mean_field import recipe, steepest
 from marl.algorithms.mean_field.policy import MeanRule
 from marl.commands.evaluate import evaluate_folder
 from marl.commands.run import run_training
@@ -35,11 +35,11 @@ def config(**changes: Any) -> Any:
 
 def test_the_report_has_the_swarm_as_it_is_executed_and_how_steep_its_rule_is(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", config())
-    report = recipe(run.config, run)
+    report = recipe.run(run.config, run)
     metrics = report.metrics
-    for name in ("return_per_agent", "mode/return_per_agent", "drawn/return_per_agent"):
+    for name in ("return_per_agent", "mode/return_per_agent", "sampled_rule/return_per_agent"):
         assert metrics[name].value < 0
-    swarm, _ = load(run, 4)
+    swarm, _ = recipe.load(run, 4)
     assert isinstance(swarm, MeanRule)
     assert metrics["rule/lipschitz"].value == pytest.approx(steepest(run, swarm), rel=1e-5)
     assert metrics["rule/lipschitz"].value > 0
@@ -55,10 +55,10 @@ def test_a_team_s_critic_and_no_entropy_bonus_are_the_defaults_also_where_sectio
 
 def test_two_seeds_trained_as_one_are_two_runs(tmp_path: Path) -> None:
     settings = config()
-    together = train(settings, Run(tmp_path / "both", settings, [0, 1]))
+    together = recipe.train(settings, Run(tmp_path / "both", settings, [0, 1]))
     for seed in (0, 1):
         single = config(seed=seed)
-        alone = train(single, Run(tmp_path / str(seed), single))
+        alone = recipe.train(single, Run(tmp_path / str(seed), single))
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(together.state_dict()[name][seed], value[0], atol=1e-5, rtol=1e-4)
 

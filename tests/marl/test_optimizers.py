@@ -29,7 +29,7 @@ def descend(optimizer: ClippedAdam, mine: list[nn.Parameter], steps: int, scale:
 @pytest.mark.parametrize("largest", [1e9, 0.5])
 def test_one_policy_steps_as_torch_s_adam_with_torch_s_clipping_of_each_group(largest: float) -> None:
     mine, theirs = parameters(1), parameters(1)
-    ours = ClippedAdam(Stacked(mine[:2], 1), Stacked(mine[2:], 1), learning_rate=0.01, max_gradient=largest)
+    ours = ClippedAdam(Stacked(mine[:2], 1), Stacked(mine[2:], 1), learning_rate=0.01, max_grad_norm=largest)
     adam = torch.optim.Adam(theirs, lr=0.01, eps=EPSILON)
     for step in range(30):
         for both in (mine, theirs):
@@ -45,15 +45,15 @@ def test_one_policy_steps_as_torch_s_adam_with_torch_s_clipping_of_each_group(la
 
 def test_each_policy_steps_as_if_alone() -> None:
     together, alone = parameters(2), parameters(1)
-    descend(ClippedAdam(Stacked(together, 2), learning_rate=0.1, max_gradient=0.5), together, 20)
-    descend(ClippedAdam(Stacked(alone, 1), learning_rate=0.1, max_gradient=0.5), alone, 20)
+    descend(ClippedAdam(Stacked(together, 2), learning_rate=0.1, max_grad_norm=0.5), together, 20)
+    descend(ClippedAdam(Stacked(alone, 1), learning_rate=0.1, max_grad_norm=0.5), alone, 20)
     for both, one in zip(together, alone, strict=True):
         torch.testing.assert_close(both[: len(one)], one, atol=1e-5, rtol=0)
 
 
 def test_a_short_gradient_is_left_alone_beside_a_long_one() -> None:
     mine = parameters(2)
-    optimizer = ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_gradient=0.5)
+    optimizer = ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_grad_norm=0.5)
     for p in mine:
         assert p.grad is not None
         p.grad += torch.tensor([0.01, 10.0]).repeat_interleave(len(p) // 2).view(-1, *[1] * (p.dim() - 1))
@@ -66,11 +66,11 @@ def test_a_short_gradient_is_left_alone_beside_a_long_one() -> None:
 
 def test_it_continues_bit_for_bit_from_its_state() -> None:
     mine = parameters()
-    optimizer = ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_gradient=0.5)
+    optimizer = ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_grad_norm=0.5)
     descend(optimizer, mine, 3)
     saved, values = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in mine]
     again = [nn.Parameter(v) for v in values]
-    other = ClippedAdam(Stacked(again, 2), learning_rate=0.1, max_gradient=0.5)
+    other = ClippedAdam(Stacked(again, 2), learning_rate=0.1, max_grad_norm=0.5)
     other.load_state_dict(saved)
     descend(optimizer, mine, 3)
     descend(other, again, 3)
@@ -82,5 +82,5 @@ def test_frozen_parameters_stay() -> None:
     mine = parameters()
     mine[1].requires_grad_(False)
     before = mine[1].detach().clone()
-    descend(ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_gradient=0.5), [mine[0], mine[2]], 2)
+    descend(ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_grad_norm=0.5), [mine[0], mine[2]], 2)
     assert torch.equal(mine[1], before)

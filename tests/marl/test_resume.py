@@ -26,7 +26,7 @@ SMALL = [
     "evaluation.film_episodes=0",
     "evaluation.twin=null",
 ]
-RECURRENT = ["cooperative/spread", "policy.network.kind=gru", "critic.network.kind=gru", "learner.segment=16"]
+RECURRENT = ["cooperative/spread", "policy.network.kind=gru", "critic.network.kind=gru", "learner.sequence_length=16"]
 FOREIGN = [
     "cooperative/spread",
     "env={pettingzoo: 'mpe2.simple_spread_v3:parallel_env', args: {N: 3, max_cycles: 25}, num_envs: 4}",

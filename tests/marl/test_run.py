@@ -10,7 +10,7 @@ import torch
 from small_runs import Mortals, build
 
 from envs.core import InputError
-from marl.algorithms.mappo import train
+from marl.algorithms.mappo import recipe
 from marl.commands.compare import _reports
 from marl.config.load import resolve
 from marl.training.metrics_log import Tally
@@ -45,7 +45,7 @@ def test_a_finished_stage_goes_on_where_its_budget_is_raised(tmp_path: Path) -> 
     def trained(folder: str, env_steps: int) -> bytes:
         small = {"learner.steps": 8, "policy.network.hidden": [8], "device": "cpu", "train.env_steps": env_steps}
         config = resolve(raw, small)
-        policy = train(config, Run(tmp_path / folder, config))
+        policy = recipe.train(config, Run(tmp_path / folder, config))
         assert Run(tmp_path / folder, config).used("train")["env_steps"] == env_steps
         return b"".join(p.detach().numpy().tobytes() for p in policy.parameters())
 

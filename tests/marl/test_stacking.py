@@ -16,7 +16,7 @@ from worlds import Walk
 from envs.core import Streams, Tree, tree_map
 from envs.particles import SpeakerListener
 from envs.world import World
-from marl.algorithms.mappo import train
+from marl.algorithms.mappo import recipe
 from marl.commands.stacking import take_policy
 from marl.config.load import resolve
 from marl.learning.batch import Batch, minibatches, segment_rows
@@ -134,7 +134,7 @@ def test_each_of_several_seeds_counts_the_steps_of_its_own_living_agents(tmp_pat
 
     def agent_steps(folder: str, seeds: tuple[int, ...]) -> list[float]:
         run = Run(tmp_path / folder, config, seeds)
-        train(config, run)
+        recipe.train(config, run)
         newest = checkpoints(run.folder / "checkpoints" / "train")[-1]
         return [used["agent_steps"] for used in load_checkpoint(newest)["used"]]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
+from rich.console import Console
 
 from envs.core import Actor, EnvSpec, Streams, VectorEnv
 from marl.algorithms.bnpg.distillation import STAGE, DistillConfig, distill
@@ -24,17 +25,18 @@ from marl.algorithms.bnpg.graph_plots import graph_film, heat_map
 from marl.algorithms.bnpg.graph_report import GraphEvaluationConfig, edge_shares, edge_table, findings, sampled_edges
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
-from marl.evaluation.policy_report import check_evaluation, judge, optional, picture, played
+from marl.evaluation.agent_sweep import in_other_numbers
+from marl.evaluation.policy_report import judge, optional, picture, played
+from marl.evaluation.recipe import OnPolicyRecipe
 from marl.learning.learner import Chain, Learner
 from marl.models.policies import IndependentPolicy, JointActor
-from marl.output.console import console
-from marl.output.report import Metric, Report
+from marl.output.report import Metric, Report, Tables
+from marl.output.tables import print_table
 from marl.training.environments import evaluation_rows, make_env
 from marl.training.on_policy import ActorCriticConfig, actor_critic
-from marl.training.on_policy import train as train_policy
 from marl.training.run import Run
 
-__all__ = ["BayesianPolicy", "Config", "findings", "load", "pictures", "recipe", "stackable", "train"]
+__all__ = ["BNPG", "BayesianPolicy", "Config", "recipe"]
 
 
 class Config(ActorCriticConfig):
@@ -43,7 +45,7 @@ class Config(ActorCriticConfig):
     policy: BayesianPolicyConfig = BayesianPolicyConfig()
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="how dense the graph may be over training")
     evaluation: GraphEvaluationConfig = GraphEvaluationConfig()
-    weighing: Literal["own", "team"] = Field(
+    advantage: Literal["own", "team"] = Field(
         "team", description="the living team's mean advantage, or each agent's own"
     )
     distill: DistillConfig = Field(DistillConfig(), description="independent agents that learn from the network")
@@ -70,75 +72,90 @@ class Config(ActorCriticConfig):
         return self
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Train, judge with the graph, without any edge and distilled, and say what the graphs look like."""
-    with closing(make_env(config.env, num_envs=1)) as env:
-        check_evaluation(run, env.spec)
-    policy, student = train(config, run)
-    teams: dict[str, JointActor] = {"network": policy}
-    if student is not None:
-        teams["distilled"] = student
-    asked = config.evaluation.team
-    report = judge(run, WithoutEdges(policy) if asked == "empty" else teams.pop(asked))
-    if student is not None:
-        report.metrics.update({f"{STAGE}/{name}": Metric.exact(value) for name, value in run.used(STAGE).items()})
-    with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
-        for name, team in teams.items():
-            episodes = played(run, env, team, config.evaluation.episodes, "evaluation")
-            report.metrics.update(episodes.metrics(env.spec.channels, f"{name}/"))
-        metrics, tables = findings(run, policy, env)
-        report.metrics.update(metrics)
-        report.tables.update(tables)
-        report.save(run.folder / "report.json")
-        with optional("graph"):
-            heat_map(env.spec.agents, tables["edges"], run.folder / "graph.png")
-    return report
+class BNPG(OnPolicyRecipe):
+    """A Bayesian network of agents, its graph fixed, drawn or learned, and what may be distilled from it."""
 
+    config = Config
 
-def train(config: Config, run: Run) -> tuple[BayesianPolicy, IndependentPolicy | None]:
-    """The trained policy, and what was distilled from it, if anything."""
-
-    def build(spec: EnvSpec, streams: Streams) -> BayesianPolicy:
+    def policy(self, config: Config, spec: EnvSpec, streams: Streams) -> BayesianPolicy:
+        """A network that has learned nothing."""
         return BayesianPolicy(spec, config.policy, streams)
 
-    def learner(config: Config, run: Run, spec: EnvSpec, policy: BayesianPolicy, updates: int) -> Learner:
+    def learner(self, config: Config, run: Run, spec: EnvSpec, policy: BayesianPolicy, updates: int) -> Learner:
+        """PPO, then the graph's schedule."""
         schedule = GraphSchedule(policy, config.schedule, updates)
         return Chain([actor_critic(config, run, spec, policy, updates), schedule])
 
-    policy: BayesianPolicy = train_policy(config, run, build, learner)
-    return policy, distill(policy, config, config.distill, run) if config.distill.env_steps else None
+    def train(self, config: Config, run: Run) -> tuple[BayesianPolicy, IndependentPolicy | None]:
+        """The trained policy, and what was distilled from it, if anything."""
+        policy: BayesianPolicy = super().train(config, run)
+        return policy, distill(policy, config, config.distill, run) if config.distill.env_steps else None
+
+    def run(self, config: Config, run: Run) -> Report:
+        """Train, judge with the graph, without any edge and distilled, and say what the graphs look like."""
+        self.check(config, run)
+        policy, student = self.train(config, run)
+        teams: dict[str, JointActor] = {"network": policy}
+        if student is not None:
+            teams["distilled"] = student
+        asked = config.evaluation.team
+        report = judge(run, WithoutEdges(policy) if asked == "empty" else teams.pop(asked))
+        if student is not None:
+            report.metrics.update({f"{STAGE}/{name}": Metric.exact(value) for name, value in run.used(STAGE).items()})
+        with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
+            for name, team in teams.items():
+                episodes = played(run, env, team, config.evaluation.episodes, "evaluation")
+                report.metrics.update(episodes.metrics(env.spec.channels, f"{name}/"))
+            metrics, tables = findings(run, policy, env)
+            with optional("graph"):
+                heat_map(env.spec.agents, tables["edges"], run.folder / "graph.png")
+        report.metrics.update(metrics)
+        report.tables.update(tables)
+        return in_other_numbers(run, report)
+
+    def can_stack(self, config: Config) -> bool:
+        """A learned graph trains one policy at a time."""
+        return config.policy.graph.kind != "learned"
+
+    def played_stage(self, config: Config) -> str | None:
+        """The stage that trained the team which `evaluation.team` names."""
+        return STAGE if config.evaluation.team == "distilled" else super().played_stage(config)
+
+    def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
+        """The team that `evaluation.team` names and environments to play it in."""
+        config = run.config
+        assert isinstance(config, Config)
+        if config.evaluation.team == "distilled":
+            env = make_env(config.env, num_envs=num_envs, device=run.device)
+            student = IndependentPolicy(env.spec, config.policy, run.streams("student"))
+            student.load_state_dict(run.load(STAGE, "policy"))
+            return student, env
+        policy, env = super().load(run, num_envs)
+        assert isinstance(policy, BayesianPolicy)
+        return WithoutEdges(policy) if config.evaluation.team == "empty" else policy, env
+
+    def findings(self, run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
+        """The graphs that the actor draws, and what each edge is worth."""
+        return findings(run, actor, env)
+
+    def pictures(self, run: Run) -> list[Path]:
+        """Draw graph.png: how often each edge is there; graph.gif: the graph step by step; film.gif of the world."""
+        policy, env = self.load(run, evaluation_rows(run.config))
+        drawn = []
+        with closing(env):
+            network = policy.policy if isinstance(policy, WithoutEdges) else policy
+            if isinstance(network, BayesianPolicy):
+                table = edge_table(env.spec.agents, edge_shares(sampled_edges(run, network, env)))
+                drawn += [heat_map(env.spec.agents, table, run.folder / "graph.png"), graph_film(run, network)]
+        with optional("film"):
+            drawn.append(picture(run, policy))
+        return drawn
+
+    def show(self, tables: Tables, console: Console) -> None:
+        """Print the edges where it was measured what each is worth."""
+        edges = tables.get("edges", [])
+        if any("worth" in row for row in edges):
+            print_table("edges", edges, console)
 
 
-def stackable(config: Config) -> bool:
-    """A learned graph trains one policy at a time."""
-    return config.policy.graph.kind != "learned"
-
-
-def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-    """The team that `evaluation.team` names and environments to play it in."""
-    config = run.config
-    assert isinstance(config, Config)
-    env = make_env(config.env, num_envs=num_envs, device=run.device)
-    if config.evaluation.team == "distilled":
-        if (checkpoint := run.unfinished(STAGE)) is not None:
-            console.print(f"distillation has not finished: playing checkpoint {checkpoint}", markup=False)
-        student = IndependentPolicy(env.spec, config.policy, run.streams("student"))
-        student.load_state_dict(run.load(STAGE, "policy"))
-        return student, env
-    policy = BayesianPolicy(env.spec, config.policy, run.streams("policy"))
-    policy.load_state_dict(run.load("train", "policy"))
-    return WithoutEdges(policy) if config.evaluation.team == "empty" else policy, env
-
-
-def pictures(run: Run) -> list[Path]:
-    """graph.png: how often each edge is there. graph.gif: the graph step by step. film.gif where the world has one."""
-    policy, env = load(run, evaluation_rows(run.config))
-    drawn = []
-    with closing(env):
-        network = policy.policy if isinstance(policy, WithoutEdges) else policy
-        if isinstance(network, BayesianPolicy):
-            table = edge_table(env.spec.agents, edge_shares(sampled_edges(run, network, env)))
-            drawn += [heat_map(env.spec.agents, table, run.folder / "graph.png"), graph_film(run, network)]
-    with optional("film"):
-        drawn.append(picture(run, policy))
-    return drawn
+recipe = BNPG()

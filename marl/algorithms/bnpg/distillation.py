@@ -34,7 +34,7 @@ from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import choosing
 from marl.models.policies import IndependentPolicy
 from marl.training.environments import make_env
-from marl.training.on_policy import ActorCriticConfig
+from marl.training.on_policy import ActorCriticConfig, compiled
 from marl.training.run import Run, env_steps_to_updates
 
 STAGE = "distill"
@@ -101,7 +101,7 @@ class Distillation:
         self.optimizer = ClippedAdam(
             Stacked(student.parameters(), self.policies),
             learning_rate=config.learning_rate,
-            max_gradient=config.max_gradient,
+            max_grad_norm=config.max_grad_norm,
         )
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -173,11 +173,11 @@ def distill(teacher: BayesianPolicy, config: ActorCriticConfig, settings: Distil
         env,
         Classroom(teacher, student, settings.experience),
         steps=config.learner.steps,
-        segment=config.learner.segment,
+        segment=config.learner.sequence_length,
         streams=run.streams("distill/actions"),
         seeds=run.stage_seeds(STAGE),
     )
     updates = env_steps_to_updates(settings.env_steps, config.learner.steps * config.env.num_envs)
-    with closing(env), run.compiled((learner, "loss")):
+    with closing(env), compiled(config.compile, (learner, "loss")):
         run.fit(STAGE, learner, source, updates)
     return student

@@ -26,13 +26,14 @@ from marl.algorithms.bnpg_tabular.equilibria import bn_nash_gap, nash_gap
 from marl.algorithms.bnpg_tabular.exact import optimum
 from marl.algorithms.bnpg_tabular.game import TabularGame, tabulate
 from marl.algorithms.bnpg_tabular.network import BayesianNetwork, Estimator, advantages, ascent, gradient
-from marl.config.schema import EnvConfig, EvaluationConfig, RunConfig, TrainConfig
+from marl.config.recipe import Recipe
+from marl.config.schema import RunConfig, Section
 from marl.evaluation.plots import new_axes
 from marl.output.console import TrainingDisplay
 from marl.output.report import Metric, Report
 from marl.training.run import Run
 
-__all__ = ["BayesianNetwork", "Config", "TabularGame", "pictures", "recipe"]
+__all__ = ["BayesianNetwork", "Config", "TabularBNPG", "TabularGame", "recipe"]
 
 OPTIMAL = 0.999  # the share of J* from which a start counts as optimal
 CURVE_POINTS = 100  # of the picture, about
@@ -41,8 +42,17 @@ LARGEST_TABLE = 2**26  # entries of one table over starts, states and joint acti
 ESTIMATORS: dict[str, Estimator] = {"natural": advantages, "plain": gradient}
 
 
+class WorldConfig(Section):
+    """The world whose tables are used: nothing is sampled, so there is nothing else to set."""
+
+    world: str = Field(description="a native World, module:Class")
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of the world")
+
+
 class Config(RunConfig):
-    """Exact BNPG. Of `env` only `world` and `args` are used: the tables of that world."""
+    """Exact BNPG."""
+
+    env: WorldConfig
 
     graph: Literal["empty", "line", "complete"] | tuple[tuple[int, int], ...] = Field(
         "complete", description="empty, line, complete, or edges [[i,j],…]: agent j sees i's action"
@@ -67,37 +77,37 @@ class Config(RunConfig):
         return value
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> Config:
-        if self.env.world is None:
-            raise ValueError("exact gradients need the tables of env.world; a PettingZoo environment has none")
-        idle = {
-            "compile": self.compile,
-            "train": self.train != TrainConfig(),
-            "evaluation": self.evaluation != EvaluationConfig(),
-            "env": self.env != EnvConfig(world=self.env.world, args=self.env.args),
-        }
-        for section, changed in idle.items():
-            if changed:
-                allowed = ", but for env.world and env.args" if section == "env" else ""
-                raise ValueError(
-                    f"{section} says nothing here{allowed}: nothing is sampled, trained by batches or compiled. Leave "
-                    "it out; iterations and starts set the length"
-                )
+    def _starts_differ(self) -> Config:
         if self.spread == 0 and self.starts > 1:
             raise ValueError("spread=0 makes all starts the uniform policy; set starts=1")
         return self
 
 
-def recipe(config: Config, run: Run) -> Report:
+class TabularBNPG(Recipe):
     """Ascend from all starts, judge where they end, draw the curves."""
-    game, network = build(config)
-    best = positive_optimum(game)
-    found = run.once("ascent", lambda: ascend(config, run, game, network, best))
-    agents = len(game.choices)
-    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics(found, agents), tables(found))
-    report.save(run.folder / "report.json")
-    pictures(run)
-    return report
+
+    config = Config
+
+    def run(self, config: Config, run: Run) -> Report:
+        """Ascend once, and judge."""
+        game, network = build(config)
+        best = positive_optimum(game)
+        found = run.once("ascent", lambda: ascend(config, run, game, network, best))
+        self.pictures(run)
+        agents = len(game.choices)
+        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics(found, agents), tables(found))
+
+    def pictures(self, run: Run) -> list[Path]:
+        """Draw learning_curve.png: J/J* of every start along the ascent, and their mean."""
+        found = run.once("ascent", _unfinished)
+        figure, axes = new_axes("Exact ascent", "iteration", "J / J*")
+        ratio = found["ratio"]
+        axes.plot(found["iterations"], ratio, color="tab:blue", alpha=0.2, lw=0.7)
+        axes.plot(found["iterations"], [sum(row) / len(row) for row in ratio], color="black", lw=2, label="mean")
+        axes.legend(frameon=False)
+        target = run.folder / "learning_curve.png"
+        figure.savefig(target)
+        return [target]
 
 
 def build(config: Config) -> tuple[TabularGame, BayesianNetwork]:
@@ -114,9 +124,8 @@ def build(config: Config) -> tuple[TabularGame, BayesianNetwork]:
     return game, BayesianNetwork.of(game, edges)
 
 
-def make_world(env: EnvConfig) -> Any:
+def make_world(env: WorldConfig) -> Any:
     """What env.world makes of env.args. Raises InputError where it makes nothing."""
-    assert env.world is not None
     maker = import_dotted(env.world)
     if not callable(maker):
         raise InputError(f"env.world names a world or a function, module:name; {env.world} is no such thing.")
@@ -206,18 +215,8 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def pictures(run: Run) -> list[Path]:
-    """learning_curve.png: J/J* of every start along the ascent, and their mean."""
-    found = run.once("ascent", _unfinished)
-    figure, axes = new_axes("Exact ascent", "iteration", "J / J*")
-    ratio = found["ratio"]
-    axes.plot(found["iterations"], ratio, color="tab:blue", alpha=0.2, lw=0.7)
-    axes.plot(found["iterations"], [sum(row) / len(row) for row in ratio], color="black", lw=2, label="mean")
-    axes.legend(frameon=False)
-    target = run.folder / "learning_curve.png"
-    figure.savefig(target)
-    return [target]
-
-
 def _unfinished() -> None:
     raise InputError("The ascent has not finished; `concord resume` on the run's folder finishes it.")
+
+
+recipe = TabularBNPG()

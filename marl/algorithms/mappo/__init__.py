@@ -7,37 +7,18 @@ the critic, and advantages are normalized over the whole batch.
 
 from __future__ import annotations
 
-from contextlib import closing
-
-from envs.core import EnvSpec, Streams
-from marl.evaluation.policy_report import check_evaluation, judge, load_independent
-from marl.models.policies import IndependentPolicy
-from marl.output.report import Report
-from marl.training.environments import make_env
+from marl.evaluation.recipe import OnPolicyRecipe
 from marl.training.on_policy import ActorCriticConfig
-from marl.training.on_policy import train as train_policy
-from marl.training.run import Run
 
 
 class Config(ActorCriticConfig):
     """MAPPO."""
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Train, then judge."""
-    with closing(make_env(config.env, num_envs=1)) as env:
-        check_evaluation(run, env.spec)
-    return judge(run, train(config, run))
+class MAPPO(OnPolicyRecipe):
+    """Independent agents, PPO, and the critic that the config asks for: the standard recipe as it is."""
+
+    config = Config
 
 
-def train(config: Config, run: Run) -> IndependentPolicy:
-    """The trained policy; P of them for a run with P seeds."""
-
-    def build(spec: EnvSpec, streams: Streams) -> IndependentPolicy:
-        return IndependentPolicy(spec, config.policy, streams)
-
-    policy: IndependentPolicy = train_policy(config, run, build)
-    return policy
-
-
-load = load_independent
+recipe = MAPPO()

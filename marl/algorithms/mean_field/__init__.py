@@ -6,15 +6,15 @@ Collective Behavior", ICLR 2024 (arXiv 2307.06175). `docs/mean_field.md` has the
 With `gradient: pathwise` the same rules are learned by exact gradients through the world's physics.
 
 The report has the swarm as it is executed, with the mean rule (`return_per_agent`), as it was trained, with rules drawn
-(`drawn/return_per_agent`), the mean rule in the exact limit of a finite swarm (`limit/…`), and how steep it can be at
-most (`rule/lipschitz`).
+(`sampled_rule/return_per_agent`), the mean rule in the exact limit of a finite swarm (`limit/…`), and how steep it can
+be at most (`rule/lipschitz`).
 """
 
 from __future__ import annotations
 
 from contextlib import closing
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -25,18 +25,20 @@ from marl.algorithms.mean_field.limit import limit_metrics
 from marl.algorithms.mean_field.pathwise import WHAT_CAN, Pathwise, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.evaluation.episodes import watch
-from marl.evaluation.policy_report import check_evaluation, judge, played
+from marl.evaluation.policy_report import played
+from marl.evaluation.recipe import OnPolicyRecipe
 from marl.learning.actor_critic import LearnerConfig
-from marl.learning.rollout import Differentiable
+from marl.learning.learner import Learner
+from marl.learning.rollout import Differentiable, OnPolicy
 from marl.models.critics import CriticConfig
 from marl.models.policies import JointPolicy
-from marl.output.report import Metric, Report
-from marl.training.environments import evaluation_rows, make_env, rows_at_once
+from marl.output.report import Metric, Tables
+from marl.training import on_policy
+from marl.training.environments import make_env, rows_at_once
 from marl.training.on_policy import ActorCriticConfig
-from marl.training.on_policy import train as train_policy
 from marl.training.run import Run
 
-__all__ = ["Config", "MeanRule", "SwarmPolicy", "findings", "load", "recipe", "train"]
+__all__ = ["Config", "MeanField", "MeanRule", "SwarmPolicy", "recipe"]
 
 LOOK = 100  # steps over which the report looks at the rules where a world has no horizon
 ROWS = 16  # swarms in which it looks
@@ -62,13 +64,13 @@ class Config(ActorCriticConfig):
     policy: SwarmPolicyConfig = SwarmPolicyConfig()
     critic: SwarmCriticConfig = SwarmCriticConfig()
     learner: SwarmLearnerConfig = SwarmLearnerConfig()
-    weighing: Literal["own", "team"] = Field(
+    advantage: Literal["own", "team"] = Field(
         "team", description="the living swarm's mean advantage, or each agent's own"
     )
     gradient: Literal["score", "pathwise"] = Field(
         "score",
         description="score: PPO; pathwise: back through the physics, where these are differentiable. It reads of "
-        "learner only steps (whole episodes), learning_rate(_end), discount and max_gradient, and has no critic",
+        "learner only steps (whole episodes), learning_rate(_end), discount and max_grad_norm, and has no critic",
     )
 
     @model_validator(mode="after")
@@ -83,71 +85,61 @@ class Config(ActorCriticConfig):
         unused = {
             "learner.entropy": self.learner.entropy or self.learner.entropy_end,
             "learner.scale_values": self.learner.scale_values,
-            "weighing=own": self.weighing == "own",
+            "advantage=own": self.advantage == "own",
         }
         for name in (name for name, used in unused.items() if used):
             raise ValueError(f"gradient=pathwise has no use for {name}: it follows the return alone, without a critic")
         return self
 
 
-def recipe(config: Config, run: Run) -> Report:
-    """Train, judge with the mean rule and with rules drawn, and say how steep the mean rule is."""
-    with closing(make_env(config.env, num_envs=1)) as env:
-        check_evaluation(run, env.spec)
-    executed = MeanRule(train(config, run))
-    report = judge(run, executed)
-    with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
-        report.metrics.update(findings(run, executed, env)[0])
-    report.save(run.folder / "report.json")
-    return report
+class MeanField(OnPolicyRecipe):
+    """One rule for a swarm, by PPO or by gradients through the world's physics; the mean rule is executed."""
 
+    config = Config
 
-def train(config: Config, run: Run) -> SwarmPolicy:
-    """The trained policy; P of them for a run with P seeds."""
-
-    def build(spec: EnvSpec, streams: Streams) -> SwarmPolicy:
+    def policy(self, config: Config, spec: EnvSpec, streams: Streams) -> SwarmPolicy:
+        """A distribution over rules that has learned nothing."""
         return SwarmPolicy(spec, config.policy, streams)
 
-    if config.gradient == "score":
-        policy: SwarmPolicy = train_policy(config, run, build)
+    def learner(self, config: Config, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> Learner:
+        """PPO, or what follows the gradient through the physics."""
+        if config.gradient == "score":
+            return super().learner(config, run, spec, policy, updates)
+        return Pathwise(policy, config.learner, len(spec.channels), run.policies, updates)
+
+    def executed(self, policy: SwarmPolicy) -> MeanRule:
+        """The mean rule."""
+        return MeanRule(policy)
+
+    def train(self, config: Config, run: Run) -> SwarmPolicy:
+        """The trained policy; P of them for a run with P seeds."""
+        if config.gradient == "pathwise":
+            self._require_path(config, run)
+        source = OnPolicy if config.gradient == "score" else Differentiable
+        policy: SwarmPolicy = on_policy.train(config, run, self.policy, self.learner, source)
         return policy
-    with closing(make_env(config.env, num_envs=1, device=run.device)) as env:
-        if not isinstance(env, TensorEnv):
-            raise InputError(f"gradient=pathwise needs a native world (env.world). {WHAT_CAN}")
-        require_differentiable(env, build(env.spec, Streams([0], run.device)), config.learner.steps)
-    policy = train_policy(config, run, build, pathwise, Differentiable)
-    return policy
 
+    def _require_path(self, config: Config, run: Run) -> None:
+        """Raise InputError where no gradient can pass through the world."""
+        with closing(make_env(config.env, num_envs=1, device=run.device)) as env:
+            if not isinstance(env, TensorEnv):
+                raise InputError(f"gradient=pathwise needs a native world (env.world). {WHAT_CAN}")
+            policy = self.policy(config, env.spec, Streams([0], run.device))
+            require_differentiable(env, policy, config.learner.steps)
 
-def pathwise(config: Config, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> Pathwise:
-    """What follows the gradient through the physics."""
-    return Pathwise(policy, config.learner, len(spec.channels), run.policies, updates)
+    def limit(self, actor: Actor, env: VectorEnv) -> dict[str, Metric]:
+        """The exact return of infinitely many agents, `limit/…`, in worlds where it can be found."""
+        assert isinstance(actor, MeanRule)
+        return limit_metrics(actor, env)
 
-
-def load(run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-    """The swarm as it is executed, last saved, and environments to play it in, of as many agents as the config says."""
-    config = run.config
-    assert isinstance(config, Config)
-    env = make_env(config.env, num_envs=num_envs, device=run.device)
-    policy = SwarmPolicy(env.spec, config.policy, run.streams("policy"))
-    policy.load_state_dict(run.load("train", "policy"))
-    return MeanRule(policy), env
-
-
-def limit(actor: Actor, env: VectorEnv) -> dict[str, Metric]:
-    """The exact return of infinitely many agents, `limit/…`, in worlds where it can be found."""
-    assert isinstance(actor, MeanRule)
-    return limit_metrics(actor, env)
-
-
-def findings(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
-    """What the swarm earns with rules drawn, in the exact limit, and the steepest of the rules that it follows."""
-    assert isinstance(actor, MeanRule)
-    found = {**limit(actor, env), "rule/lipschitz": Metric.exact(steepest(run, actor))}
-    if actor.policy.explores_rules:
-        drawn = played(run, env, actor.policy, run.config.evaluation.episodes, "evaluation")
-        found |= drawn.metrics(env.spec.channels, "drawn/")
-    return found, {}
+    def findings(self, run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
+        """What the swarm earns with rules drawn, in the exact limit, and the steepest of the rules that it follows."""
+        assert isinstance(actor, MeanRule)
+        found = {**self.limit(actor, env), "rule/lipschitz": Metric.exact(steepest(run, actor))}
+        if actor.policy.explores_rules:
+            sampled = played(run, env, actor.policy, run.config.evaluation.episodes, "evaluation")
+            found |= sampled.metrics(env.spec.channels, "sampled_rule/")
+        return found, {}
 
 
 def steepest(run: Run, swarm: MeanRule) -> float:
@@ -158,3 +150,6 @@ def steepest(run: Run, swarm: MeanRule) -> float:
         steps = islice(moments, env.spec.horizon or LOOK)
         bounds = [swarm.policy.rule.lipschitz(moment.decision.latent).max() for moment in steps]
     return float(torch.stack(bounds).max())
+
+
+recipe = MeanField()

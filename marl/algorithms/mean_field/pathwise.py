@@ -43,7 +43,7 @@ class Pathwise:
         self.optimizer = ClippedAdam(
             Stacked(policy.parameters(), policies),
             learning_rate=config.learning_rate,
-            max_gradient=config.max_gradient,
+            max_grad_norm=config.max_grad_norm,
         )
         self.discount = per_channel(config.discount, channels).to(next(policy.parameters()).device)
         self.updates, self.done = updates, 0

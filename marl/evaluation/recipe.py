@@ -1,0 +1,79 @@
+"""The standard recipe of what trains on its own experience: check, train, judge."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any, ClassVar
+
+from envs.core import Actor, EnvSpec, Streams, VectorEnv
+from marl.config.recipe import Recipe
+from marl.evaluation.agent_sweep import check_other_numbers, in_other_numbers
+from marl.evaluation.policy_report import check_evaluation, judge, picture
+from marl.learning.learner import Learner
+from marl.learning.rollout import OnPolicy
+from marl.models.policies import IndependentPolicy
+from marl.output.report import Report
+from marl.training import on_policy
+from marl.training.environments import make_env
+from marl.training.run import Run
+
+
+class OnPolicyRecipe(Recipe):
+    """Check, train, judge. A subclass says what differs: the policy, the learner, what is executed of the policy.
+
+    Its Config is derived from `ActorCriticConfig`, or from `TrainingConfig` where it has a learner of its own.
+    """
+
+    source: ClassVar[type[OnPolicy]] = OnPolicy
+
+    def policy(self, config: Any, spec: EnvSpec, streams: Streams) -> Any:
+        """A policy that has learned nothing; by default independent agents."""
+        return IndependentPolicy(spec, config.policy, streams)
+
+    def learner(self, config: Any, run: Run, spec: EnvSpec, policy: Any, updates: int) -> Learner:
+        """Improves the policy over so many updates; by default PPO."""
+        return on_policy.actor_critic(config, run, spec, policy, updates)
+
+    def executed(self, policy: Any) -> Any:
+        """The actor that is judged, saved and played; by default the policy itself."""
+        return policy
+
+    def check(self, config: Any, run: Run) -> None:
+        """Raise InputError, before training, for an evaluation that could not be made."""
+        with closing(make_env(config.env, num_envs=1)) as env:
+            check_evaluation(run, env.spec)
+        check_other_numbers(config)
+
+    def train(self, config: Any, run: Run) -> Any:
+        """The trained policy; P of them for a run with P seeds."""
+        return on_policy.train(config, run, self.policy, self.learner, self.source)
+
+    def run(self, config: Any, run: Run) -> Report:
+        """Check, train, judge."""
+        self.check(config, run)
+        policy = self.train(config, run)
+        report = judge(run, self.executed(policy), self.findings)
+        return in_other_numbers(run, report)
+
+    def can_stack(self, config: Any) -> bool:
+        """Every policy of Concord's own can be trained beside others."""
+        return True
+
+    def played_stage(self, config: Any) -> str | None:
+        """The stage that `train` fits."""
+        return on_policy.STAGE
+
+    def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
+        """What is executed of the policy as it was last saved, and environments to play it in."""
+        config: Any = run.config
+        env = make_env(config.env, num_envs=num_envs, device=run.device)
+        policy = self.policy(config, env.spec, run.streams("policy"))
+        policy.load_state_dict(run.load(on_policy.STAGE, "policy"))
+        return self.executed(policy), env
+
+    def pictures(self, run: Run) -> list[Path]:
+        """film.gif."""
+        actor, env = self.load(run, 1)
+        env.close()
+        return [picture(run, actor)]

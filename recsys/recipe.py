@@ -1,0 +1,43 @@
+"""What recipes of offline evaluation share: verdicts on the terminal, and a page beside the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from marl.config.recipe import Recipe
+from marl.config.schema import RunConfig
+from marl.output.report import REPORT, Metric, Report, Tables
+from marl.training.run import Run
+from recsys.report.terminal import JUDGED, print_judgments
+
+
+class LogRecipe(Recipe):
+    """A recipe that tells from a log what policies would have earned. A subclass defines `config` and `run`."""
+
+    judged = JUDGED
+
+    def pictures(self, run: Run) -> list[Path]:
+        """Draw the page again, from the report alone."""
+        return [draw_page(run, Report.load(run.folder / REPORT))]
+
+    def show(self, tables: Tables, console: Console) -> None:
+        """Print verdicts, what to read, differences and segments."""
+        print_judgments(tables, console)
+
+
+def reported(config: RunConfig, run: Run, metrics: dict[str, Metric], tables: Tables) -> Report:
+    """The report of an evaluation, and its page beside."""
+    report = Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
+    draw_page(run, report)
+    return report
+
+
+def draw_page(run: Run, report: Report) -> Path:
+    """Write report.html, made from the report alone."""
+    from recsys.report import write_page  # matplotlib takes its time
+
+    page = run.folder / "report.html"
+    write_page(report, page)
+    return page
