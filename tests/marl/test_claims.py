@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from small_claims import ENTRY, MEASURED, REPOSITORY, SYSTEMS, TEST, claim, make_root
 
 from envs.core import InputError
-from marl.claims.entries import Claim, dump_claims, figure, read_claims, renew_tables, results_table
+from marl.claims.entries import Claim, dump_claims, figure, read_claims, read_systems, renew_tables, results_table
 from marl.claims.measure import Ledger, by_command
 from marl.config.catalog import find_config
 
@@ -36,6 +37,12 @@ def test_every_test_and_config_that_a_command_names_exists(own_claims: list[Clai
         elif words[1] == "run":
             for name in words[2].split(","):
                 assert find_config(name).is_file(), c.id
+
+
+def test_the_page_of_claims_has_a_table_for_every_system_and_is_up_to_date(own_claims: list[Claim]):
+    page = (REPOSITORY / "docs/claims.md").read_text()
+    assert re.findall("<!-- claims: (.*) -->", page) == [f"{system}/" for system in read_systems(REPOSITORY)]
+    assert renew_tables(page, own_claims) == page
 
 
 def test_claims_yaml_is_written_as_it_is_read(tmp_path: Path):
