@@ -1,4 +1,4 @@
-"""Claims: what the file may say, how it is written, when a claim holds, and the tables."""
+"""Claims: what the file may say, how it is written, when a claim holds, the tables, and the README's figures."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ def test_the_page_of_claims_has_a_table_for_every_system_and_is_up_to_date(own_c
     page = (REPOSITORY / "docs/claims.md").read_text()
     assert re.findall("<!-- claims: (.*) -->", page) == [f"{system}/" for system in read_systems(REPOSITORY)]
     assert renew_tables(page, own_claims) == page
+
+
+def test_the_readmes_headline_figures_are_the_recorded_ones(own_claims: list[Claim]):
+    results = (REPOSITORY / "README.md").read_text().partition("## Results\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| (-?[\d.,]+) \| `([^`]+)` \|$", results, re.MULTILINE)
+    assert len(rows) == 6
+    for shown, command in rows:
+        recorded = [figure(c.measured.value) for c in own_claims if c.command == command and c.measured]
+        assert shown in recorded, f"README says {shown} of {command}; recorded are {recorded}"
 
 
 def test_claims_yaml_is_written_as_it_is_read(tmp_path: Path):
