@@ -167,13 +167,14 @@ def claims(
     ids: Annotated[list[str] | None, typer.Argument(help="ids or prefixes; default all", metavar="[ID]...")] = None,
     tier: Annotated[str, typer.Option(help="quick, slow or all")] = "all",
     check: Annotated[
-        bool, typer.Option("--check", help="measure nothing; say what is recorded, stale or short")
+        bool, typer.Option("--check", help="measure nothing; list what falls short, is not measured, or is out of date")
     ] = False,
 ) -> None:
     """Measure what the project claims, and say line by line what holds."""
-    from marl.claims.measure import run_claims
+    from marl.claims.check import check_claims
+    from marl.claims.measure import measure_claims
 
-    raise typer.Exit(run_claims(ids or [], tier, check))
+    raise typer.Exit(check_claims(ids or [], tier) if check else measure_claims(ids or [], tier))
 
 
 def main() -> None:

@@ -4,8 +4,6 @@ import signal
 
 import torch
 
-import marl  # noqa: F401  its recorder tells `concord claims` what a test rests on
-
 torch.set_num_threads(1)
 
 # A shell that starts tests in the background has Ctrl-C ignored, which the tests of interruptions rest on.

@@ -1,7 +1,8 @@
-"""What the project claims: the entries of `benchmarks/claims.yaml`, and the tables of them in the documentation.
+"""Entries of `benchmarks/claims.yaml`, and their tables in `docs/claims.md`.
 
 A claim is one sentence, the command that shows it, the metric in which it shows, and the bar that the metric must meet.
-Whether it holds is computed from value and bar, never stored. `marl.claims.measure` measures claims.
+That it holds is computed from value and bar, never stored. `marl.claims.measure` measures claims, `marl.claims.check`
+looks at what is recorded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import difflib
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from envs.core import InputError
 from marl.config.schema import Section
 
-SYSTEMS = ("core", "bnpg", "mean_field", "ope", "tscac", "cmorl", "slim", "kitchen", "read")
 BAR = re.compile(r"(>=|<=|==|>|<) (-?\d+(?:\.\d+)?(?:e-?\d+)?)")
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": lambda value, limit: value >= limit,
@@ -33,19 +33,19 @@ HEADER = """\
 # What this project claims, and how to check it: `concord claims ID…` measures a claim again (a prefix such as `core/`
 # selects many), `make claims` the quick tier, `make claims-slow` the rest, `concord claims --check` only looks.
 # A claim holds where `measured.value` meets `bar`; that is computed each time and written nowhere. `measured` and the
-# tables of README and docs are rewritten by the command; everything else is written by hand. Comments are not kept.
+# tables of docs/claims.md are rewritten by the command; everything else is written by hand. Comments are not kept.
+# `measured.commit` is null where a value was measured before its commit was recorded.
 """
 TABLE = re.compile(r"(<!-- claims: ([^\n]*?) -->\n)(.*?)(<!-- /claims -->)", re.DOTALL)
 
 
 class Measured(Section):
-    """One measurement, and what it rested on."""
+    """One measurement."""
 
     value: float = Field(allow_inf_nan=True)  # a metric may be no number; its claim then falls short
     date: str
-    versions: dict[str, str]
+    commit: str | None = Field(pattern="^[0-9a-f]{40}$", description="the tree it was measured on, nothing changed")
     machine: str
-    digest: str
 
 
 class Claim(Section):
@@ -64,10 +64,9 @@ class Claim(Section):
 
     @field_validator("id")
     @classmethod
-    def _known_system(cls, value: str) -> str:
-        system, slash, name = value.partition("/")
-        if not slash or not re.fullmatch(r"[\w.-]+", name) or system not in SYSTEMS:
-            raise ValueError(f"expected system/name with a system among {', '.join(SYSTEMS)}; got {value!r}")
+    def _system_and_name(cls, value: str) -> str:
+        if not re.fullmatch(r"\w+/[\w.-]+", value):
+            raise ValueError(f"expected system/name; got {value!r}")
         return value
 
     @field_validator("bar")
@@ -86,12 +85,17 @@ class Claim(Section):
         return value
 
     @property
+    def system(self) -> str:
+        """The first half of its id."""
+        return self.id.partition("/")[0]
+
+    @property
     def is_test(self) -> bool:
-        """Whether pytest measures it."""
+        """True where pytest measures it."""
         return shlex.split(self.command)[0] == "pytest"
 
     def meets_bar(self, value: float) -> bool:
-        """Whether this value meets the bar; what is no number never does."""
+        """True where this value meets the bar; what is no number never does."""
         match = BAR.fullmatch(self.bar)
         assert match
         return not math.isnan(value) and COMPARE[match[1]](value, float(match[2]))
@@ -106,16 +110,24 @@ class Claim(Section):
         return "disputed" if self.disputed else "falls short"
 
 
-def read_claims(path: Path, root: Path) -> list[Claim]:
-    """The checked entries of claims.yaml. Raises InputError, naming entry and field, for whatever is wrong."""
-    if not path.is_file():
-        raise InputError(
-            f"There is no {path}. Claims are measured in a checkout of the repository, where benchmarks/claims.yaml is."
-        )
+def read_systems(root: Path) -> dict[str, list[str]]:
+    """The files and folders of each system, from benchmarks/systems.yaml. Raises InputError where it is wrong."""
+    path = root / "benchmarks" / "systems.yaml"
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
+        systems = TypeAdapter(dict[str, list[str]]).validate_python(_read_yaml(path))
+    except ValidationError:
+        raise InputError(f"{path} must hold, for each system, the list of its files and folders.") from None
+    for system, places in systems.items():
+        for place in places:
+            if not (root / place).exists():
+                raise InputError(f"{path}: {system} names {place}, which does not exist. Name the place it moved to.")
+    return systems
+
+
+def read_claims(root: Path, systems: Collection[str]) -> list[Claim]:
+    """The checked entries of benchmarks/claims.yaml. Raises InputError, naming entry and field, for what is wrong."""
+    path = root / "benchmarks" / "claims.yaml"
+    raw = _read_yaml(path)
     if not isinstance(raw, list):
         raise InputError(f"{path} must hold a list of claims; got a {type(raw).__name__}.")
     try:
@@ -127,9 +139,21 @@ def read_claims(path: Path, root: Path) -> list[Claim]:
     if repeated:
         raise InputError(f"{path}: each id is used once; got {', '.join(repeated)} several times.")
     for claim in claims:
+        if claim.system not in systems:
+            known = ", ".join(systems)
+            raise InputError(f"{path}: {claim.id}: id: expected one of benchmarks/systems.yaml before the /: {known}.")
         if claim.disputed is not None and not (root / claim.disputed).exists():
             raise InputError(f"{path}: {claim.id} is disputed by {claim.disputed}, which does not exist.")
     return claims
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"There is no {path}. Claims are measured in a clone of the repository, which has this file.")
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
 
 
 def _explain(path: Path, raw: list[Any], problem: Mapping[str, Any]) -> str:
@@ -167,23 +191,25 @@ def _short(value: float) -> float | int:
     return int(value) if math.isfinite(value) and value == int(value) else value
 
 
-def renew_tables(text: str, claims: Sequence[Claim], stale: set[str]) -> str:
+def renew_tables(text: str, claims: Sequence[Claim]) -> str:
     """A document with its tables of claims made anew."""
 
     def table(match: re.Match[str]) -> str:
         prefixes = tuple(match[2].split())
         chosen = [claim for claim in claims if claim.id.startswith(prefixes)]
-        return match[1] + results_table(chosen, stale) + match[4]
+        return match[1] + results_table(chosen) + match[4]
 
     return TABLE.sub(table, text)
 
 
-def results_table(claims: Sequence[Claim], stale: set[str]) -> str:
-    """A Markdown table: claim, measured, bar, whether it holds, command."""
-    rows = ["| claim | measured | bar | holds? | command |", "| --- | --- | --- | --- | --- |"]
+def results_table(claims: Sequence[Claim]) -> str:
+    """A Markdown table: claim, measured, bar, its verdict, the commit it was measured at, command."""
+    rows = ["| claim | measured | bar | holds? | commit | command |", "| --- | --- | --- | --- | --- | --- |"]
     for claim in claims:
-        cells = (claim.claim, _measured(claim), claim.bar, _verdict(claim, claim.id in stale), f"`{claim.command}`")
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        commit = claim.measured.commit if claim.measured else None
+        cells = [claim.claim, _measured(claim), claim.bar, _verdict(claim), (commit or "")[:7], f"`{claim.command}`"]
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        rows.append(f"| {' | '.join(escaped)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -195,9 +221,9 @@ def _measured(claim: Claim) -> str:
     return figure(claim.measured.value)
 
 
-def _verdict(claim: Claim, stale: bool) -> str:
-    words = {"holds": "yes", "falls short": "**no**", "disputed": f"no, [disputed]({claim.disputed})"}
-    return words.get(claim.state, claim.state) + (" (stale)" if stale else "")
+def _verdict(claim: Claim) -> str:
+    words = {"holds": "yes", "falls short": "**no**", "disputed": f"no, [disputed](../{claim.disputed})"}
+    return words.get(claim.state, claim.state)
 
 
 def figure(value: float) -> str:

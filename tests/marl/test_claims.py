@@ -1,28 +1,57 @@
-"""Claims: what the file may say, how it is written, when a claim holds, and the tables."""
+"""Claims: what the file may say, how it is written, when a claim holds, the tables, and the README's figures."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_claims import ENTRY, MEASURED, REPOSITORY, TEST, claim, make_root
+from small_claims import ENTRY, MEASURED, REPOSITORY, SYSTEMS, TEST, claim, make_root
 
 from envs.core import InputError
-from marl.claims.entries import Claim, dump_claims, figure, read_claims, renew_tables, results_table
+from marl.claims.entries import Claim, dump_claims, figure, read_claims, read_systems, renew_tables, results_table
 from marl.claims.measure import Ledger, by_command
+from marl.config.catalog import find_config
 
 
-def test_the_projects_own_claims_are_valid_and_the_quick_ones_take_half_an_hour():
-    claims = read_claims(REPOSITORY / "benchmarks" / "claims.yaml", REPOSITORY)
-    groups = by_command([c for c in claims if c.tier == "quick"])
+@pytest.fixture(scope="module")
+def own_claims() -> list[Claim]:
+    return Ledger(REPOSITORY).claims
+
+
+def test_the_quick_claims_of_the_project_take_half_an_hour(own_claims: list[Claim]):
+    groups = by_command([c for c in own_claims if c.tier == "quick"])
     assert sum(max(c.minutes for c in group) for group in groups.values()) <= 30
-    assert all(c.bar == "== 1" for c in claims if c.is_test)
-    for c in claims:
+    assert all(c.bar == "== 1" for c in own_claims if c.is_test)
+
+
+def test_every_test_and_config_that_a_command_names_exists(own_claims: list[Claim]):
+    for c in own_claims:
+        words = shlex.split(c.command)
         if c.is_test:
-            paths = [word.partition("::")[0] for word in c.command.split() if word.startswith("tests")]
-            assert paths
+            paths = [word.partition("::")[0] for word in words[1:] if word.startswith("tests")]
+            assert paths, c.id
             assert all((REPOSITORY / path).exists() for path in paths), c.id
+        elif words[1] == "run":
+            for name in words[2].split(","):
+                assert find_config(name).is_file(), c.id
+
+
+def test_the_page_of_claims_has_a_table_for_every_system_and_is_up_to_date(own_claims: list[Claim]):
+    page = (REPOSITORY / "docs/claims.md").read_text()
+    assert re.findall("<!-- claims: (.*) -->", page) == [f"{system}/" for system in read_systems(REPOSITORY)]
+    assert renew_tables(page, own_claims) == page
+
+
+def test_the_readmes_headline_figures_are_the_recorded_ones(own_claims: list[Claim]):
+    results = (REPOSITORY / "README.md").read_text().partition("## Results\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .* \| (-?[\d.,]+) \| `([^`]+)` \|$", results, re.MULTILINE)
+    assert len(rows) == 6
+    for shown, command in rows:
+        recorded = [figure(c.measured.value) for c in own_claims if c.command == command and c.measured]
+        assert shown in recorded, f"README says {shown} of {command}; recorded are {recorded}"
 
 
 def test_claims_yaml_is_written_as_it_is_read(tmp_path: Path):
@@ -30,10 +59,11 @@ def test_claims_yaml_is_written_as_it_is_read(tmp_path: Path):
     second = claim(id="bnpg/x", disputed="docs/proof.md", minutes=0.5)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/proof.md").touch()
-    path = tmp_path / "claims.yaml"
+    path = tmp_path / "benchmarks/claims.yaml"
+    path.parent.mkdir()
     path.write_text(dump_claims([first, second]))
-    assert read_claims(path, tmp_path) == [first, second]
-    assert dump_claims(read_claims(path, tmp_path)) == path.read_text()
+    assert read_claims(tmp_path, SYSTEMS) == [first, second]
+    assert dump_claims(read_claims(tmp_path, SYSTEMS)) == path.read_text()
     assert len([line for line in path.read_text().splitlines() if "A sentence" in line and "long long" in line]) == 1
 
 
@@ -42,11 +72,12 @@ def test_claims_yaml_is_written_as_it_is_read(tmp_path: Path):
     [
         ({"bar": "0.97"}, "core/speed: bar: expected one of >=, <=, ==, >, < and a number.*'0.97'"),
         ({"bar": "=> 1"}, "bar"),
-        ({"id": "cor/speed"}, "cor/speed: id: expected system/name"),
+        ({"id": "cor/speed"}, "cor/speed: id: expected one of benchmarks/systems.yaml before the /: core, bnpg"),
         ({"id": "core"}, "expected system/name"),
         ({"tier": "fast"}, "tier: expected 'quick' or 'slow'; got 'fast'"),
         ({"command": "make demo"}, "expected concord run"),
         ({"metrics": "x"}, "unknown key metrics. Did you mean metric"),
+        ({"measured": {**MEASURED, "commit": "0123abc"}}, "measured.commit: expected .*; got '0123abc'"),
         ({"disputed": "docs/none.md"}, "disputed by docs/none.md, which does not exist"),
     ],
 )
@@ -65,8 +96,23 @@ def test_missing_fields_repeated_ids_and_files_without_claims_are_errors(tmp_pat
     (root / "benchmarks/claims.yaml").write_text("claims: none")
     with pytest.raises(InputError, match="must hold a list"):
         Ledger(root)
-    with pytest.raises(InputError, match="Claims are measured in a checkout"):
+    with pytest.raises(InputError, match="Claims are measured in a clone"):
         Ledger(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("systems", "message"),
+    [
+        ("core: [marl/gone.py]", "core names marl/gone.py, which does not exist"),
+        ("core: marl", "must hold, for each system, the list of its files"),
+        ("core: [", "is not valid YAML"),
+    ],
+)
+def test_systems_name_files_that_exist(tmp_path: Path, systems: str, message: str):
+    root = make_root(tmp_path, ENTRY)
+    (root / "benchmarks/systems.yaml").write_text(systems)
+    with pytest.raises(InputError, match=message):
+        Ledger(root)
 
 
 @pytest.mark.parametrize(
@@ -83,29 +129,31 @@ def test_whether_a_claim_holds_follows_from_value_and_bar(bar: str, meets: float
 def test_tables_are_made_anew_between_their_markers():
     claims = [
         claim(measured={**MEASURED, "value": 1234567.8}),
-        claim(id="core/b", claim="a|b", bar="<= 1", measured=MEASURED),
+        claim(id="core/b", claim="a|b", bar="<= 1", measured={**MEASURED, "commit": None}),
         Claim.model_validate({**TEST, "id": "bnpg/c", "measured": {**MEASURED, "value": 1}}),
-        claim(id="slim/d"),
+        claim(id="slim/d", measured=MEASURED, disputed="docs/proof.md"),
+        claim(id="slim/e"),
     ]
-    head = "| claim | measured | bar | holds? | command |\n| --- | --- | --- | --- | --- |\n"
+    head = "| claim | measured | bar | holds? | commit | command |\n| --- | --- | --- | --- | --- | --- |\n"
     core = (
-        "| It is fast. | 1,234,568 | >= 120000 | yes (stale) | `concord bench step` |\n"
-        "| a\\|b | 1.5 | <= 1 | **no** | `concord bench step` |\n"
+        "| It is fast. | 1,234,568 | >= 120000 | yes | 0123456 | `concord bench step` |\n"
+        "| a\\|b | 1.5 | <= 1 | **no** |  | `concord bench step` |\n"
     )
-    assert results_table(claims[:2], {"core/speed"}) == head + core
+    assert results_table(claims[:2]) == head + core
     text = (
         "before\n<!-- claims: core/ -->\nold\n<!-- /claims -->\nafter\n<!-- claims: bnpg/ slim/ -->\n<!-- /claims -->\n"
     )
     others = (
-        "| It is fast. | passed | == 1 | yes | `pytest tests/test_toy.py` |\n"
-        "| It is fast. |  | >= 120000 | not measured | `concord bench step` |\n"
+        "| It is fast. | passed | == 1 | yes | 0123456 | `pytest tests/test_toy.py` |\n"
+        "| It is fast. | 1.5 | >= 120000 | no, [disputed](../docs/proof.md) | 0123456 | `concord bench step` |\n"
+        "| It is fast. |  | >= 120000 | not measured |  | `concord bench step` |\n"
     )
-    renewed = renew_tables(text, claims, {"core/speed"})
+    renewed = renew_tables(text, claims)
     assert renewed == (
         f"before\n<!-- claims: core/ -->\n{head}{core}<!-- /claims -->\nafter\n"
         f"<!-- claims: bnpg/ slim/ -->\n{head}{others}<!-- /claims -->\n"
     )
-    assert renew_tables(renewed, claims, {"core/speed"}) == renewed
+    assert renew_tables(renewed, claims) == renewed
 
 
 def test_figures_have_four_digits():

@@ -1,35 +1,19 @@
-"""Claims are measured: which ones, what is recorded, and when a recorded value is stale."""
+"""Claims are measured: which ones, what is recorded and when, and what a check lists."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_claims import ENTRY, MEASURED, REPOSITORY, TEST, make_root
+import yaml
+from small_claims import COMMIT, ENTRY, MEASURED, TEST, commit, git, make_root
 
 from envs.core import InputError
-from marl.claims.entries import Claim
-from marl.claims.measure import (
-    ORCHESTRATION,
-    Ledger,
-    Outcome,
-    digest,
-    module_file,
-    modules_in,
-    passing_tests,
-    run_claims,
-)
-
-
-def outcome(**values: float) -> Outcome:
-    return Outcome(
-        {name.replace("__", "/"): v for name, v in values.items()}, {}, {"torch": "2"}, ["marl", "marl.learn"]
-    )
+from marl.claims.check import check_claims
+from marl.claims.measure import Ledger, Outcome, measure_claims, passing_tests, with_values
+from marl.output.report import machine
 
 
 def test_claims_are_selected_by_id_prefix_and_tier(tmp_path: Path):
@@ -49,73 +33,144 @@ def test_claims_are_selected_by_id_prefix_and_tier(tmp_path: Path):
         ledger.select([], "fast")
 
 
-def test_a_digest_changes_with_a_loaded_module_and_with_nothing_else(tmp_path: Path):
+def test_what_was_measured_on_a_clean_tree_is_recorded_with_its_commit(tmp_path: Path, capfd: Any):
+    root = make_root(tmp_path, TEST, {**TEST, "id": "core/again", "command": "pytest tests -q"})
+    head = commit(root)
+    assert measure_claims([], "all", root) == 0
+    assert "Not recorded" not in capfd.readouterr().out
+    for claim in Ledger(root).claims:  # the second although recording the first has changed the tree
+        assert claim.measured is not None
+        assert (claim.measured.value, claim.measured.commit, claim.measured.machine) == (1, head, machine())
+    assert f"| passed | == 1 | yes | {head[:7]} |" in (root / "docs/claims.md").read_text()
+
+
+@pytest.mark.parametrize("path", ["marl/learn.py", "marl/new.py"])
+def test_what_was_measured_on_a_tree_with_uncommitted_changes_is_printed_and_not_recorded(
+    tmp_path: Path, capfd: Any, path: str
+):
+    root = make_root(tmp_path, {**TEST, "measured": MEASURED})
+    commit(root)
+    (root / path).write_text("rate = 2")
+    before = (root / "benchmarks/claims.yaml").read_text()
+    assert measure_claims([], "all", root) == 0
+    printed = capfd.readouterr().out
+    assert (
+        f"Not recorded, since the tree has uncommitted changes ({path}): commit first, then measure again." in printed
+    )
+    assert "1 holds" in printed
+    assert (root / "benchmarks/claims.yaml").read_text() == before
+    assert "passed" not in (root / "docs/claims.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("pathlib.Path('left.txt').touch()", "uncommitted changes (left.txt)"),
+        ("subprocess.run([*GIT, 'commit', '-q', '--allow-empty', '-m', 'x'], check=True)", "moved to another commit"),
+    ],
+)
+def test_a_tree_that_changes_while_a_command_runs_is_not_recorded(
+    tmp_path: Path, capfd: Any, change: str, message: str
+):
     root = make_root(tmp_path, TEST)
-    test = Claim.model_validate(TEST)
-    before = digest(test, ["marl", "marl.learn"], root)
-    (root / "envs/__init__.py").write_text("unrelated = 1")
-    assert digest(test, ["marl", "marl.learn"], root) == before
-    changed = [before]
-    for name in ("marl/learn.py", "tests/test_toy.py"):
-        (root / name).write_text("rate = 2")
-        changed.append(digest(test, ["marl", "marl.learn"], root))
-    changed.append(digest(test.model_copy(update={"metric": "other"}), ["marl", "marl.learn"], root))
-    assert len(set(changed)) == 4
+    user = "['git', '-c', 'user.name=Ada', '-c', 'user.email=ada@example.org', '-c', 'commit.gpgsign=false']"
+    test = f"import pathlib, subprocess\nGIT = {user}\n\ndef test_true():\n    {change}\n"
+    (root / "tests/test_toy.py").write_text(test)
+    commit(root)
+    assert measure_claims([], "all", root) == 0
+    assert message in capfd.readouterr().out
+    assert Ledger(root).claims[0].measured is None
 
 
-def test_a_recorded_claim_is_stale_once_what_it_rests_on_changes(tmp_path: Path):
-    root = make_root(tmp_path, ENTRY)
-    ledger = Ledger(root)
-    ledger.record(outcome(step__16__calibrated=130_000.0), ledger.claims)
-    fresh = Ledger(root)
-    assert fresh.claims[0].state == "holds"
-    assert fresh.claims[0].measured is not None
-    assert fresh.claims[0].measured.versions == {"torch": "2"}
-    assert not fresh.is_stale(fresh.claims[0])
-    (root / "marl/claims.py").write_text("nothing = 2")
-    assert not fresh.is_stale(fresh.claims[0])
-    (root / "marl/learn.py").unlink()
-    assert fresh.is_stale(fresh.claims[0])
+def test_outside_a_clone_nothing_is_recorded(tmp_path: Path, capfd: Any):
+    root = make_root(tmp_path, TEST)
+    assert measure_claims([], "all", root) == 0
+    assert "Not recorded, since no git commit says what was measured" in capfd.readouterr().out
+    assert Ledger(root).claims[0].measured is None
 
 
 def test_recording_keeps_what_was_edited_meanwhile(tmp_path: Path):
     root = make_root(tmp_path, ENTRY)
     ledger = Ledger(root)
     make_root(root, {**ENTRY, "bar": ">= 140000"}, {**TEST, "id": "core/new"})
-    ledger.record(outcome(step__16__calibrated=130_000.0), ledger.claims)
+    ledger.record(with_values(ledger.claims, Outcome({"step/16/calibrated": 130_000.0}, {}), COMMIT))
     assert [(c.id, c.state) for c in Ledger(root).claims] == [
         ("core/speed", "falls short"),
         ("core/new", "not measured"),
     ]
 
 
-def test_checking_measures_nothing_and_fails_where_a_claim_falls_short(tmp_path: Path, capsys: Any):
-    short = {**ENTRY, "id": "core/short", "measured": MEASURED}
-    open_question = {**short, "id": "core/disputed", "disputed": "envs"}
-    root = make_root(tmp_path, {**ENTRY, "measured": {**MEASURED, "value": 200_000}}, open_question, short)
-    assert run_claims(["core/speed", "core/disputed"], "all", check=True, root=root) == 0
-    assert run_claims([], "all", check=True, root=root) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[3:6]] == ["core/speed", "core/disputed", "core/short"]
-    assert "200,000" in lines[3]
-    assert "holds, stale" in lines[3]
-    assert "disputed, stale, see envs" in lines[4]
-    assert "falls short, stale" in lines[5]
-    assert lines[6] == "1 holds, 1 falls short, 1 disputed"
+def test_a_check_lists_what_falls_short_what_is_not_measured_and_what_is_out_of_date(tmp_path: Path, capsys: Any):
+    root = make_root(tmp_path)
+    first = commit(root)
+    (root / "marl/learn.py").write_text("rate = 2")
+    second = commit(root, "Faster learning")
+    entries = {
+        "core/old": {"measured": {**MEASURED, "value": 200_000, "commit": first}},
+        "core/new": {"measured": {**MEASURED, "value": 200_000, "commit": second}},
+        "core/elsewhere": {"measured": {**MEASURED, "value": 200_000}},
+        "core/undated": {"measured": {**MEASURED, "value": 200_000, "commit": None}},
+        "core/open": {},
+        "bnpg/short": {"measured": {**MEASURED, "commit": first}},
+        "bnpg/disputed": {"measured": {**MEASURED, "commit": first}, "disputed": "envs"},
+    }
+    make_root(root, *({**ENTRY, "id": name, **fields} for name, fields in entries.items()))
+    (root / "marl/learn.py").write_text("rate = 2")
+    commit(root)
+    assert check_claims([], "all", root) == 1
+    short, disputed, *rest = capsys.readouterr().out.splitlines()[1:]
+    assert short.split() == ["bnpg/short", "1.5", ">=", "120000", "falls", "short"]
+    assert disputed.endswith("disputed, see envs")
+    date = git(root, "log", "-1", "--format=%cs", second).strip()
+    assert rest == [
+        "Not measured: 1",
+        "    core/open",
+        "Measured before their system last changed: 3",
+        f"  core, by {second[:7]} of {date}, Faster learning:",
+        "    core/old core/elsewhere",
+        "  measured before their commit was recorded, so measure them again:",
+        "    core/undated",
+        "4 holds, 1 falls short, 1 disputed, 1 not measured",
+    ]
 
 
-def test_a_test_is_measured_once_for_all_its_claims_and_recorded(tmp_path: Path, capfd: Any):
+def test_a_check_finds_a_change_that_was_merged_after_the_measurement_though_it_is_older(tmp_path: Path, capsys: Any):
+    root = make_root(tmp_path)
+    commit(root)
+    trunk = git(root, "branch", "--show-current").strip()
+    git(root, "checkout", "--quiet", "-b", "side")
+    (root / "envs/__init__.py").write_text("side = 1")
+    commit(root, "On the side")
+    git(root, "checkout", "--quiet", trunk)
+    (root / "marl/graphs.py").write_text("edges = 2")
+    measured = commit(root, "On the trunk")
+    git(root, "-c", "user.name=Ada", "-c", "user.email=ada@example.org", "merge", "--quiet", "side")
+    entry = {**ENTRY, "measured": {**MEASURED, "value": 200_000, "commit": measured}}
+    (root / "benchmarks/claims.yaml").write_text(yaml.safe_dump([entry]))
+    assert check_claims([], "all", root) == 0
+    assert "On the side:\n    core/speed\n" in capsys.readouterr().out
+
+
+def test_a_check_passes_where_nothing_falls_short_undisputed(tmp_path: Path, capsys: Any):
+    disputed = {**ENTRY, "id": "core/disputed", "measured": MEASURED, "disputed": "envs"}
+    root = make_root(tmp_path, {**ENTRY, "measured": {**MEASURED, "value": 200_000}}, disputed)
+    assert check_claims(["core/speed"], "all", root) == 0
+    assert capsys.readouterr().out.startswith("Fall short or are disputed: none\nNot measured: none\n")
+    assert check_claims([], "all", root) == 0
+    printed = capsys.readouterr().out
+    assert "`git rev-list` fails" in printed  # no clone: the third list cannot be told, the others can
+    assert "1 holds, 1 disputed" in printed
+
+
+def test_a_test_is_run_once_for_all_its_claims(tmp_path: Path, capfd: Any):
     root = make_root(
         tmp_path, TEST, {**TEST, "id": "core/same"}, {**TEST, "id": "core/none", "command": "pytest tests -k no"}
     )
-    assert run_claims(["core/exact", "core/same"], "all", check=False, root=root) == 0
+    commit(root)
+    assert measure_claims(["core/exact", "core/same"], "all", root) == 0
     assert capfd.readouterr().out.count("1 passed") == 1
-    claims = Ledger(root).claims
-    assert [c.state for c in claims] == ["holds", "holds", "not measured"]
-    assert json.loads((root / "benchmarks/modules.json").read_text()) == {
-        "pytest tests/test_toy.py": ["envs", "marl", "marl.learn"]
-    }
-    assert run_claims(["core/none"], "all", check=False, root=root) == 1
+    assert [c.state for c in Ledger(root).claims] == ["holds", "holds", "not measured"]
+    assert measure_claims(["core/none"], "all", root) == 1
     assert Ledger(root).claims[2].state == "falls short"
 
 
@@ -123,7 +178,8 @@ def test_a_command_that_fails_leaves_the_recorded_value(tmp_path: Path, capfd: A
     recorded = {**ENTRY, "command": "concord bench nothing", "measured": {**MEASURED, "value": 200_000}}
     root = make_root(tmp_path, recorded)
     (root / "marl/__main__.py").write_text("import sys\nsys.exit(2)")
-    assert run_claims([], "all", check=False, root=root) == 1
+    commit(root)
+    assert measure_claims([], "all", root) == 1
     assert "exit code 2" in capfd.readouterr().out
     assert Ledger(root).claims[0].state == "holds"
 
@@ -131,13 +187,11 @@ def test_a_command_that_fails_leaves_the_recorded_value(tmp_path: Path, capfd: A
 def test_a_missing_metric_is_told_apart_from_one_that_cannot_be_measured_here(tmp_path: Path, capfd: Any):
     program = """
         import json, pathlib, sys
-        from marl import record
         out = pathlib.Path(sys.argv[-1])
         out.mkdir()
         found = {"step/16/calibrated": {"value": 1.5e5, "low": 1.0, "high": 2.0, "n": 1}}
         table = {"not_measured": [{"metric": "workers", "reason": "busy"}]}
-        versions = {"machine": "m", "torch": "2"}
-        report = dict(recipe="x", seed=0, config={}, metrics=found, tables=table, versions=versions)
+        report = dict(recipe="x", seed=0, config={}, metrics=found, tables=table, versions={})
         (out / "report.json").write_text(json.dumps(report))
     """
     entries = [
@@ -146,15 +200,12 @@ def test_a_missing_metric_is_told_apart_from_one_that_cannot_be_measured_here(tm
         {**ENTRY, "id": "core/typo", "metric": "step/16"},
     ]
     root = make_root(tmp_path, *entries)
-    (root / "marl/__main__.py").write_text("\n".join(line.strip() for line in program.splitlines()))
-    (root / "marl/record.py").write_text("")
-    assert run_claims(["core/speed", "core/busy"], "all", check=False, root=root) == 0
-    printed = capfd.readouterr().out
-    assert "not measured: busy" in printed
-    measured = Ledger(root).claims[0].measured
-    assert measured is not None
-    assert (measured.value, measured.machine, measured.versions) == (150000, "m", {"torch": "2"})
-    assert run_claims([], "all", check=False, root=root) == 1
+    (root / "marl/__main__.py").write_text(textwrap.dedent(program))
+    commit(root)
+    assert measure_claims(["core/speed", "core/busy"], "all", root) == 0
+    assert "not measured: busy" in capfd.readouterr().out
+    assert [c.state for c in Ledger(root).claims] == ["holds", "not measured", "not measured"]
+    assert measure_claims([], "all", root) == 1
     assert "no metric 'step/16'; it has step/16/calibrated" in capfd.readouterr().out
 
 
@@ -172,19 +223,3 @@ def test_tests_count_as_passed_only_if_some_ran_and_none_failed(tmp_path: Path):
         attributes = " ".join(f'{name}="{count}"' for name, count in zip(names, counts))
         path.write_text(f"<testsuites><testsuite {attributes}/></testsuites>")
         assert passing_tests(path) == passed
-
-
-def test_every_process_writes_down_the_modules_it_loaded(tmp_path: Path):
-    loaded = tmp_path / "loaded.txt"
-    environment = {**os.environ, "CONCORD_LOADED": str(loaded)}
-    for module in ("marl", "marl.config.catalog"):
-        subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, cwd=REPOSITORY, check=True)
-    assert loaded.read_text().split().count("marl") == 2
-    names = modules_in(loaded, REPOSITORY)
-    assert {"marl", "envs", "envs.core"} <= set(names)
-    assert "marl.config.catalog" not in names
-    assert all(module_file(name, REPOSITORY).is_file() for name in names)
-
-
-def test_modules_that_only_orchestrate_exist():
-    assert all(module_file(name, REPOSITORY).is_file() for name in ORCHESTRATION)
