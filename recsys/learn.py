@@ -88,6 +88,7 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
     """Learn on one part of a log, and tell by the other what the policy would earn."""
 
     config = Config
+    learns = True
 
     def run(self, config: Config, run: Run) -> Report:
         """Learn on one part of the log, tell by the other what the policy would earn."""

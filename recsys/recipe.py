@@ -16,6 +16,7 @@ from recsys.report.terminal import JUDGED, print_judgments
 class LogRecipe(Recipe):
     """A recipe that tells from a log what policies would have earned. A subclass defines `config` and `run`."""
 
+    learns = False
     judged = JUDGED
 
     def pictures(self, run: Run) -> list[Path]:

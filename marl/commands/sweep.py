@@ -19,7 +19,7 @@ from marl.commands.compare import point_metrics, point_tables, sweep_metrics
 from marl.commands.run import follow
 from marl.commands.stacking import can_stack, train_stacked
 from marl.config.load import dump, load_recipe, read_yaml, resolve, split_assignments, yaml_text
-from marl.config.schema import LearningConfig, RunConfig, TrainingConfig
+from marl.config.schema import RunConfig, TrainingConfig
 from marl.output.console import console, in_words
 from marl.output.report import Report, write_atomically
 from marl.training.folders import refuse_used_folder, sole_trainer
@@ -128,7 +128,7 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     first = next(iter(reports.values()))
     seeds = [config.seed for config in configs.values()]
     table = [{"point": name, **{k: m.value for k, m in report.metrics.items()}} for name, report in reports.items()]
-    learned = any(learns(config) for config in configs.values())
+    learned = any(load_recipe(config.recipe).learns for config in configs.values())
     report = Report(
         first.recipe,
         seeds,
@@ -138,11 +138,6 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     )
     report.save(folder / "report.json")
     return report
-
-
-def learns(config: RunConfig) -> bool:
-    """True for a recipe that trains: one that never does, such as an offline evaluation, has no section `train`."""
-    return isinstance(config, LearningConfig)
 
 
 def usable_cores() -> int:

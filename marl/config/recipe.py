@@ -24,6 +24,7 @@ class Recipe:
     """
 
     config: ClassVar[type[RunConfig]] = RunConfig
+    learns: ClassVar[bool] = True  # seeds give results that differ as draws of training do
     judged: ClassVar[tuple[str, ...]] = ()  # tables of a report that a sweep keeps point by point
 
     def run(self, config: Any, run: Run) -> Report:

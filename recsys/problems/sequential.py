@@ -190,6 +190,7 @@ class SequentialProblem(Recipe):
     """Estimators on an exact sequential problem."""
 
     config = Config
+    learns = False
 
     def run(self, config: Config, run: Run) -> Report:
         """Estimate from every replication, compare with the truth, tell it as a table and metrics."""

@@ -167,6 +167,7 @@ class SlateEstimators(Recipe):
     """Estimators on an exact slate problem."""
 
     config = Config
+    learns = False
 
     def run(self, config: Config, run: Run) -> Report:
         """Sum over all slates, estimate from every drawn log, tell it as a table and metrics."""

@@ -14,7 +14,7 @@ from small_logs import ACTIONS, frame, table_config, written
 from marl.__main__ import main
 from marl.commands import sweep
 from marl.config.catalog import find_config
-from marl.config.load import read_yaml, resolve
+from marl.config.load import load_recipe, read_yaml, resolve
 from marl.output.report import Report
 
 
@@ -88,7 +88,7 @@ def test_a_sweep_of_evaluations_keeps_intervals_and_tells_each_verdict_under_its
 def test_sweeps_tell_what_is_learned_from_what_is_evaluated() -> None:
     """Of what is learned, intervals are over seeds."""
     names = ("ope/learn", "cooperative/spread", "ope/open_bandit", "ope/synthetic", "ope/sequential_oracle")
-    assert [sweep.learns(resolve(read_yaml(find_config(name)), {})) for name in names] == [
+    assert [load_recipe(resolve(read_yaml(find_config(name)), {}).recipe).learns for name in names] == [
         True,
         True,
         False,
