@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -43,19 +42,22 @@ def run(
     processes: Annotated[int | None, typer.Option(min=1, help="processes of a sweep; default one a core")] = None,
 ) -> None:
     """Train from a config, evaluate, and leave report, curve, film, events and checkpoints in one folder."""
-    from marl.commands.printing import print_report
-    from marl.commands.run import run_training
-    from marl.commands.sweep import run_sweep, with_configs
+    from marl.commands.run import new_folder, run_training, with_configs
     from marl.config.catalog import find_config
     from marl.config.load import resolve, split_assignments
     from marl.output.console import console
 
     raws, points = with_configs([find_config(name) for name in config.split(",")], split_assignments(assignments or []))
-    folder = out or Path("runs") / f"{'-'.join(raws)}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    if len(points) > 1:
-        report = run_sweep(raws, points, folder, processes)
-    else:
+    folder = out or new_folder(list(raws))
+    if len(points) == 1:
         report = run_training(resolve(next(iter(raws.values())), points[0]), folder)
+    else:
+        from marl.commands.sweep import run_sweep  # what a single run needs not
+
+        report = run_sweep(raws, points, folder, processes)
+
+    from marl.commands.printing import print_report
+
     print_report(report, folder, console)
 
 

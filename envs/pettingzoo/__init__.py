@@ -3,7 +3,8 @@
 PettingZoo to tensors, from the inside out: `interfaces` plays one environment, parallel or AEC, in one way; `spaces`
 turns observations into numbers and numbers into actions; `layout` finds what an environment needs and where it lies
 in one piece of memory; `rows` plays several environments into that memory, `workers` does so in other processes;
-`episodes` keeps what is needed to resume; and `vector` hands the memory out as tensors. The way back is `export`.
+`episodes` keeps what is needed to resume; `vector` hands the memory out as tensors; and `spec` says what agents see
+and do without playing. The way back is `export`.
 
 Workers import only the first five, and no torch, to start quickly; that is why the names below come lazily.
 """
@@ -22,6 +23,10 @@ __all__ = ["ParallelWorld", "PettingZooEnv", "parallel_env"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from envs.pettingzoo import export, vector
+    if name == "PettingZooEnv":
+        from envs.pettingzoo.vector import PettingZooEnv
 
-    return getattr(vector if name == "PettingZooEnv" else export, name)
+        return PettingZooEnv
+    from envs.pettingzoo import export
+
+    return getattr(export, name)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,9 +13,6 @@ from torch import Tensor
 
 from envs.core import (
     ConcordError,
-    Continuous,
-    Discrete,
-    EnvSpec,
     InputError,
     Observation,
     Step,
@@ -26,10 +21,12 @@ from envs.core import (
 )
 from envs.pettingzoo.copies import Copies
 from envs.pettingzoo.episodes import Episodes
-from envs.pettingzoo.interfaces import BrokenContractError, EnvironmentRaisedError
 from envs.pettingzoo.layout import Codec, StateSource, lay, prepare
 from envs.pettingzoo.rows import Rows
-from envs.pettingzoo.workers import Workers
+from envs.pettingzoo.spec import spec_from, told
+
+if TYPE_CHECKING:
+    from envs.pettingzoo.workers import Workers
 
 
 class PettingZooEnv:
@@ -79,14 +76,16 @@ class PettingZooEnv:
         self._restart_episodes, self._begun = restart_episodes, False
         self.restarted: list[int] = []  # rows that began an episode at the last loading, instead of going on
         self._rows: Rows | Workers
-        with _told():
+        with told():
             if workers:
+                from envs.pettingzoo.workers import Workers  # many libraries, for those who want processes
+
                 self._rows = Workers(function, num_envs, workers, count, state)
             else:
                 plays, layout = prepare(function, num_envs, 0, count, state)
                 self._rows = Rows(plays, layout, bytearray(Codec(layout).record(num_envs).itemsize), num_envs)
         codec = self._codec = Codec(self._rows.layout)
-        self.spec, self._limits = _spec(codec, channels), codec.limits if codec.discrete else None
+        self.spec, self._limits = spec_from(codec, channels), codec.limits if codec.discrete else None
         record = codec.record(num_envs)
         self._arrays = lay(self._rows.memory, record)
         self._starts, self._steps, self._ends = (
@@ -104,7 +103,7 @@ class PettingZooEnv:
         """Advance every row by one joint action; real actions are clipped to their bounds."""
         self._require_begun()
         self._take(action)
-        with _told():
+        with told():
             self._rows.step()
         arrays = self._arrays
         self._episodes.remember(arrays["action"], arrays["ended"])
@@ -119,7 +118,7 @@ class PettingZooEnv:
     def frame(self) -> Any:
         """What row 0 renders, [height, width, 3] uint8; needs `render_mode: rgb_array` in options, and no workers."""
         self._require_begun()
-        with _told():
+        with told():
             picture = self._rows.picture()
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
             array = isinstance(picture, np.ndarray)
@@ -160,7 +159,7 @@ class PettingZooEnv:
         return _observation(self._starts.take())
 
     def _begin(self, rows: Sequence[int]) -> list[int]:
-        with _told():
+        with told():
             failed = self._rows.begin(self._episodes.begins(rows))
         self._begun = True
         return failed
@@ -205,18 +204,6 @@ class PettingZooEnv:
             raise InputError("Call reset(seed) first; after close() make a new environment.")
 
 
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Turn what the torch-free modules raise into the errors that users see."""
-    try:
-        yield
-    except (BrokenContractError, EnvironmentRaisedError) as error:
-        if isinstance(error.__cause__, ConcordError):
-            raise error.__cause__ from None
-        kind = InputError if isinstance(error, BrokenContractError) else ConcordError
-        raise kind(str(error)) from error.__cause__
-
-
 def _to_host(action: Tensor) -> Tensor:
     """The actions in this process's memory: one copy into pinned memory, which the host then waits for."""
     if action.device.type != "cuda":
@@ -229,25 +216,3 @@ def _to_host(action: Tensor) -> Tensor:
 
 def _observation(new: Mapping[str, Tensor], prefix: str = "", alive: str = "alive") -> Observation:
     return Observation(new[f"{prefix}agent"], new[f"{prefix}state"], new[alive], new.get(f"{prefix}legal"))
-
-
-def _spec(codec: Codec, channels: Sequence[str] | None) -> EnvSpec:
-    layout = codec.layout
-    if channels is None:
-        channels = ["reward"] if layout.channels == 1 else [f"reward_{k}" for k in range(layout.channels)]
-    names = [re.sub(r"_?\d+$", "", str(name)) for name in layout.agents]
-    likeness = list(zip(names, layout.observation_spaces, layout.action_spaces))
-    first = [likeness.index(mine) for mine in likeness]  # spaces cannot be hashed
-    return EnvSpec(
-        agents=tuple(map(str, layout.agents)),
-        kind=tuple(sorted(set(first)).index(kind) for kind in first),
-        channels=tuple(channels),
-        observation_sizes=tuple(codec.sizes),
-        actions=tuple(
-            Continuous(tuple(space.low.ravel().tolist()), tuple(space.high.ravel().tolist()))  # type: ignore[attr-defined]
-            if choices is None
-            else Discrete(choices)
-            for space, choices in zip(layout.action_spaces, codec.choices)
-        ),
-        state_size=layout.state_size,
-    )

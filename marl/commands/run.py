@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from envs.core import ConcordError, InputError
-from marl.config.load import load_recipe
+from marl.config.load import load_recipe, read_yaml
 from marl.config.schema import RunConfig
 from marl.output.console import in_words
 from marl.output.report import REPORT, Report
@@ -37,3 +41,29 @@ def follow(config: RunConfig, run: Run) -> Report:
         )
     report.save(run.folder / REPORT)  # last: whoever finds it takes the run for finished
     return report
+
+
+CONFIG = "config"  # the key of a point that says which of several configs is meant
+
+
+def with_configs(
+    paths: Sequence[Path], points: Sequence[dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The files' contents by their names, and every point for each of them, under the key `config` where several.
+
+    Raises InputError for two files of one name.
+    """
+    raws = {path.stem: read_yaml(path) for path in paths}
+    if len(raws) < len(paths):
+        raise InputError(
+            f"Configs that are compared need different names; got {', '.join(str(path) for path in paths)}. Copy one "
+            "of them under another name, or sweep what differs: key=value,value."
+        )
+    if len(paths) == 1:
+        return raws, list(points)
+    return raws, [{CONFIG: name, **point} for name in raws for point in points]
+
+
+def new_folder(names: Sequence[str]) -> Path:
+    """A name for the folder of a run of these configs that begins now."""
+    return Path("runs") / f"{'-'.join(names)}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"

@@ -16,9 +16,9 @@ from typing import Any
 
 from envs.core import ConcordError, InputError
 from marl.commands.compare import point_metrics, point_tables, sweep_metrics
-from marl.commands.run import follow
+from marl.commands.run import CONFIG, follow
 from marl.commands.stacking import can_stack, train_stacked
-from marl.config.load import dump, load_recipe, read_yaml, resolve, split_assignments, yaml_text
+from marl.config.load import dump, load_recipe, resolve, split_assignments, yaml_text
 from marl.config.schema import RunConfig, TrainingConfig
 from marl.output.console import console, in_words
 from marl.output.report import Report, write_atomically
@@ -26,26 +26,7 @@ from marl.training.folders import refuse_used_folder, sole_trainer
 from marl.training.run import Run
 
 SWEEP = "sweep.json"
-CONFIG = "config"  # the key of a point that says which of several configs is meant
 CHILD = "from marl.commands.sweep import end_with_parent; end_with_parent(); from marl.__main__ import main; main()"
-
-
-def with_configs(
-    paths: Sequence[Path], points: Sequence[dict[str, Any]]
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """The files' contents by their names, and every point for each of them, under the key `config` where several.
-
-    Raises InputError for two files of one name.
-    """
-    raws = {path.stem: read_yaml(path) for path in paths}
-    if len(raws) < len(paths):
-        raise InputError(
-            f"Configs that are compared need different names; got {', '.join(str(path) for path in paths)}. Copy one "
-            "of them under another name, or sweep what differs: key=value,value."
-        )
-    if len(paths) == 1:
-        return raws, list(points)
-    return raws, [{CONFIG: name, **point} for name in raws for point in points]
 
 
 def run_sweep(

@@ -20,7 +20,7 @@ from marl.evaluation.plots import learning_curve, save_gif
 from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
 from marl.output.report import Metric, Report, Tables
-from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
+from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env, pettingzoo_spec
 from marl.training.on_policy import STAGE
 from marl.training.run import Run, stage_seed
 
@@ -77,14 +77,14 @@ def check_evaluation(run: Run, spec: EnvSpec) -> None:
     twin = run.config.evaluation.twin
     if twin is None:
         return
-    with closing(pettingzoo_env(twin.pettingzoo, twin.args, 1, TWIN_ARGS)) as env:
-        for field in ("observation_sizes", "actions"):
-            here, there = getattr(spec, field), getattr(env.spec, field)
-            if here != there:
-                raise InputError(
-                    f"evaluation.twin is another task: its {field} are {there}, those of env are {here}. Mend its "
-                    "args, or set evaluation.twin=null."
-                )
+    other = pettingzoo_spec(twin.pettingzoo, twin.args, TWIN_ARGS)
+    for field in ("observation_sizes", "actions"):
+        here, there = getattr(spec, field), getattr(other, field)
+        if here != there:
+            raise InputError(
+                f"evaluation.twin is another task: its {field} are {there}, those of env are {here}. Mend its args, or "
+                "set evaluation.twin=null."
+            )
 
 
 def evaluate(run: Run, policy: JointActor, env: VectorEnv) -> dict[str, Metric]:

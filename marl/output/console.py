@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +14,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def quiet(wanted: bool = True) -> Iterator[None]:
+    """Within, nothing is printed and no progress is shown, where that is wanted."""
+    before = console.quiet
+    console.quiet = before or wanted
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def in_words(error: Exception) -> str:
@@ -38,7 +51,7 @@ class TrainingDisplay:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not (console.is_terminal and sys.stdout.isatty()),
+            disable=console.quiet or not (console.is_terminal and sys.stdout.isatty()),
             refresh_per_second=4,
         )
         self._task = self._bar.add_task(name, total=total, completed=start, text="")

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from envs.arguments import require_arguments
-from envs.core import ConcordError, InputError, Streams, VectorEnv, import_dotted
-from envs.vmas import VmasEnv
+from envs.core import ConcordError, EnvSpec, InputError, Streams, VectorEnv, import_dotted
 from envs.world import RandomActor, TensorEnv, Transition, World
 from marl.config.schema import EnvConfig, TrainingConfig
 from marl.output.console import in_words
@@ -40,6 +39,8 @@ def make_env(
     if config.world is not None:
         return TensorEnv(_world(config, config.world), num_envs, time_limit=config.time_limit, device=device)
     if config.vmas is not None:
+        from envs.vmas import VmasEnv  # few need it
+
         return VmasEnv(
             config.vmas,
             num_envs,
@@ -110,6 +111,14 @@ def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, section: str 
         raise
     except ConcordError as error:
         raise InputError(f"{path} cannot be made with {section}={args}: {error}") from error
+
+
+def pettingzoo_spec(path: str, args: dict[str, Any], section: str) -> EnvSpec:
+    """What agents see and do in the PettingZoo environment that `path(**args)` makes; see `pettingzoo_env`."""
+    from envs.pettingzoo.spec import spec_of
+
+    require_arguments(_maker(path), args, section)
+    return spec_of(import_dotted(path), args)
 
 
 def _maker(path: str) -> Callable[..., Any]:

@@ -8,7 +8,8 @@ import pytest
 
 from envs.core import InputError
 from marl.commands.compare import sweep_metrics
-from marl.commands.sweep import run_sweep, with_configs
+from marl.commands.run import with_configs
+from marl.commands.sweep import run_sweep
 from marl.output.report import Metric, Report
 
 
