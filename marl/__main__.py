@@ -82,13 +82,14 @@ def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
     """
     from marl.commands.evaluate import evaluate_folder
     from marl.commands.printing import print_along, print_files
+    from marl.config.load import load_recipe
     from marl.output.console import console
     from marl.output.tables import print_metrics, print_table
 
     report, path = evaluate_folder(folder, assignments or [])
     if "along" in report.tables:
         print_along(report, f"evaluation of {folder}", console)
-        print_files([file for file in [path.with_suffix(".png")] if file.exists()], console)
+        print_files([path.with_suffix(".png")], load_recipe(report.recipe), console)
     else:
         print_metrics(report.metrics, f"evaluation of {folder}", console)
         for name, rows in report.tables.items():
@@ -145,7 +146,7 @@ def render(folder: RunFolder) -> None:
     from marl.commands.printing import print_files
     from marl.output.console import console
 
-    print_files(render_folder(folder), console)
+    print_files(*render_folder(folder), console)
 
 
 @app.command()

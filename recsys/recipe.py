@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ class LogRecipe(Recipe):
     """A recipe that tells from a log what policies would have earned. A subclass defines `config` and `run`."""
 
     learns = False
+    files = MappingProxyType({"page": "report.html"})
     judged = JUDGED
 
     def pictures(self, run: Run) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from envs.core import InputError
 from marl.config.load import AGENTS, load_recipe, split_assignments
+from marl.config.recipe import Recipe
 from marl.config.schema import EvaluationConfig, TrainingConfig
 from marl.evaluation import agent_sweep
 from marl.evaluation.load import load_actor
@@ -98,7 +99,8 @@ def _own_settings(section: EvaluationConfig) -> list[str]:
     return [f"evaluation.{name}" for name in type(section).model_fields if name not in EvaluationConfig.model_fields]
 
 
-def render_folder(folder: Path) -> list[Path]:
-    """Film the team of a run, or draw what its recipe draws; gives the files."""
+def render_folder(folder: Path) -> tuple[list[Path], Recipe]:
+    """Film the team of a run, or draw what its recipe draws; gives the files, and the recipe."""
     run = Run.open(folder)
-    return load_recipe(run.config.recipe).pictures(run)
+    recipe = load_recipe(run.config.recipe)
+    return recipe.pictures(run), recipe

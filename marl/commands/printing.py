@@ -12,17 +12,13 @@ from marl.config.catalog import Entry, describe
 from marl.config.load import load_recipe
 from marl.config.recipe import Recipe
 from marl.config.schema import RunConfig
-from marl.output.report import Metric, Report, Tables
+from marl.output.report import REPORT, Metric, Report, Tables
 from marl.output.tables import interval_text, number, print_columns, print_metrics
 
 FILES = {
-    "report": "report.json",
-    "page": "report.html",
     "curve": "learning_curve.png",
     "film": "film.gif",
     "agents": "agents.png",
-    "edges": "graph.png",
-    "graphs": "graph.gif",
     "events": "events",
     "checkpoint": "checkpoints",
 }
@@ -43,7 +39,12 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         _show_by_point(recipe, report.tables, console)
     else:
         recipe.show(report.tables, console)
-    print_files([folder / file for file in FILES.values() if (folder / file).exists()], console)
+    print_files([folder / file for file in _files(recipe)], recipe, console)
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    """What is called how of the files that a run of this recipe may leave, in order: {file: name}."""
+    return {file: name for name, file in {"report": REPORT, **recipe.files, **FILES}.items()}
 
 
 def _show_by_point(recipe: Recipe, tables: Tables, console: Console) -> None:
@@ -54,10 +55,10 @@ def _show_by_point(recipe: Recipe, tables: Tables, console: Console) -> None:
         recipe.show(about, console)
 
 
-def print_files(paths: Sequence[Path], console: Console) -> None:
-    """What each file is, and where."""
-    names = {file: name for name, file in FILES.items()}
-    for path in paths:
+def print_files(paths: Sequence[Path], recipe: Recipe, console: Console) -> None:
+    """Print of the files that are there what each is, and where."""
+    names = _files(recipe)
+    for path in (path for path in paths if path.exists()):
         console.print(f"{names.get(path.name, 'picture'):<10} {path}", markup=False)
 
 

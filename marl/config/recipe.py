@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
@@ -25,6 +27,7 @@ class Recipe:
 
     config: ClassVar[type[RunConfig]] = RunConfig
     learns: ClassVar[bool] = True  # seeds give results that differ as draws of training do
+    files: ClassVar[Mapping[str, str]] = MappingProxyType({})  # what a run of this recipe leaves beside the usual
     judged: ClassVar[tuple[str, ...]] = ()  # tables of a report that a sweep keeps point by point
 
     def run(self, config: Any, run: Run) -> Report:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -76,6 +77,7 @@ class BNPG(OnPolicyRecipe):
     """A Bayesian network of agents, its graph fixed, drawn or learned, and what may be distilled from it."""
 
     config = Config
+    files = MappingProxyType({"edges": "graph.png", "graphs": "graph.gif"})
 
     def policy(self, config: Config, spec: EnvSpec, streams: Streams) -> BayesianPolicy:
         """A network that has learned nothing."""
