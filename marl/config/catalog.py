@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 
 from envs.core import InputError
 from marl.config.load import yaml_text
-from marl.config.messages import walk
-from marl.config.schema import RunConfig
+from marl.config.schema import RunConfig, walk
 
 
 @dataclass(frozen=True)

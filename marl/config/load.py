@@ -12,9 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from envs.core import ConcordError, InputError, import_dotted
-from marl.config.messages import explain, field_of, numbered, walk
 from marl.config.recipe import Recipe
-from marl.config.schema import RunConfig
+from marl.config.schema import RunConfig, walk
 from marl.output.console import console, in_words
 
 END = "..."  # YAML's end of a document
@@ -149,6 +148,7 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any], saved: bool = False)
     fields = list(walk(model))
     known = {name for name, _, _ in fields}
     raw, renamed = _renamed(raw, known)
+    renamed |= {key: _new_name(key, known) for key in overrides if _new_name(key, known) != key}
     overrides = {_new_name(key, known): value for key, value in overrides.items()}
     raw["recipe"] = RENAMED_RECIPES.get(path, path)
     for key, value in overrides.items():
@@ -163,6 +163,8 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any], saved: bool = False)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
+        from marl.config.messages import explain, field_of, numbered  # only for what is wrong
+
         leaves = {name for name, _, section in fields if section is None}
         problems: dict[str, list[Any]] = {}
         for problem in error.errors():
@@ -178,11 +180,11 @@ def _renamed(raw: dict[str, Any], known: set[str], prefix: str = "") -> tuple[di
     for key, value in raw.items():
         old = f"{prefix}{key}"
         new = _new_name(old, known)
+        name = new.rpartition(".")[2]
         if new != old:
             renamed[old] = new
-        name = new.rpartition(".")[2]
-        if name in copy:
-            raise InputError(f"{old} is called {new} now, and both are set: leave {old} out.")
+            if name in raw:
+                raise InputError(f"{old} is called {new} now, and both are set: leave {old} out.")
         if isinstance(value, dict):
             value, below = _renamed(value, known, f"{new}.")
             renamed |= below

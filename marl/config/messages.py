@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
+
+from marl.config.schema import walk
 
 # What other libraries call our fields, or a reader might.
 OTHER_NAMES = {
@@ -113,17 +115,3 @@ def _abbreviates(short: str, words: list[str]) -> bool:
 def _siblings(path: str, known: list[str]) -> list[str]:
     section = path.rpartition(".")[0]
     return sorted({name for name in known if name.rpartition(".")[0] == section})
-
-
-def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, field, type of the section or None) of every field that a config may set, sections first."""
-    for name, field in model.model_fields.items():
-        section = _section_of(field.annotation)
-        yield prefix + name, field, section
-        if section is not None:
-            yield from walk(section, f"{prefix}{name}.")
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = [annotation, *get_args(annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -161,3 +162,17 @@ class TrainingConfig(LearningConfig):
         """
         rows = min(self.evaluation.num_envs, self.evaluation.episodes)
         return rows if self.env.pettingzoo is None else min(rows, self.env.num_envs)
+
+
+def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, field, type of the section or None) of every field that a config may set, sections first."""
+    for name, field in model.model_fields.items():
+        section = _section_of(field.annotation)
+        yield prefix + name, field, section
+        if section is not None:
+            yield from walk(section, f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *get_args(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

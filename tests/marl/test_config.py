@@ -9,7 +9,8 @@ import yaml
 from envs.core import InputError
 from marl.config.catalog import catalog, describe, find_config
 from marl.config.load import dump, read_yaml, resolve, split_assignments
-from marl.config.messages import OTHER_NAMES, walk
+from marl.config.messages import OTHER_NAMES
+from marl.config.schema import walk
 
 SPREAD = read_yaml(find_config("cooperative/spread"))
 
