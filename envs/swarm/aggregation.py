@@ -25,7 +25,7 @@ PARTNERS = 16
 
 
 class Places(NamedTuple):
-    """Where the agents are, and where they believe to be."""
+    """Places of the agents, and those that they believe to be at."""
 
     position: Float[Tensor, "E N 2"]
     seen: Float[Tensor, "E N 2"]
@@ -69,11 +69,11 @@ class _Gathering(World[Places]):
 
     @abstractmethod
     def inside(self, position: Float[Tensor, "E N 2"]) -> Float[Tensor, "E N 2"]:
-        """Where a move to `position` ends."""
+        """Place where a move to `position` ends."""
 
     @abstractmethod
     def cost(self, position: Float[Tensor, "E N 2"], action: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
-        """What the swarm pays for a step from `position`."""
+        """Cost of a step from `position` to the swarm."""
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Starts:
         """Starts, and errors of observation."""
@@ -191,7 +191,7 @@ class QuadraticAggregation(_Gathering):
         return position
 
     def known(self) -> dict[str, float]:
-        """What `problem` knows of as many agents."""
+        """Returns that `problem` knows for as many agents."""
         return self.problem.returns(len(self.spec.agents))
 
     def cost(self, position: Float[Tensor, "E N 2"], action: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:

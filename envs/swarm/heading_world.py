@@ -1,4 +1,4 @@
-"""What worlds of headings share: a swarm on a surface that sees and is paid for the directions of its agents."""
+"""Common part of worlds of headings: a swarm on a surface that sees and is paid for the directions of its agents."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def require_small_steps(**steps: float) -> None:
 
 
 class HeadingState(NamedTuple):
-    """Where the agents are, their headings (or phases) as angles and as unit vectors, and their neighborhoods' sums."""
+    """Places of the agents, headings (or phases) as angles and as unit vectors, and sums over neighborhoods."""
 
     position: Float[Tensor, "E N 2"]
     angle: Float[Tensor, "E N"]
@@ -124,7 +124,7 @@ class HeadingWorld(World[HeadingState]):
         return order(state.own) if self.surface.orientable else local_order(state.near, state.own)
 
     def observe(self, state: HeadingState) -> Observation:
-        """What a swarm sees of its headings: each agent the mean nearby, the critic the whole.
+        """Observation of a swarm's headings: each agent the mean nearby, the critic the whole.
 
         agent [E,N,D]: the mean heading of the neighborhood relative to one's own, zero where nobody counts;
         sees="vector": |m| (cos a, sin a), D = 2; "angle": a/π in [-1, 1], D = 1. state [E,F+1]: the features of the

@@ -19,7 +19,7 @@ from envs.world import Transition, World
 
 
 class LineState(NamedTuple):
-    """Where the agents are, where they believe to be, and the steps taken."""
+    """Places of the agents, those that they believe to be at, and the steps taken."""
 
     position: Float[Tensor, "E N"]
     seen: Float[Tensor, "E N"]
@@ -100,7 +100,7 @@ class LinearQuadratic(World[LineState]):
         return Observation(state.seen.unsqueeze(-1), self.critic_features(state.position.unsqueeze(-1)), alive)
 
     def known(self) -> dict[str, float]:
-        """What `problem` knows of as many agents."""
+        """Returns that `problem` knows for as many agents."""
         return self.problem.returns(len(self.spec.agents))
 
     def frame(self, state: LineState) -> Any:

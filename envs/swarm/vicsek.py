@@ -63,7 +63,7 @@ class Vicsek(HeadingWorld):
         return math.sqrt(m_squared + (1 - m_squared) / self.agents)
 
     def known(self) -> dict[str, float]:
-        """What no swarm that is paid for R exceeds in an episode on average."""
+        """Bound on the average return, for swarms that are paid for R."""
         assert self.spec.horizon is not None
         paid_for_r = self.reward == "aligned" and self.surface.orientable
         return {"bound": self.spec.horizon * self.bound} if paid_for_r else {}
