@@ -68,7 +68,7 @@ class Aloha(World[Backlog]):
 
     @property
     def bound(self) -> float:
-        """What no policy exceeds: at most five stations, an independent set of the ladder, deliver at every step."""
+        """Bound on the return: at most five stations, an independent set of the ladder, deliver at every step."""
         assert self.spec.horizon is not None
         return SENT * RUNGS * self.spec.horizon
 
@@ -81,7 +81,7 @@ class Aloha(World[Backlog]):
         return torch.ones(len(noise), AGENTS, dtype=torch.int64, device=noise.device)
 
     def noise(self, num: int, generator: torch.Generator) -> Bool[Tensor, "E 10"]:
-        """Where a message arrives after service."""
+        """True where a message arrives after service."""
         return torch.rand(num, AGENTS, generator=generator, device=generator.device) < ARRIVAL
 
     def transition(self, state: Backlog, action: Num[Tensor, "E 10 1"], noise: Bool[Tensor, "E 10"]) -> Transition:

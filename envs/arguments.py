@@ -1,4 +1,4 @@
-"""Whether a function takes the arguments that a config has for it."""
+"""Check of the arguments that a config has for a function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stays the same on every device that a world plays on."""
+"""Constants with a copy on every device that a world plays on."""
 
 from __future__ import annotations
 

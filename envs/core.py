@@ -70,13 +70,13 @@ class Continuous:
 
     @property
     def bounded(self) -> tuple[bool, ...]:
-        """Which components have a range worth scaling to; wider ones, as of any float, count as unbounded."""
+        """True for components with a range worth scaling to; wider ones, as of any float, count as unbounded."""
         return tuple(high - low <= WIDEST for low, high in zip(self.low, self.high))
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a learner must know of a world before it sees it.
+    """Specification of a world, known to a learner before it sees it.
 
     agents: names, in slot order. kind: agents of equal kind are interchangeable and may share parameters.
     channels: names of the K rewards. observation_sizes, actions: one entry an agent, before padding.
@@ -137,7 +137,7 @@ class EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the agents see now.
+    """Present view of the agents, and of their critic.
 
     agent: each agent's own view, padded to D. state: the whole, for central critics. alive: who is still there.
     legal: choices allowed (components side by side), None where everything always is. For real actions, the components
@@ -152,7 +152,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one joint action led to.
+    """Consequences of one joint action.
 
     obs: what the agents see next; where `ended`, already the next episode's start.
     reward: by agent and channel, 0 for agents who were not alive.

@@ -19,7 +19,7 @@ def blank_axes(xlim: tuple[float, float], ylim: tuple[float, float]) -> Any:
 
 
 def pixels(axes: Any) -> Any:
-    """What was drawn on `axes`, [400,400,3] uint8."""
+    """Picture of what was drawn on `axes`, [400,400,3] uint8."""
     import numpy as np
 
     canvas = axes.figure.canvas

@@ -19,9 +19,9 @@ LOAD = 5
 
 
 class Field(NamedTuple):
-    """Where everything is, as (row, column). Food of level 0 is gone. Foods are in reading order.
+    """Places of foods and agents, as (row, column), and their levels.
 
-    total: the levels of all food at the start.
+    Food of level 0 is gone. Foods are in reading order. total: the levels of all food at the start.
     """
 
     food: Int[Tensor, "E F 2"]
@@ -111,7 +111,7 @@ class Foraging(World[Field]):
             empty = empty.scatter(1, cells[-1].unsqueeze(1), False)
         level = _up_to(fate[:, :agents], torch.full_like(cells[0], self.highest_level).unsqueeze(1))
         strength = level.sort(-1).values[:, :3].sum(-1, keepdim=True)
-        found = strength.expand(-1, self.foods) if self.cooperative else _up_to(fate[:, agents:], strength)
+        levels = strength.expand(-1, self.foods) if self.cooperative else _up_to(fate[:, agents:], strength)
         open_cells = empty & constants.inner
         food_cells, food_levels = [], []
         for food in range(self.foods):
@@ -119,7 +119,7 @@ class Foraging(World[Field]):
             # Where no cell is open, the food has level 0 and comes last in reading order.
             exists = open_cells.any(-1)
             food_cells.append(torch.where(exists, cell, self.size**2))
-            food_levels.append(found[:, food] * exists)
+            food_levels.append(levels[:, food] * exists)
             open_cells = open_cells & ~(constants.near[cell] & exists.unsqueeze(-1))
         cell, order = torch.stack(food_cells, -1).sort(-1)
         food_level = torch.stack(food_levels, -1).gather(-1, order)
@@ -164,7 +164,7 @@ class Foraging(World[Field]):
         return pixels(axes)
 
     def _go(self, state: Field, choice: Int[Tensor, "E N"]) -> Int[Tensor, "E N 2"]:
-        """Where the agents are after moving."""
+        """Places of the agents after moving."""
         goal = state.place + self._constants.on(choice.device).moves[choice]
         on_food = (_distance(goal, state.food) == 0) & (state.food_level > 0).unsqueeze(1)
         valid = ((goal >= 0) & (goal < self.size)).all(-1) & ~on_food.any(-1)
@@ -200,7 +200,7 @@ class Foraging(World[Field]):
 
 
 class _Constants(NamedTuple):
-    """What stays the same."""
+    """Tensors that no step changes."""
 
     moves: Int[Tensor, "6 2"]
     inner: Bool[Tensor, " cells"]  # where food may lie

@@ -27,7 +27,7 @@ PUSHES = torch.tensor([[0.0, 0.0], [-FORCE, 0.0], [FORCE, 0.0], [0.0, -FORCE], [
 
 
 class SpreadState(NamedTuple):
-    """Where everything is, and the geometry that the next step, the reward and the observations all need.
+    """Places and velocities, and the geometry that the next step, the reward and the observations all need.
 
     body: the x of the agents' velocities, the agents' positions and the landmarks' positions, then the y of the same.
     seen: the observations side by side. x, y, distance: between the pairs agent - agent (i < j), then agent - landmark.
@@ -218,7 +218,7 @@ class SpeakerListener(World[Any]):
 
 
 class _SpeakerListenerConstants(NamedTuple):
-    """What stays the same."""
+    """Tensors that no step changes."""
 
     pushes: Float[Tensor, "5 2"]
     legal: Bool[Tensor, "2 5"]

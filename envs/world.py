@@ -32,7 +32,7 @@ Outcomes = tuple[Float[Tensor, "E N K"], Bool[Tensor, "E N"], Bool[Tensor, "E N"
 
 
 class Transition(NamedTuple):
-    """What a world's physics gives back. `terminated` None says that this world never ends by itself."""
+    """Result of one step of a world's physics. `terminated` None says that this world never ends by itself."""
 
     state: Any
     reward: Float[Tensor, "E N K"]
@@ -68,7 +68,7 @@ class World(ABC, Generic[State]):
 
     @abstractmethod
     def observe(self, state: State) -> Observation:
-        """What agents and critic see of `state`."""
+        """Observation of `state` by agents and critic."""
 
     def known(self) -> dict[str, float]:
         """Returns per agent that theory gives for this world, by name, such as that of the best policy."""
@@ -80,7 +80,7 @@ class World(ABC, Generic[State]):
 
 
 class Rows(NamedTuple):
-    """Where each row of a `TensorEnv` is: its physics, the steps taken in its episode, and who has not left it yet."""
+    """Present of each row of a `TensorEnv`: physics, steps taken in its episode, and agents who have not left it."""
 
     state: Any
     clock: Int[Tensor, " E"]

@@ -84,7 +84,7 @@ class DecTiger(World[TigerState]):
         return Transition(TigerState(tiger, heard), reward.view(-1, 1, 1).expand(-1, 2, 1))
 
     def observe(self, state: TigerState) -> Observation:
-        """What each heard last."""
+        """Observation of what each heard last; the critic sees the tiger too."""
         agent = F.one_hot(state.heard, 3).float()
         whole = torch.cat([2.0 * state.tiger.unsqueeze(-1) - 1.0, agent.flatten(1)], -1)
         return Observation(agent, whole, torch.ones_like(state.heard, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""What a game is worth to policies that must stay random: E[r] + temperature · H(π), in nats.
+"""Values of games for policies that must stay random: E[r] + temperature · H(π), in nats.
 
 This is what an entropy bonus maximizes. Without it one best joint action is a product of policies and no graph helps;
 with it every edge can help, for only what sees can be random together.

@@ -36,7 +36,7 @@ class OneShot(World[Hidden]):
 
     @abstractmethod
     def team_reward(self, state: Hidden, action: Num[Tensor, "E N"]) -> Float[Tensor, " E"]:
-        """What the joint action earns."""
+        """Reward of the joint action."""
 
     @abstractmethod
     def optimal_value(self, graph: Any) -> float:
@@ -153,7 +153,7 @@ class WhoIsInformed(OneShot):
         self.spec = one_shot_spec((0,) * agents, (2,) * agents, contexts=agents, state_size=agents + 1)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> tuple[Int[Tensor, " E"], Int[Tensor, " E"]]:
-        """Who is informed, and the bit."""
+        """Agent who is informed, and the bit."""
         device = generator.device
         informed = torch.randint(len(self.spec.agents), (num,), generator=generator, device=device)
         return informed, torch.randint(2, (num,), generator=generator, device=device)

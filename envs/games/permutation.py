@@ -86,8 +86,8 @@ class PermutationGame(OneShot):
                 f"known closed form; it is searched for up to {LARGEST_SEARCH} agents, and this game has {agents}. Use "
                 "a graph in which no two agents have the same parents, or in which each agent sees all before it."
             )
-        found = search_for_value(twins)
-        return most if math.isclose(found, most, rel_tol=1e-6) else max(least, found)
+        searched = search_for_value(twins)
+        return most if math.isclose(searched, most, rel_tol=1e-6) else max(least, searched)
 
 
 def xor() -> PermutationGame:

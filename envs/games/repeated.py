@@ -72,7 +72,7 @@ class CoordinationGame(World[Float[Tensor, "E N"]]):
         return Transition(flipped.to(state), reward.expand(-1, state.shape[1], 1))
 
     def team_reward(self, ones: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-        """What a state with so many ones earns."""
+        """Reward of a state with so many ones."""
         agents = len(self.spec.agents)
         lead, margin = agents - 2 * ones, MARGINS[agents]
         return 3.0 * (lead > margin) + 2.0 * (lead < -margin) + 1.0 * ((lead < 0) & (lead >= -margin))
@@ -84,7 +84,7 @@ class CoordinationGame(World[Float[Tensor, "E N"]]):
         return Observation(agent, bits, torch.ones_like(state, dtype=torch.bool))
 
     def expected_reward(self, ones: int) -> float:
-        """What the state earns, in expectation, that follows a joint action with so many ones.
+        """Expected reward of the state that follows a joint action with so many ones.
 
         r̄(k) = Σ_o P(Bin(k, 1-flip) + Bin(N-k, flip) = o) · r(o).
         """

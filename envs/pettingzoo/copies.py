@@ -33,7 +33,7 @@ class Copies:
         self._ahead = self._lay_out()
 
     def take(self) -> dict[str, Tensor]:
-        """What the memory holds now, by name. A GPU fetches it from pinned memory while the host goes on."""
+        """Copies of what the memory holds now, by name. A GPU fetches it from pinned memory while the host goes on."""
         return next(self._ahead)
 
     def _lay_out(self) -> Iterator[dict[str, Tensor]]:

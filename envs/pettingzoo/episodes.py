@@ -16,7 +16,7 @@ ROOM = 64  # steps that fit before the memory of actions grows
 
 
 class Episodes:
-    """Which episode runs in each row, and the actions taken in it so far, [L,E,N,A] of the smallest type.
+    """Number of the episode in each row, and the actions taken in it so far, [L,E,N,A] of the smallest type.
 
     P seeds share the rows equally.
     """
@@ -34,7 +34,7 @@ class Episodes:
         self._actions = np.zeros((ROOM, num_envs, len(codec.slots), codec.components), kind)
 
     def begins(self, rows: Sequence[int]) -> list[Begin]:
-        """What it takes to come to where these rows are."""
+        """Seeds, episodes and actions that lead to the present of these rows."""
         block = len(self._rows) // len(self._seeds)
         return [
             Begin(row, self._seeds[row // block], row % block, int(self._number[row]), self._taken(row)) for row in rows

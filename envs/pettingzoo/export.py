@@ -55,11 +55,11 @@ class ParallelWorld(ParallelEnv[str, np.ndarray, Any]):
         self._now: Observation | None = None
 
     def observation_space(self, agent: str) -> spaces.Box:
-        """What the agent sees."""
+        """Space of the agent's observations."""
         return self.observation_spaces[agent]
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        """What the agent can do."""
+        """Space of the agent's actions."""
         return self.action_spaces[agent]
 
     def reset(

@@ -21,7 +21,7 @@ class EnvironmentRaisedError(Exception):
 
 
 class Turn(NamedTuple):
-    """What one step led to, in the words of the environment. `acting` is the agent in turn, None where all act at once.
+    """Consequences of one step, in the environment's words. `acting` is the agent in turn, None where all act at once.
 
     living: who is still there; the mappings also cover those who have just left.
     """
@@ -127,7 +127,7 @@ Play = Simultaneous | InTurns
 
 
 def interface(env: Any) -> Play:
-    """How to play `env`. Raises BrokenContractError for what is no PettingZoo environment."""
+    """Interface that plays `env`. Raises BrokenContractError for what is no PettingZoo environment."""
     if hasattr(env, "possible_agents") and hasattr(env, "reset") and hasattr(env, "step"):
         if type(env) is aec_to_parallel_wrapper:
             return Cycled(env)
@@ -165,7 +165,7 @@ def _require_form(result: Any, call: str, parts: str) -> None:
 
 
 def _living(agents: Sequence[Any], terminated: Mapping[Any, Any], truncated: Mapping[Any, Any]) -> list[Any]:
-    """Who is listed and has not just been said to leave."""
+    """Agents who are listed and have not just been said to leave."""
     if any(terminated.values()) or any(truncated.values()):
         return [name for name in agents if not (terminated.get(name) or truncated.get(name))]
     return list(agents)

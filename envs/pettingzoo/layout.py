@@ -1,4 +1,4 @@
-"""What an environment needs of the arrays, found by trying it, and where they lie in memory.
+"""Sizes of the arrays that an environment needs, found by trying it, and their places in memory.
 
 Axes: E rows, N agents, D observation features, S state features, A action components, C choices of all components
 side by side, K reward channels.
@@ -23,7 +23,7 @@ PROBE_STEPS = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """What one environment needs of the arrays. state: "env" for its state(), or its observations side by side."""
+    """Needs of one environment that size the arrays. state: "env" for its state(), or its observations side by side."""
 
     agents: tuple[Any, ...]
     observation_spaces: tuple[Space, ...]
@@ -46,7 +46,7 @@ class Layout:
 
 
 class Codec:
-    """How the agents' observations and actions lie in the arrays.
+    """Places of the agents' observations and actions in the arrays.
 
     choices: by agent and component, None for real actions. limits: the same padded, [N,A]. base: the choices that exist
     for each agent, [N,C]; components that it lacks have one, 0. nothing: choice 0 of every component, [C]. Real actions

@@ -127,7 +127,7 @@ class Row:
             self._start()
 
     def _clear(self, slots: Any) -> None:
-        """What is seen of agents who are not there."""
+        """Write the observation of agents who are not there: zeros, and choices that exist."""
         self._row["alive"][slots], self._row["agent"][slots] = False, 0
         if self._legal is not None:
             self._legal[slots] = self._codec.base[slots] if self._codec.discrete else False
@@ -208,7 +208,7 @@ class Rows:
         self._require_finite("reward")
 
     def picture(self) -> Any:
-        """What the environment of the first row renders."""
+        """Picture that the environment of the first row renders."""
         self._current = 0
         with explained(self._who), contextlib.suppress(NotImplementedError):
             return self._rows[0].play.env.render()

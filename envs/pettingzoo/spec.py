@@ -14,7 +14,7 @@ from envs.pettingzoo.layout import Codec, prepare
 
 
 def spec_of(make: Callable[..., Any], options: Mapping[str, Any]) -> EnvSpec:
-    """What an environment shows and lets its agents do, from one that is made, tried for a few steps and closed.
+    """Specification of an environment, from one that is made, tried for a few steps and closed.
 
     Raises InputError where it breaks its contract and ConcordError where it crashes.
     """

@@ -116,7 +116,7 @@ class PettingZooEnv:
         return Step(_observation(new), new["reward"], new["terminated"], new["truncated"], new["ended"], final_obs)
 
     def frame(self) -> Any:
-        """What row 0 renders, [height, width, 3] uint8; needs `render_mode: rgb_array` in options, and no workers."""
+        """Rendered row 0, [height, width, 3] uint8; needs `render_mode: rgb_array` in options, and no workers."""
         self._require_begun()
         with told():
             picture = self._rows.picture()

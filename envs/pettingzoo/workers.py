@@ -42,7 +42,7 @@ LOOKOUT = 3e-4  # seconds to stay awake for what comes soon, where waiting was t
 
 
 class Fault(NamedTuple):
-    """What went wrong in a worker: the error that the parent raises."""
+    """Failure of a worker, as the error that the parent raises."""
 
     kind: type[Exception]
     message: str
@@ -72,7 +72,7 @@ class Line:
         return byte, self._connection.recv() if byte == VALUE else None
 
     def wait(self, patience: float | None, lookout: float) -> bool:
-        """Whether something comes within `patience` seconds, or ever.
+        """True if something comes within `patience` seconds, or ever if that is None.
 
         For the first `lookout` seconds the process stays awake, because waking one often takes longer than what is left
         to wait; between two looks it leaves its core to whoever wants it.
@@ -179,7 +179,7 @@ class Workers:
 
 
 def main() -> None:
-    """What a worker does: make its environments, then answer until it is told to close or the parent has gone."""
+    """Run a worker: make its environments, then answer until it is told to close or the parent has gone."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -211,7 +211,7 @@ def _serve(line: Line, file: int) -> None:
 
 
 def _requests(line: Line) -> Iterator[tuple[bytes, Any]]:
-    """What the parent asks for, until it says CLOSE. After a short wait, the next one is expected to be short too."""
+    """Requests of the parent, until it says CLOSE. After a short wait, the next one is expected to be short too."""
     waited = math.inf
     while True:
         begun = time.perf_counter()

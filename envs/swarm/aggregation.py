@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Num
@@ -24,7 +25,7 @@ PARTNERS = 16
 
 
 class Places(NamedTuple):
-    """Where the agents are, and where they believe to be."""
+    """Places of the agents, and those that they believe to be at."""
 
     position: Float[Tensor, "E N 2"]
     seen: Float[Tensor, "E N 2"]
@@ -37,30 +38,30 @@ class Starts(NamedTuple):
     normal: Float[Tensor, "E N 2"]
 
 
+@dataclass(eq=False)
 class _Gathering(World[Places]):
     """Agents in the plane with x' = x + v_max u + σ ε that see y = x + σ_y ε'; what they may do and pay is left open.
 
-    They start uniformly in [-2, 2]².
+    They start uniformly in [-2, 2]². `controls` is the range of u.
     """
 
     shows_clock = False
 
-    def __init__(
-        self,
-        agents: int,
-        horizon: int,
-        action: Continuous,
-        features: Features | str,
-        *,
-        v_max: float,
-        sigma: float,
-        sigma_y: float,
-    ):
-        require_positive(v_max=v_max)
-        require_nonnegative(sigma=sigma, sigma_y=sigma_y)
-        self.v_max, self.sigma, self.sigma_y = v_max, sigma, sigma_y
-        self.features = swarm_features(features, (-HALF_WIDTH,) * 2, (HALF_WIDTH,) * 2)
-        self.spec = swarm_spec(agents, 2, action, self.features.size, horizon)
+    controls: ClassVar[Continuous]
+
+    agents: int = 200
+    horizon: int = 100
+    _: KW_ONLY
+    v_max: float = 0.2
+    sigma: float = 0.03
+    sigma_y: float = 0.1
+    features: Features | str
+
+    def __post_init__(self) -> None:
+        require_positive(v_max=self.v_max)
+        require_nonnegative(sigma=self.sigma, sigma_y=self.sigma_y)
+        self.critic_features = swarm_features(self.features, (-HALF_WIDTH,) * 2, (HALF_WIDTH,) * 2)
+        self.spec = swarm_spec(self.agents, 2, self.controls, self.critic_features.size, self.horizon)
 
     @abstractmethod
     def admissible(self, action: Float[Tensor, "E N 2"]) -> Float[Tensor, "E N 2"]:
@@ -68,11 +69,11 @@ class _Gathering(World[Places]):
 
     @abstractmethod
     def inside(self, position: Float[Tensor, "E N 2"]) -> Float[Tensor, "E N 2"]:
-        """Where a move to `position` ends."""
+        """Place where a move to `position` ends."""
 
     @abstractmethod
     def cost(self, position: Float[Tensor, "E N 2"], action: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:
-        """What the swarm pays for a step from `position`."""
+        """Cost of a step from `position` to the swarm."""
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Starts:
         """Starts, and errors of observation."""
@@ -99,7 +100,7 @@ class _Gathering(World[Places]):
     def observe(self, state: Places) -> Observation:
         """Agents see their own y, the critic the features of all x."""
         alive = torch.ones(state.position.shape[:2], dtype=torch.bool, device=state.position.device)
-        return Observation(state.seen, self.features(state.position), alive)
+        return Observation(state.seen, self.critic_features(state.position), alive)
 
     def frame(self, state: Places) -> Any:
         """The agents in the box."""
@@ -115,6 +116,7 @@ class _Gathering(World[Places]):
         return Places(position, position + self.sigma_y * normal)
 
 
+@dataclass(eq=False)
 class Aggregation(_Gathering):
     """N agents in the box [-2, 2]² gather: x' = clip(x + v_max u + σ ε), |u| <= 1, y = x + σ_y ε'.
 
@@ -126,22 +128,16 @@ class Aggregation(_Gathering):
     a speed that is not above 0, negative noise or costs.
     """
 
-    def __init__(
-        self,
-        agents: int = 200,
-        horizon: int = 100,
-        *,
-        v_max: float = 0.2,
-        sigma: float = 0.03,
-        sigma_y: float = 0.1,
-        c_d: float = 1.0,
-        c_u: float = 0.1,
-        features: Features | str = "kernel",
-    ):
-        require_nonnegative(c_d=c_d, c_u=c_u)
-        self.c_d, self.c_u = c_d, c_u
-        box = Continuous((-1.0, -1.0), (1.0, 1.0))
-        super().__init__(agents, horizon, box, features, v_max=v_max, sigma=sigma, sigma_y=sigma_y)
+    controls = Continuous((-1.0, -1.0), (1.0, 1.0))
+
+    _: KW_ONLY
+    c_d: float = 1.0
+    c_u: float = 0.1
+    features: Features | str = "kernel"
+
+    def __post_init__(self) -> None:
+        require_nonnegative(c_d=self.c_d, c_u=self.c_u)
+        super().__post_init__()
 
     def admissible(self, action: Float[Tensor, "E N 2"]) -> Float[Tensor, "E N 2"]:
         """Cut to length 1."""
@@ -156,6 +152,7 @@ class Aggregation(_Gathering):
         return self.c_d * mean_pair_distance(position) + self.c_u * torch.linalg.vector_norm(action, dim=-1).mean(-1)
 
 
+@dataclass(eq=False)
 class QuadraticAggregation(_Gathering):
     """Aggregation with quadratic costs, no walls and any u, so that `problem` (a `LinearProblem`) knows exact costs.
 
@@ -164,27 +161,22 @@ class QuadraticAggregation(_Gathering):
     InputError as Aggregation, and for r that is not above 0.
     """
 
-    def __init__(
-        self,
-        agents: int = 200,
-        horizon: int = 100,
-        *,
-        v_max: float = 0.2,
-        sigma: float = 0.03,
-        sigma_y: float = 0.1,
-        q: float = 1.0,
-        r: float = 0.1,
-        features: Features | str = "moments",
-    ):
-        anywhere = Continuous((-math.inf,) * 2, (math.inf,) * 2)
-        super().__init__(agents, horizon, anywhere, features, v_max=v_max, sigma=sigma, sigma_y=sigma_y)
+    controls = Continuous((-math.inf,) * 2, (math.inf,) * 2)
+
+    _: KW_ONLY
+    q: float = 1.0
+    r: float = 0.1
+    features: Features | str = "moments"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.problem = LinearProblem(
-            horizon,
-            b=v_max,
-            sigma=sigma,
-            sigma_y=sigma_y,
-            q=q,
-            r=r,
+            self.horizon,
+            b=self.v_max,
+            sigma=self.sigma,
+            sigma_y=self.sigma_y,
+            q=self.q,
+            r=self.r,
             initial_variance=HALF_WIDTH**2 / 3,
             final=0.0,
             dimensions=2,
@@ -199,7 +191,7 @@ class QuadraticAggregation(_Gathering):
         return position
 
     def known(self) -> dict[str, float]:
-        """What `problem` knows of as many agents."""
+        """Returns that `problem` knows for as many agents."""
         return self.problem.returns(len(self.spec.agents))
 
     def cost(self, position: Float[Tensor, "E N 2"], action: Float[Tensor, "E N 2"]) -> Float[Tensor, " E"]:

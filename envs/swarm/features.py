@@ -26,7 +26,7 @@ BLOCK = 65_536
 
 @runtime_checkable
 class Features(Protocol):
-    """What a swarm's points [E,N,d] look like to a critic, [E,F]; F does not depend on N."""
+    """Description of a swarm's points [E,N,d] for a critic, [E,F]; F does not depend on N."""
 
     @property
     def size(self) -> int:
@@ -142,16 +142,16 @@ def swarm_features(features: Features | str, low: Sequence[float], high: Sequenc
     if isinstance(features, str):
         return _named(features, low, high)
     try:
-        found = features(torch.zeros(1, 2, len(low)))
+        described = features(torch.zeros(1, 2, len(low)))
     except InputError:
         raise
     except Exception as error:
         raise InputError(
             f"Features are a function of points [E,N,{len(low)}] to [E,F]; these cannot be applied: {error}"
         ) from error
-    if tuple(found.shape) != (1, features.size):
+    if tuple(described.shape) != (1, features.size):
         raise InputError(
-            f"Features of points [1,2,{len(low)}] must be [1,size], [1,{features.size}]; got {list(found.shape)}."
+            f"Features of points [1,2,{len(low)}] must be [1,size], [1,{features.size}]; got {list(described.shape)}."
         )
     return features
 

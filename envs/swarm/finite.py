@@ -54,12 +54,12 @@ class FiniteSwarm(World[FiniteState]):
         sees: Sequence[Sequence[float]],
         actions: int,
     ):
-        found, self.sees = _probabilities(start, "start"), _probabilities(sees, "sees")
-        if found.dim() > 2 or self.sees.dim() != 2 or len(self.sees) != found.shape[-1]:
+        starts, self.sees = _probabilities(start, "start"), _probabilities(sees, "sees")
+        if starts.dim() > 2 or self.sees.dim() != 2 or len(self.sees) != starts.shape[-1]:
             raise InputError(
-                f"start must be [X] or [S,X], and sees [X,Y]; got {list(found.shape)} and {list(self.sees.shape)}."
+                f"start must be [X] or [S,X], and sees [X,Y]; got {list(starts.shape)} and {list(self.sees.shape)}."
             )
-        self.starts = found.view(-1, found.shape[-1])
+        self.starts = starts.view(-1, starts.shape[-1])
         if actions < 1:
             raise InputError(f"Agents need at least one action; got actions={actions}.")
         self.states, self.observations, self.actions = *self.sees.shape, actions
@@ -72,7 +72,7 @@ class FiniteSwarm(World[FiniteState]):
 
     @abstractmethod
     def payoff(self, mu: Float[Tensor, "*B X"]) -> Float[Tensor, "*B X U"]:
-        """What an agent in x that does u earns for the swarm's mean."""
+        """Reward that an agent in x that does u adds to the swarm's mean."""
 
     def initial_noise(self, num: int, generator: torch.Generator) -> FiniteNoise:
         """One number a swarm, two an agent."""
@@ -123,10 +123,10 @@ def _draw(thresholds: Float[Tensor, "*B K1"], uniform: Float[Tensor, "E N"]) -> 
 
 def _probabilities(table: Sequence[float] | Sequence[Sequence[float]], name: str) -> Tensor:
     try:
-        found = torch.as_tensor(table, dtype=torch.float64)
+        shares = torch.as_tensor(table, dtype=torch.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} must be a full table of probabilities; got {table}.") from error
-    sums_to_one = found.dim() > 0 and found.numel() > 0 and torch.allclose(found.sum(-1), found.new_ones(()))
-    if not sums_to_one or bool((found < 0).any()):
+    empty = shares.dim() == 0 or shares.numel() == 0
+    if empty or bool((shares < 0).any()) or not torch.allclose(shares.sum(-1), shares.new_ones(())):
         raise InputError(f"{name} must hold probabilities that sum to 1 along its last axis; got {table}.")
-    return found
+    return shares

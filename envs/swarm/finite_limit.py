@@ -20,7 +20,7 @@ MOST_ON_GRID = 256
 
 
 class Course(NamedTuple):
-    """How a swarm of infinitely many agents fares: mu at t = 0 … H, the rules at t = 0 … H-1, and its return."""
+    """Course of a swarm of infinitely many agents: mu at t = 0 … H, the rules at t = 0 … H-1, and its return."""
 
     mu: Float[Tensor, "T1 X"]
     rules: Float[Tensor, "T Y U"]
@@ -58,11 +58,11 @@ class FiniteLimit:
     def flow(self, rules: Float[Tensor, "*B T Y U"]) -> Float[Tensor, "*B T1 X"]:
         """mu at t = 0 … T under a sequence of rules, from the swarm's start."""
         mu = self._start(rules)
-        found = [mu]
+        flow = [mu]
         for rule in rules.unbind(-3):
             mu, _ = self.step(mu, rule)
-            found.append(mu)
-        return torch.stack(found, -2)
+            flow.append(mu)
+        return torch.stack(flow, -2)
 
     def value(self, rules: Float[Tensor, "*B T Y U"]) -> Float[Tensor, "*B"]:
         """The exact return of sequences of H rules, differentiable. Raises InputError for another length."""
@@ -93,7 +93,7 @@ class FiniteLimit:
 
     @property
     def countable(self) -> bool:
-        """Whether the sequences of deterministic rules are few enough for brute force."""
+        """True if the sequences of deterministic rules are few enough for brute force."""
         return self._rules**self.horizon <= MOST_SEQUENCES
 
     def all_values(self) -> Float[Tensor, " sequences"]:
@@ -181,7 +181,7 @@ class GridPolicy:
         return float(self._at(0, self.limit.start[1]))
 
     def options(self, ahead: int, mu: Float[Tensor, "*B X"]) -> Float[Tensor, "*B R"]:
-        """What each deterministic rule earns at mu, with values[ahead] afterwards."""
+        """Value of each deterministic rule at mu, with values[ahead] afterwards."""
         rules = self._rules.expand(*mu.shape[:-1], -1, -1, -1)
         after, reward = self.limit.step(mu.unsqueeze(-2).expand(*rules.shape[:-2], -1), rules)
         return reward + self.limit.discount * self._at(ahead, after[..., 1])

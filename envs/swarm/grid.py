@@ -87,7 +87,7 @@ def _with_margin(manifold: Manifold, held: Float[Tensor, "3 E G G"], margin: int
 
 
 def _copy(manifold: Manifold, held: Float[Tensor, "3 E G G"], i: int, j: int) -> Float[Tensor, "3 E G G"]:
-    """What tile (i, j) holds: the square's cells and vectors mirrored, or nothing behind a wall."""
+    """Contents of tile (i, j): the square's cells and vectors mirrored, or nothing behind a wall."""
     mirrored = manifold.tile(i, j)
     if mirrored is None:
         return torch.zeros_like(held)

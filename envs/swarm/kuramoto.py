@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
 from envs.core import InputError
-from envs.swarm.features import Features
 from envs.swarm.heading_world import HeadingState, HeadingWorld, require_small_steps
 from envs.swarm.headings import relative, unit
 from envs.swarm.manifolds import Manifold
@@ -18,6 +18,7 @@ from envs.swarm.spec import one_of, require_finite, require_positive, require_wh
 from envs.world import Transition
 
 
+@dataclass(eq=False)
 class Kuramoto(HeadingWorld):
     """N oscillators, frozen at random places of the unit torus, shift their phases by a control u, |u| <= u_max.
 
@@ -39,47 +40,26 @@ class Kuramoto(HeadingWorld):
     neighbors: how they are found, see `envs.swarm.neighbors`. Raises InputError for bad constants.
     """
 
-    def __init__(
-        self,
-        agents: int = 200,
-        coupling: str = "radius",
-        reward: str = "aligned",
-        K: float = 0.5,
-        sigma: float = 1.0,
-        u_max: float | None = 1.0,
-        radius: float = 0.25,
-        action_cost: float = 0.0,
-        dt: float = 0.01,
-        hold: int = 10,
-        horizon: int = 200,
-        count_self: bool = False,
-        neighbors: str = "auto",
-        features: Features | str | None = None,
-        sees: str = "vector",
-    ):
-        one_of("coupling", coupling, ("all", "radius"))
-        require_finite(K=K)
-        require_positive(dt=dt)
-        require_small_steps(K=K * dt)
-        require_whole(hold=hold)
-        if hold < 1:
-            raise InputError(f"A decision holds for at least 1 step of physics; got hold={hold}.")
-        self.coupling, self.K, self.hold = coupling, K, hold
-        super().__init__(
-            agents,
-            horizon,
-            Manifold("torus"),
-            reward=reward,
-            radius=radius,
-            sigma=sigma,
-            u_max=u_max,
-            action_cost=action_cost,
-            dt=dt,
-            count_self=count_self,
-            neighbors=neighbors,
-            features=features,
-            sees=sees,
-        )
+    coupling: str = "radius"
+    _: KW_ONLY
+    horizon: int = 200
+    K: float = 0.5
+    sigma: float = 1.0
+    u_max: float | None = 1.0
+    radius: float = 0.25
+    dt: float = 0.01
+    hold: int = 10
+
+    def __post_init__(self) -> None:
+        one_of("coupling", self.coupling, ("all", "radius"))
+        require_finite(K=self.K)
+        require_positive(dt=self.dt)
+        require_small_steps(K=self.K * self.dt)
+        require_whole(hold=self.hold)
+        if self.hold < 1:
+            raise InputError(f"A decision holds for at least 1 step of physics; got hold={self.hold}.")
+        self.surface = Manifold("torus")
+        super().__post_init__()
 
     def noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E hold N"]:
         """Standard normal numbers for every step of physics."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +19,14 @@ from envs.world import Transition, World
 
 
 class LineState(NamedTuple):
-    """Where the agents are, where they believe to be, and the steps taken."""
+    """Places of the agents, those that they believe to be at, and the steps taken."""
 
     position: Float[Tensor, "E N"]
     seen: Float[Tensor, "E N"]
     step: Int[Tensor, " E"]
 
 
+@dataclass(eq=False)
 class LinearQuadratic(World[LineState]):
     """N agents on a line, x' = a x + ā m + b u + σ ε, that each see y = x + σ_y ε' (σ_y = 0: x itself).
 
@@ -41,33 +43,33 @@ class LinearQuadratic(World[LineState]):
 
     shows_clock = False
 
-    def __init__(
-        self,
-        agents: int = 200,
-        horizon: int = 20,
-        *,
-        a: float = 1.0,
-        abar: float = 0.0,
-        b: float = 1.0,
-        sigma: float = 0.3,
-        sigma_y: float = 0.3,
-        q: float = 1.0,
-        qm: float = 0.0,
-        r: float = 0.5,
-        goal: float = 0.0,
-        initial_mean: float = 0.0,
-        initial_variance: float = 1.0,
-        features: Features | str = "moments",
-    ):
-        self.problem = LinearProblem(
-            horizon, a, abar, b, sigma, sigma_y, q, qm, r, goal, initial_mean, initial_variance
-        )
-        reach = 3 * math.sqrt(max(initial_variance, sigma**2)) or 1.0
-        ends = sorted((initial_mean, goal))
-        self.low, self.high = ends[0] - reach, ends[1] + reach
-        self.features = swarm_features(features, (self.low,), (self.high,))
+    agents: int = 200
+    horizon: int = 20
+    _: KW_ONLY
+    a: float = 1.0
+    abar: float = 0.0
+    b: float = 1.0
+    sigma: float = 0.3
+    sigma_y: float = 0.3
+    q: float = 1.0
+    qm: float = 0.0
+    r: float = 0.5
+    goal: float = 0.0
+    initial_mean: float = 0.0
+    initial_variance: float = 1.0
+    features: Features | str = "moments"
+
+    def __post_init__(self) -> None:
+        # The problem's constants have the same names here.
+        own = {constant.name for constant in fields(self)}
+        shared = [constant.name for constant in fields(LinearProblem) if constant.name in own]
+        self.problem = LinearProblem(**{name: getattr(self, name) for name in shared})
+        reach = 3 * math.sqrt(max(self.initial_variance, self.sigma**2)) or 1.0
+        left, right = sorted((self.initial_mean, self.goal))
+        self.low, self.high = left - reach, right + reach
+        self.critic_features = swarm_features(self.features, (self.low,), (self.high,))
         anywhere = Continuous((-math.inf,), (math.inf,))
-        self.spec = swarm_spec(agents, 1, anywhere, self.features.size, horizon)
+        self.spec = swarm_spec(self.agents, 1, anywhere, self.critic_features.size, self.horizon)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E N 2"]:
         """Standard normal: starts, and errors of observation."""
@@ -95,10 +97,10 @@ class LinearQuadratic(World[LineState]):
     def observe(self, state: LineState) -> Observation:
         """Agents see their own y, the critic the features of all x."""
         alive = torch.ones_like(state.position, dtype=torch.bool)
-        return Observation(state.seen.unsqueeze(-1), self.features(state.position.unsqueeze(-1)), alive)
+        return Observation(state.seen.unsqueeze(-1), self.critic_features(state.position.unsqueeze(-1)), alive)
 
     def known(self) -> dict[str, float]:
-        """What `problem` knows of as many agents."""
+        """Returns that `problem` knows for as many agents."""
         return self.problem.returns(len(self.spec.agents))
 
     def frame(self, state: LineState) -> Any:

@@ -115,17 +115,17 @@ class Manifold:
             yield View(dx, dy, (-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0))
 
     def tile(self, i: int, j: int) -> tuple[bool, bool] | None:
-        """Whether the copy in tile (i, j) is mirrored in x and in y; None where a wall keeps it out of sight."""
+        """Mirroring in x and in y of the copy in tile (i, j); None where a wall keeps it out of sight."""
         if (i and self.edges[0] == WALL) or (j and self.edges[1] == WALL):
             return None
         return self._glide(bool(i % 2), bool(j % 2))
 
     def _glide(self, odd_x: bool, odd_y: bool) -> tuple[bool, bool]:
-        """Whether x and y are mirrored after crossings of flipped edges an odd number of times."""
+        """Mirroring of x and of y after crossings of flipped edges an odd number of times."""
         return odd_y and self.edges[1] == FLIPPED, odd_x and self.edges[0] == FLIPPED
 
     def _mirrored(self, odd_x: Tensor, odd_y: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether x and y are mirrored, with what walls reflect."""
+        """Mirroring of x and of y, with what walls reflect."""
         never = torch.zeros_like(odd_x)
         mirror_x = odd_y if self.edges[1] == FLIPPED else never
         mirror_y = odd_x if self.edges[0] == FLIPPED else never

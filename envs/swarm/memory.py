@@ -82,7 +82,7 @@ class WithMemory(World[Remembering]):
         return Transition(Remembering(inner, written.clamp(-1, 1)), reward, terminated)
 
     def observe(self, state: Remembering) -> Observation:
-        """What the inner world shows, then memory: each agent its own, the critic its moments."""
+        """Observation of the inner world, then memory: each agent its own, the critic its moments."""
         seen = self.world.observe(state.inner)
         agent = torch.cat([seen.agent, state.memory], -1)
         whole = torch.cat([seen.state, self.features(state.memory)], -1)
@@ -99,11 +99,11 @@ class WithMemory(World[Remembering]):
 
 def _made(world: World[Any] | str, args: dict[str, Any]) -> World[Any]:
     """The world itself, or the one that its dotted path makes with `args`."""
-    found: Any = world
+    made: Any = world
     if isinstance(world, str):
         maker = import_dotted(world)
         require_arguments(maker, args, "args")
-        found = maker(**args) if callable(maker) else maker
-    if not isinstance(found, World):
+        made = maker(**args) if callable(maker) else maker
+    if not isinstance(made, World):
         raise InputError(f"WithMemory needs a World, or the dotted path of one, module:Class; got {world!r}.")
-    return found
+    return made

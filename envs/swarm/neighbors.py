@@ -34,7 +34,7 @@ TREE_AGENTS = 4096
 
 @runtime_checkable
 class Neighbors(Protocol):
-    """Who is near whom, for agents at fixed places; serves any number of vectors that they carry."""
+    """Neighborhoods of agents at fixed places; serves any number of vectors that they carry."""
 
     def sums(self, vectors: Float[Tensor, "E N 2"]) -> Sums:
         """For each agent, the sum of the vectors in its neighborhood, and how many these are, itself included."""
@@ -60,7 +60,7 @@ class Neighborhood:
             )
 
     def method_for(self, agents: int, device: torch.device) -> str:
-        """What `auto` stands for."""
+        """Method for so many agents on `device`: the one chosen, or what `auto` stands for."""
         if self.method != "auto":
             return self.method
         on_cpu = device.type == "cpu"
@@ -69,7 +69,7 @@ class Neighborhood:
         return "tree" if self._cells is None or (on_cpu and agents <= TREE_AGENTS) else "grid"
 
     def around(self, position: Float[Tensor, "E N 2"]) -> Neighbors:
-        """Who is near whom at these places in the square. Raises InputError for a tree off the CPU."""
+        """Neighborhoods of agents at these places in the square. Raises InputError for a tree off the CPU."""
         method = self.method_for(position.shape[1], position.device)
         position = position.detach()
         if method == "dense":
@@ -81,7 +81,7 @@ class Neighborhood:
 
 
 class _Mask(NamedTuple):
-    """Who sees whom, 1 or 0, with the same signs."""
+    """Pairs who see each other with these signs: 1, the others 0."""
 
     near: Float[Tensor, "E N N"]
     signs: tuple[float, float]

@@ -116,8 +116,8 @@ class LinearProblem:
 
         start = min(shares, key=cost)
         around = max(0.0, start - 1 / cells), min(1.0, start + 1 / cells)
-        found = minimize_scalar(cost, bounds=around, method="bounded", options={"xatol": 1e-12})
-        return self._around_the_mean([float(found.x) * ratio] * self.horizon)
+        best = minimize_scalar(cost, bounds=around, method="bounded", options={"xatol": 1e-12})
+        return self._around_the_mean([float(best.x) * ratio] * self.horizon)
 
     def zero_rule(self) -> LinearRule:
         """No control."""
@@ -160,7 +160,7 @@ class LinearProblem:
         """Costs to go at t = 0 … H of z' = a z + b u with cost q (z - goal)² + r u²."""
         stage = _Quadratic(q, -q * goal, q * goal * goal)
         ahead = _Quadratic(*(self.final * c for c in stage))
-        found = [ahead]
+        costs = [ahead]
         for _ in range(self.horizon):
             left = self.r / (self.r + self.b**2 * ahead.square)
             ahead = _Quadratic(
@@ -168,8 +168,8 @@ class LinearProblem:
                 stage.linear + a * left * ahead.linear,
                 stage.constant + ahead.constant - (self.b * ahead.linear) ** 2 * left / self.r,
             )
-            found.append(ahead)
-        return found[::-1]
+            costs.append(ahead)
+        return costs[::-1]
 
     def _gain(self, ahead: float, certainty: float) -> float:
         """The best gain, if the variance next costs `ahead`; certainty is Var x / Var y."""
@@ -177,27 +177,27 @@ class LinearProblem:
 
     def _variances(self, gains: Sequence[float]) -> list[float]:
         """An agent's variance at t = 0 … H in the limit."""
-        found = [self.initial_variance]
+        variances = [self.initial_variance]
         for gain in gains:
             noise = (self.b * gain * self.sigma_y) ** 2 + self.sigma**2
-            found.append((self.a - self.b * gain) ** 2 * found[-1] + noise)
-        return found
+            variances.append((self.a - self.b * gain) ** 2 * variances[-1] + noise)
+        return variances
 
     def _spread(self, gains: Sequence[float]) -> float:
-        """What deviations cost in the limit, in one dimension."""
+        """Cost of deviations in the limit, in one dimension."""
         *before, last = self._variances(gains)
         control = sum(gain**2 * (v + self.sigma_y**2) for gain, v in zip(gains, before))
         return self.q * (sum(before) + self.final * last) + self.r * control
 
     def _improve(self, gains: Sequence[float]) -> list[float]:
         """Each gain its best in turn, from the last to the first."""
-        variances, ahead, found = self._variances(gains), self.final * self.q, []
+        variances, ahead, improved = self._variances(gains), self.final * self.q, []
         for variance in variances[-2::-1]:
             seen = variance + self.sigma_y**2
             gain = self._gain(ahead, variance / seen if seen else 0.0)
             ahead = self.q + self.r * gain**2 + ahead * (self.a - self.b * gain) ** 2
-            found.append(gain)
-        return found[::-1]
+            improved.append(gain)
+        return improved[::-1]
 
     def _around_the_mean(self, gains: Sequence[float]) -> LinearRule:
         """These gains on deviations, with the offsets that steer the mean best."""

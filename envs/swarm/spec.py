@@ -1,4 +1,4 @@
-"""What the worlds of this package have in common: their specification and their checks."""
+"""Specification of the worlds of this package, and the checks of their arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an agent's neighborhood adds up to."""
+"""Sums over an agent's neighborhood."""
 
 from __future__ import annotations
 

@@ -78,9 +78,9 @@ class TreeNeighbors:
 
         for start, stop in self._blocks():
             block = KDTree(self._observers[start:stop], balanced_tree=False)
-            found: Any = block.sparse_distance_matrix(self._tree, self.radius, output_type="ndarray")
-            observer = torch.from_numpy(found["i"].astype(np.int64)) + start
-            yield self._nearest(observer, torch.from_numpy(found["j"].astype(np.int64)))
+            pairs: Any = block.sparse_distance_matrix(self._tree, self.radius, output_type="ndarray")
+            observer = torch.from_numpy(pairs["i"].astype(np.int64)) + start
+            yield self._nearest(observer, torch.from_numpy(pairs["j"].astype(np.int64)))
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Stretches of agents who see about PAIRS_AT_ONCE copies together, at least one agent each."""
@@ -101,6 +101,6 @@ class TreeNeighbors:
             return observer, copy
         origin = self._position[observer].double()
         way, _ = self.manifold.displacement(origin, self._position[self._source[copy]].double())
-        found = self._copies[copy] - self._shift[observer] - origin
-        same = ((found - way).abs() < 1e-6 * self.manifold.size).all(-1)
+        to_copy = self._copies[copy] - self._shift[observer] - origin
+        same = ((to_copy - way).abs() < 1e-6 * self.manifold.size).all(-1)
         return observer[same], copy[same]

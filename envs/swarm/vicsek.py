@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from envs.swarm.features import Features
 from envs.swarm.heading_world import HeadingState, HeadingWorld, require_small_steps
 from envs.swarm.manifolds import Manifold
 from envs.swarm.spec import require_finite, require_nonnegative, require_positive
 from envs.world import Transition
 
 
+@dataclass(eq=False)
 class Vicsek(HeadingWorld):
     """N agents on a square surface move on at speed v0 and choose how fast to turn, u.
 
@@ -37,45 +38,23 @@ class Vicsek(HeadingWorld):
     neighbors: how they are found, see `envs.swarm.neighbors`. Raises InputError for bad constants.
     """
 
-    def __init__(
-        self,
-        agents: int = 200,
-        manifold: str = "torus",
-        reward: str = "aligned",
-        radius: float = 0.15,
-        v0: float = 0.05,
-        omega0: float = 0.0,
-        sigma: float = 0.3,
-        u_max: float | None = None,
-        action_cost: float = 0.0,
-        dt: float = 1.0,
-        size: float = 1.0,
-        horizon: int = 100,
-        count_self: bool = False,
-        neighbors: str = "auto",
-        features: Features | str | None = None,
-        sees: str = "vector",
-    ):
-        require_nonnegative(v0=v0)
-        require_finite(omega0=omega0)
-        require_positive(dt=dt, size=size)
-        require_small_steps(v0=v0 * dt / size, omega0=omega0 * dt)
-        self.v0, self.omega0 = v0, omega0
-        super().__init__(
-            agents,
-            horizon,
-            Manifold(manifold, size),
-            reward=reward,
-            radius=radius,
-            sigma=sigma,
-            u_max=u_max,
-            action_cost=action_cost,
-            dt=dt,
-            count_self=count_self,
-            neighbors=neighbors,
-            features=features,
-            sees=sees,
-        )
+    manifold: str = "torus"
+    _: KW_ONLY
+    horizon: int = 100
+    radius: float = 0.15
+    v0: float = 0.05
+    omega0: float = 0.0
+    sigma: float = 0.3
+    dt: float = 1.0
+    size: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_nonnegative(v0=self.v0)
+        require_finite(omega0=self.omega0)
+        require_positive(dt=self.dt, size=self.size)
+        require_small_steps(v0=self.v0 * self.dt / self.size, omega0=self.omega0 * self.dt)
+        self.surface = Manifold(self.manifold, self.size)
+        super().__post_init__()
 
     @property
     def bound(self) -> float:
@@ -84,9 +63,9 @@ class Vicsek(HeadingWorld):
         return math.sqrt(m_squared + (1 - m_squared) / self.agents)
 
     def known(self) -> dict[str, float]:
-        """What no swarm that is paid for R exceeds in an episode on average."""
+        """Bound on the average return, for swarms that are paid for R."""
         assert self.spec.horizon is not None
-        paid_for_r = self.reward == "aligned" and self.manifold.orientable
+        paid_for_r = self.reward == "aligned" and self.surface.orientable
         return {"bound": self.spec.horizon * self.bound} if paid_for_r else {}
 
     def noise(self, num: int, generator: torch.Generator) -> Float[Tensor, "E N"]:

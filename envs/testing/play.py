@@ -1,4 +1,4 @@
-"""What one stretch of random play shows to be wrong."""
+"""Problems that one stretch of random play shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from envs.world import RandomActor
 
 
 class Problem(NamedTuple):
-    """What is broken (told once each), and the message."""
+    """Rule that is broken (each is told once), and the message."""
 
     what: str
     message: str
@@ -272,17 +272,17 @@ def copied(tree: Any) -> Any:
 def leaves(tree: Any, name: str = "") -> dict[str, Tensor]:
     """The tensors of an observation or a step, by name."""
     named = {f: getattr(tree, f) for f in type(tree).__dataclass_fields__}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for part, value in named.items():
         if isinstance(value, Tensor):
-            found[f"{name}{part}"] = value
+            tensors[f"{name}{part}"] = value
         elif value is not None:
-            found |= leaves(value, f"{name}{part}.")
-    return found
+            tensors |= leaves(value, f"{name}{part}.")
+    return tensors
 
 
 def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether all values are the same; NaN equals NaN."""
+    """True if all values are the same; NaN equals NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num()))

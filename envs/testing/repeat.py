@@ -1,4 +1,4 @@
-"""What must come again, and does not: from a seed, from a saved state, in a block of rows."""
+"""Checks that play repeats: from a seed, from a saved state, in a block of rows."""
 
 from __future__ import annotations
 
@@ -180,14 +180,14 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def _first_difference(one: _Rollout, other: _Rollout, same: Same = equal) -> str | None:
-    """Where two stretches of play part, in words."""
-    found = differences(one.first, other.first, same)
-    if found:
-        return f"{found[0]} of the first observation differs"
+    """First place where two stretches of play part, in words, or None."""
+    differing = differences(one.first, other.first, same)
+    if differing:
+        return f"{differing[0]} of the first observation differs"
     for t, (a, b) in enumerate(zip(one.steps, other.steps, strict=True)):
-        found = differences(a, b, same)
-        if found:
-            return f"{found[0]} of step {t} differs"
+        differing = differences(a, b, same)
+        if differing:
+            return f"{differing[0]} of step {t} differs"
     return None
 
 

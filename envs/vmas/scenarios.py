@@ -1,4 +1,4 @@
-"""What a scenario is called, takes, shows and does."""
+"""Names, arguments, observations and actions of scenarios."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def allowed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spec_of(simulator: Any) -> EnvSpec:
-    """What learners must know; agents whose names differ in their numbers alone are of one kind."""
+    """Specification for learners; agents whose names differ in their numbers alone are of one kind."""
     names = [str(agent.name) for agent in simulator.agents]
     sizes = [flat(view).shape[1] for view in simulator.reset()]
     actions = [_action(space) for space in simulator.action_space]

@@ -106,24 +106,24 @@ def _counterparts(root: Any, nodes: list[dict[str, Any]]) -> list[Any]:
 
     Which one makes no difference, since everything in it is replaced. Lists and dicts may also be new.
     """
-    found: dict[int, Any] = {0: root}
+    counterparts: dict[int, Any] = {0: root}
     used = {id(root)}
     spare = [thing for thing in _reachable(root) if thing is not root]
     for number, node in enumerate(nodes):
-        if number not in found:
-            found[number] = _another(node["kind"], spare, used)
-            used.add(id(found[number]))
-        members = dict(_slots(found[number]))
+        if number not in counterparts:
+            counterparts[number] = _another(node["kind"], spare, used)
+            used.add(id(counterparts[number]))
+        members = dict(_slots(counterparts[number]))
         for place, (key, code) in enumerate(node["slots"]):
             child = code.get("node") if isinstance(code, dict) else None
             key = _own_key(members, place) if key == OWN else key
-            if child is None or child in found or isinstance(key, dict):
+            if child is None or child in counterparts or isinstance(key, dict):
                 continue
             thing = members.get(key)
             if id(thing) not in used and _is_holder(thing) and _kind(thing) == nodes[child]["kind"]:
-                found[child] = thing
+                counterparts[child] = thing
                 used.add(id(thing))
-    return [found[number] for number in range(len(nodes))]
+    return [counterparts[number] for number in range(len(nodes))]
 
 
 def _own_key(members: dict[Any, Any], place: int) -> Any:
@@ -153,7 +153,7 @@ def _reachable(root: Any) -> list[Any]:
 
 
 def _is_holder(value: Any) -> bool:
-    """Whether it is looked into."""
+    """True for values whose contents are saved one by one."""
     if type(value) in (list, tuple, dict):
         return True
     if isinstance(value, (*CONSTANT, Tensor, list, tuple, dict)):

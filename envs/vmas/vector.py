@@ -204,7 +204,7 @@ class VmasEnv:
             return Step(obs, rewards, over, cut, ended, final_obs)
 
     def _with_new_episodes(self, simulator: Any, ended: Bool[Tensor, " E"], last: Observation) -> Observation:
-        """What is seen after the rows that ended have started anew; the others are seen as before."""
+        """Observation after the rows that ended have started anew; the others are seen as before."""
         rows = ended.nonzero().squeeze(1).tolist()
         if len(rows) == len(ended):
             return self._observation(simulator.reset())

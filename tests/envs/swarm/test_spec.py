@@ -8,6 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from envs.arguments import require_arguments
 from envs.core import InputError
 from envs.swarm import SIS, Aggregation, Kuramoto, LinearQuadratic, QuadraticAggregation, Vicsek
 from envs.swarm.spec import require_finite, require_whole
@@ -60,6 +61,20 @@ def test_agents_and_horizon_are_whole_numbers(world: Any, name: str, value: Any)
 def test_wrong_types_and_sizes_are_input_errors(world: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         world(**arguments)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_misspelled_constant_is_told_with_the_nearest_one(world: Any) -> None:
+    require_arguments(world, {"agents": 5, "horizon": 3}, "env.args")
+    with pytest.raises(InputError, match=r"Unknown key env\.args\.horizn\. Did you mean env\.args\.horizon\?"):
+        require_arguments(world, {"horizn": 3}, "env.args")
+    with pytest.raises(InputError, match=rf"Unknown key env\.args\.spec\. {world.__name__} takes: agents, "):
+        require_arguments(world, {"spec": None}, "env.args")
+
+
+def test_an_unconstrained_control_reaches_every_heading_in_a_step() -> None:
+    assert Vicsek(2, dt=0.5).control_limit == pytest.approx(2 * np.pi)
+    assert Kuramoto(2).control_limit == 1.0
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
