@@ -38,11 +38,11 @@ from marl.learning.optimizers import DECAY
 from marl.learning.returns import gae
 from marl.learning.scalarization import own, team
 
-RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "segment": 4}
+RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "sequence_length": 4}
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "mlp": (Mortals(), {}),
     "gru": (Mortals(), RECURRENT),
-    "gru policy, mlp critic": (Mortals(), {"policy": GRU, "segment": 8}),
+    "gru policy, mlp critic": (Mortals(), {"policy": GRU, "sequence_length": 8}),
     "attention": (Mortals(), {"policy": ATTENTION, "critic": {**ATTENTION, **LOCAL}}),
     "message_passing": (Mortals(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}}),
     "local critic": (Mortals(), {"critic": LOCAL, "scale_values": True}),
@@ -210,7 +210,7 @@ def test_the_policy_hears_nothing_of_what_agents_without_a_choice_earn() -> None
     """As those out of turn: they live, so critics learn their values, but they decide nothing."""
 
     def policy_gradient(reward: float) -> Tree:
-        small = whole("mlp", trace=0.0, critic=LOCAL)
+        small = whole("mlp", gae_lambda=0.0, critic=LOCAL)
         batch = next(iter(small.source))
         assert batch.obs.legal is not None
         waiting = batch.obs.alive & (torch.arange(len(batch.ended)) % 2 == 0).unsqueeze(1)
@@ -237,7 +237,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         Mortals(),
         2,
         steps=4,
-        segment=4 if name == "gru" else 1,
+        sequence_length=4 if name == "gru" else 1,
         epochs=1,
         minibatches=1,
         policy={"network": tiny},
@@ -315,8 +315,8 @@ def test_a_recurrent_critic_remembers_across_batches_and_forgets_where_an_episod
         Mortals(),
         3,
         critic=critic,
-        segment=4,
-        trace=0.0,
+        sequence_length=4,
+        gae_lambda=0.0,
         discount=0.9,
         epochs=1,
         minibatches=1,
@@ -354,7 +354,7 @@ def test_a_successor_is_worth_what_the_next_step_says_also_when_a_teammate_has_j
         return gae(*given)
 
     monkeypatch.setattr(marl.learning.actor_critic, "gae", spied)
-    small = build(Mortals(), critic=critic, segment=8)
+    small = build(Mortals(), critic=critic, sequence_length=8)
     batch = next(iter(small.source))
     small.learner.update(batch)
     _, value, next_value, terminated, _, alive, *_ = columns[0]
@@ -517,10 +517,10 @@ def test_restarting_by_index_does_wait_for_the_device(no_host_synchronization: F
 
 
 def test_a_batch_s_segments_must_divide_its_steps_and_fill_its_minibatches() -> None:
-    with pytest.raises(ValidationError, match="multiple of segment"):
-        build(Mortals(), steps=8, segment=3)
+    with pytest.raises(ValidationError, match="multiple of sequence_length"):
+        build(Mortals(), steps=8, sequence_length=3)
     with pytest.raises(InputError, match="minibatches"):
-        build(Mortals(), 2, steps=8, segment=8, minibatches=3).train(1)
+        build(Mortals(), 2, steps=8, sequence_length=8, minibatches=3).train(1)
 
 
 class Doubling:

@@ -246,5 +246,5 @@ def test_a_network_of_one_s_own_is_tried_before_it_is_trained() -> None:
         policy_of("Plain", seeds=(0, 1))
     with pytest.raises(InputError, match=r"must give outputs of shape \[1, 1, 2, 3\]"):
         policy_of("Flat")
-    with pytest.raises(InputError, match=r"must name a marl\.networks\.Network"):
+    with pytest.raises(InputError, match=r"must name a marl\.models\.layers\.Network"):
         build_network(NetworkConfig(kind="os:getcwd"), 4, 3, gain=1.0, streams=Streams([0]))

@@ -26,7 +26,7 @@ from marl.training.run import Run
 
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "mlp": (Mortals(), {"scale_values": True}),
-    "gru": (Mortals(), {"policy": GRU, "critic": GRU, "segment": 4, "scale_values": True}),
+    "gru": (Mortals(), {"policy": GRU, "critic": GRU, "sequence_length": 4, "scale_values": True}),
     "attention": (Mortals(), {"policy": ATTENTION, "critic": LOCAL, "weigh": team}),
     "message_passing": (Mortals(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}}),
     "by kind": (SpeakerListener(), {"time_limit": 5}),
@@ -93,7 +93,7 @@ def test_a_policy_taken_from_five_continues_alone() -> None:
 
 def dealt(seeds: tuple[int, ...], segment: int, count: int) -> list[tuple[Tensor, Tensor]]:
     """Minibatches of 6 steps of 4 environments for each seed: rows [L,S] and numbers of segments [S]."""
-    batch = next(iter(build(Mortals(), 4, seeds=seeds, steps=6, segment=segment).source))
+    batch = next(iter(build(Mortals(), 4, seeds=seeds, steps=6, sequence_length=segment).source))
     return list(minibatches(batch, count, Streams(seeds)))
 
 
@@ -121,7 +121,7 @@ def test_a_policy_s_minibatches_are_shuffled_as_they_would_be_alone() -> None:
 
 
 def test_a_segment_s_rows_are_one_environment_s_steps() -> None:
-    batch = next(iter(build(Mortals(), 4, steps=6, segment=2).source))
+    batch = next(iter(build(Mortals(), 4, steps=6, sequence_length=2).source))
     rows, segments = segment_rows(torch.tensor([[0, 5]]), batch)
     assert rows.tolist() == [[0, 9], [4, 13]]
     assert segments.tolist() == [0, 5]
