@@ -22,7 +22,7 @@ from marl.algorithms.bnpg.sampling_order import Turns
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.losses import clipped_surrogate
 from marl.learning.rollout import OnPolicy
-from marl.learning.scalarization import team
+from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import Greedy
 
@@ -272,7 +272,7 @@ def test_the_first_minibatch_has_ratio_1_for_every_decider(
     policy = BayesianPolicy(env.spec, settings, Streams([0]))
     critic = build_critic(env.spec, CriticConfig.model_validate({**SMALL, **LOCAL}), Streams([1]))
     config = LearnerConfig(steps=8, sequence_length=4 if memory else 1, epochs=1, minibatches=2)
-    learner = ActorCritic(policy, critic, config, team, Streams([2]))
+    learner = ActorCritic(policy, critic, config, Team(env.spec.channels), Streams([2]))
     source = OnPolicy(env, policy, steps=8, segment=config.sequence_length, streams=Streams([3]), seeds=[4])
     for _, batch in zip(range(2), source):
         ratios.clear()

@@ -18,8 +18,9 @@ from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.config.load import resolve
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.batch import Batch
+from marl.learning.learner import Progress
 from marl.learning.rollout import OnPolicy
-from marl.learning.scalarization import team
+from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
 
 UPDATES = 10
@@ -109,7 +110,7 @@ def test_a_learned_graph_reaches_its_budget() -> None:
     policy = BayesianPolicy(env.spec, config, streams)
     critic = build_critic(env.spec, CriticConfig.model_validate({"network": {"hidden": (8,)}}), streams)
     settings = LearnerConfig(steps=8, minibatches=1, learning_rate=0.02, entropy=0.0)
-    learner = ActorCritic(policy, critic, settings, team, streams, updates)
+    learner = ActorCritic(policy, critic, settings, Team(env.spec.channels), streams, Progress(updates))
     schedule = GraphSchedule(
         policy, ScheduleConfig.model_validate({"kind": "anneal", "begin": 0, "end": 0.3, "rate": 1.0}), updates
     )
