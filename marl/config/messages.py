@@ -118,12 +118,13 @@ def _siblings(path: str, known: list[str]) -> list[str]:
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, field, type of the section or None) of every field that a config may set, sections first."""
     for name, field in model.model_fields.items():
-        section = _section_of(field.annotation)
+        section = section_of(field.annotation)
         yield prefix + name, field, section
         if section is not None:
             yield from walk(section, f"{prefix}{name}.")
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The type of section that a field holds, if it may hold one."""
     candidates = [annotation, *get_args(annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

@@ -20,6 +20,16 @@ class Section(BaseModel):
             raise ValueError(f"expected a number; got {str(value).lower()}")
         return value
 
+    @property
+    def options(self) -> Section | None:
+        """What it has besides its fields, where one of these decides that; see `NetworkConfig`."""
+        return None
+
+    @classmethod
+    def of_earlier(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """A section as an earlier version saved it, as one of today: by default as it is."""
+        return raw
+
 
 class EnvConfig(Section):
     """Where the agents act: a native world or any PettingZoo environment, by dotted path, or a task of VMAS."""

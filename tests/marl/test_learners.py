@@ -232,7 +232,8 @@ def test_the_policy_hears_nothing_of_what_agents_without_a_choice_earn() -> None
 
 @pytest.mark.parametrize("name", ["mlp", "gru", "attention", "message_passing"])
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    tiny = {"hidden": (4,), "heads": 2, "kind": name, "positions": (0,), "radius": 1.0}
+    options = {"attention": {"heads": 2}, "message_passing": {"positions": (0,), "radius": 1.0}}
+    tiny = {"hidden": (4,), "kind": name, **options.get(name, {})}
     small = build(
         Mortals(),
         2,
@@ -241,7 +242,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         epochs=1,
         minibatches=1,
         policy={"network": tiny},
-        critic={"network": {**tiny, "kind": "gru" if name == "gru" else "mlp"}},
+        critic={"network": {"hidden": (4,), "kind": "gru" if name == "gru" else "mlp"}},
         learner=Recording,
         discount=(0.9, 0.5),
     )
