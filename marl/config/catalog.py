@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import BaseModel
+
 from envs.core import InputError
 from marl.config.load import yaml_text
-from marl.config.schema import RunConfig, walk
+from marl.config.schema import Section, section_of, walk
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,25 @@ def find_config(name: str) -> Path:
     raise InputError(f"There is no config {name!r}: neither a file nor a config that comes with Concord. {hint}")
 
 
-def describe(config: RunConfig) -> list[tuple[str, str, str, str]]:
-    """(key, value, range, meaning) of every field that holds a value, in order."""
+def describe(config: BaseModel, prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(key, value, range, meaning) of every field that holds a value, in order; options of a kind after its fields."""
     rows = []
-    for name, field, section in walk(type(config)):
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part, None)
-        if section is not None and value is not None:
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            rows += describe(value, f"{prefix}{name}.")
             continue
-        rows.append((name, yaml_text(value), _range(field), field.description or ""))
+        rows.append(_row(f"{prefix}{name}", field, value))
+        section = section_of(field.annotation)
+        if section is not None:
+            rows += [_row(key, below, None) for key, below, _ in walk(section, f"{prefix}{name}.")]
+    if isinstance(config, Section) and config.options is not None:
+        rows += describe(config.options, prefix)
     return rows
+
+
+def _row(key: str, field: Any, value: Any) -> tuple[str, str, str, str]:
+    return key, yaml_text(value), _range(field), field.description or ""
 
 
 def _range(field: Any) -> str:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from envs.core import ConcordError, InputError, import_dotted
 from marl.config.recipe import Recipe
-from marl.config.schema import RunConfig, walk
+from marl.config.schema import RunConfig, Section, walk
 from marl.output.console import console, in_words
 
 END = "..."  # YAML's end of a document
@@ -157,6 +157,9 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any], saved: bool = False)
         _assign(raw, key, _deep_copy(value))
     if saved:
         _drop_retired(raw, known)
+        for name, _, section in fields:
+            if section is not None:
+                _update_section(raw, name.split("."), section)
     else:
         for old, new in renamed.items():
             console.print(f"note: {old} is called {new} now", markup=False)
@@ -207,6 +210,18 @@ def _drop_retired(raw: dict[str, Any], known: set[str]) -> None:
             raw.pop(section, None)
         elif isinstance(value, dict) and f"{section}.args" in known:
             raw[section] = {key: held for key, held in value.items() if f"{section}.{key}" in known}
+
+
+def _update_section(raw: dict[str, Any], path: Sequence[str], section: type[Section]) -> None:
+    """Bring the section at this path, where the config has it, from an earlier version to today's."""
+    *above, last = path
+    for name in above:
+        below = raw.get(name)
+        if not isinstance(below, dict):
+            return
+        raw = below
+    if isinstance(raw.get(last), dict):
+        raw[last] = section.of_earlier(raw[last])
 
 
 def _deep_copy(raw: Any) -> Any:

@@ -21,6 +21,16 @@ class Section(BaseModel):
             raise ValueError(f"expected a number; got {str(value).lower()}")
         return value
 
+    @property
+    def options(self) -> Section | None:
+        """What it has besides its fields, where one of these decides that; see `NetworkConfig`."""
+        return None
+
+    @classmethod
+    def of_earlier(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """A section as an earlier version saved it, as one of today: by default as it is."""
+        return raw
+
 
 class EnvConfig(Section):
     """Where the agents act: a native world or any PettingZoo environment, by dotted path, or a task of VMAS."""
@@ -167,12 +177,13 @@ class TrainingConfig(LearningConfig):
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, field, type of the section or None) of every field that a config may set, sections first."""
     for name, field in model.model_fields.items():
-        section = _section_of(field.annotation)
+        section = section_of(field.annotation)
         yield prefix + name, field, section
         if section is not None:
             yield from walk(section, f"{prefix}{name}.")
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The type of section that a field holds, if it may hold one."""
     candidates = [annotation, *get_args(annotation)]
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

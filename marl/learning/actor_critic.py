@@ -15,12 +15,13 @@ from torch import Tensor
 from envs.core import Decision, Observation, Streams, Tree, tree_map, tree_where
 from marl.config.schema import Section
 from marl.learning.batch import Batch, join_steps, minibatches, take_rows
-from marl.learning.learner import on_the_way, per_channel
+from marl.learning.learner import Kept, Learner, Progress, Stateful, per_channel
 from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
-from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.learning.optimizers import Stacked, build_optimizer
 from marl.learning.returns import gae
-from marl.learning.scalarization import Weighing, by_decider, choosing
-from marl.models.critics import Critic, ValueScale
+from marl.learning.scalarization import Scalarization, by_decider, choosing
+from marl.learning.value_scale import ValueScale
+from marl.models.critics import Critic
 from marl.models.policies import JointPolicy
 
 T = TypeVar("T")
@@ -47,7 +48,14 @@ class LearnerConfig(Section):
         None, ge=0, description="its weight at the end of training, where it gets in a straight line; null keeps it"
     )
     max_grad_norm: float = Field(0.5, gt=0, description="largest gradient norm, of the policy and of each critic")
-    scale_values: bool = Field(False, description="learn values in running units of their targets, for huge rewards")
+    normalize_advantages: bool = Field(
+        True,
+        description="bring a batch's advantages to mean 0 and deviation 1; the weight of the entropy bonus is then "
+        "in effect multiplied by their deviation, and is no temperature",
+    )
+    scale_values: bool = Field(
+        False, description="learn values in running units of their targets, for huge or tiny rewards"
+    )
 
     @model_validator(mode="after")
     def _whole_segments(self) -> LearnerConfig:
@@ -75,12 +83,13 @@ class Samples(NamedTuple):
     agent_weight: Float[Tensor, "L S N"]
 
 
-class ActorCritic:
+class ActorCritic(Learner):
     """PPO for any joint policy and any critic: one log-probability a decider, one value an agent and channel.
 
-    Values, advantages and their weighing are computed here, from raw rewards. Policy and critic may remember; their
-    segments are replayed step by step from the stored memory, which restarts where an episode ended. updates: how many
-    there will be, for what changes over training.
+    Values, advantages and their scalarization are computed here, from raw rewards. Policy and critic may remember;
+    their segments are replayed step by step from the stored memory, which restarts where an episode ended. progress:
+    the clock of what changes over training, the scalarization's as well. discount: γ by channel, or by policy and
+    channel, where it is not that of the config.
     """
 
     def __init__(
@@ -88,39 +97,30 @@ class ActorCritic:
         policy: JointPolicy,
         critic: Critic,
         config: LearnerConfig,
-        weighing: Weighing,
+        scalarization: Scalarization,
         streams: Streams,
-        updates: int = 1,
+        progress: Progress | None = None,
+        *,
+        discount: Float[Tensor, "*P K"] | None = None,
     ):
-        self.policy, self.critic, self.config, self.weighing, self.streams = policy, critic, config, weighing, streams
+        self.policy, self.critic, self.config, self.streams = policy, critic, config, streams
+        self.scalarization, self.progress = scalarization, Progress(1) if progress is None else progress
         self.policies = len(streams)
-        parameter = next(critic.parameters())
-        channels = critic.channels
-        self.scale = ValueScale(self.policies, channels, parameter.device) if config.scale_values else None
-        self.discount = per_channel(config.discount, channels).to(parameter.device)
-        self.optimizer = ClippedAdam(
+        device, channels = next(critic.parameters()).device, critic.channels
+        self.scale = ValueScale(self.policies, channels, device) if config.scale_values else None
+        self.discount = (per_channel(config.discount, channels) if discount is None else discount).to(device)
+        self.optimizer = build_optimizer(
+            config,
             Stacked(policy.parameters(), self.policies),
             Stacked(critic.parameters(), self.policies * critic.copies),
-            learning_rate=config.learning_rate,
-            max_grad_norm=config.max_grad_norm,
         )
-        self._critic_memory: Tree = None
-        self.updates, self.done = updates, 0
-        self._entropy_weight = torch.tensor(config.entropy, device=parameter.device)
+        self._critic_memory = Kept(None)
+        self._entropy_weight = torch.tensor(config.entropy, device=device)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs of clipped gradient steps on one batch."""
         self._move_on()
-        advantage, target, critic_memory = self._advantages(batch)
-        weighed = self.weighing(advantage, batch.obs.alive, batch.outcome)
-        free = choosing(batch.obs, self.policy.space)
-        weighed, acting = by_decider(weighed, batch.obs.alive, free, self.policy.members)
-        weighed = normalize_by_policy(weighed, acting, self.policies)
-        if self.scale is not None:
-            self.scale.update(target, batch.obs.alive)
-            target = self.scale.apply_to(target)
-        weights = [mean_weights(mask, self.policies) * self.config.minibatches for mask in (acting, batch.obs.alive)]
-        samples = Samples(batch.obs, batch.decision, batch.ended, weighed, weights[0], target, weights[1])
+        samples, critic_memory = self._samples(batch)
         logged = []
         for _ in range(self.config.epochs):
             for rows, segments in minibatches(batch, self.config.minibatches, self.streams):
@@ -128,16 +128,49 @@ class ActorCritic:
                 logged.append(self._step(take_rows(samples, rows), *memories))
         return {name: torch.stack([entry[name] for entry in logged]).mean(0) for name in logged[0]}
 
-    def relabel(self, batch: Batch) -> Batch:
-        """As it is."""
-        return batch
+    def parts(self) -> dict[str, Stateful | None]:
+        """Networks, optimizer, scales, streams, the clock, and what a recurrent critic remembers."""
+        return {
+            "policy": self.policy,
+            "critic": self.critic,
+            "scale": self.scale,
+            "scalarization": self.scalarization,
+            "optimizer": self.optimizer,
+            "streams": self.streams,
+            "critic_memory": self._critic_memory,
+            "done": self.progress,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken; earlier versions had no scalarization with a state."""
+        super().load_state_dict({"scalarization": {}, **state})
 
     def _move_on(self) -> None:
-        config, progress = self.config, min(1.0, self.done / max(1, self.updates - 1))
+        self.progress.advance()
+        config, along = self.config, self.progress.along
         # A tensor, so that a compiled loss need not be compiled again.
-        self._entropy_weight.fill_(on_the_way(config.entropy, config.entropy_end, progress))
-        self.optimizer.learning_rate = on_the_way(config.learning_rate, config.learning_rate_end, progress)
-        self.done += 1
+        self._entropy_weight.fill_(along(config.entropy, config.entropy_end))
+        self.optimizer.learning_rate = along(config.learning_rate, config.learning_rate_end)
+
+    def _samples(self, batch: Batch) -> tuple[Samples, Tree]:
+        """The whole batch as a gradient step sees it, and what the critic remembers at each segment's start."""
+        alive, config = batch.obs.alive, self.config
+        advantage, target, critic_memory = self._advantages(batch)
+        of_agents = self.scalarization(advantage, batch)
+        free = choosing(batch.obs, self.policy.space)
+        of_deciders, acting = by_decider(of_agents, alive, free, self.policy.members)
+        if config.normalize_advantages:
+            of_deciders = normalize_by_policy(of_deciders, acting, self.policies)
+        if self.scale is not None:
+            self.scale.update(target, alive)
+            target = self.scale.apply_to(target)
+        # A minibatch sums its share of the whole batch's mean.
+        decider_weight = mean_weights(acting, self.policies) * config.minibatches
+        agent_weight = mean_weights(alive, self.policies) * config.minibatches
+        samples = Samples(
+            batch.obs, batch.decision, batch.ended, of_deciders, decider_weight, target, agent_weight=agent_weight
+        )
+        return samples, critic_memory
 
     def loss(self, samples: Samples, memory: Tree, critic_memory: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimize, summed over policies, and its terms, each [P]."""
@@ -165,29 +198,6 @@ class ActorCritic:
         """Sums over each policy's samples; S is policy-major."""
         return x.unflatten(-2, (self.policies, -1)).sum((-4, -2, -1))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Networks, optimizer, value scale, streams, and what a recurrent critic remembers."""
-        return {
-            "policy": self.policy.state_dict(),
-            "critic": self.critic.state_dict(),
-            "scale": {} if self.scale is None else self.scale.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "streams": self.streams.state_dict(),
-            "critic_memory": self._critic_memory,
-            "done": self.done,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken."""
-        self.policy.load_state_dict(state["policy"])
-        self.critic.load_state_dict(state["critic"])
-        if self.scale is not None:
-            self.scale.load_state_dict(state["scale"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.streams.load_state_dict(state["streams"])
-        self._critic_memory = state["critic_memory"]
-        self.done = int(state["done"])
-
     def _step(self, samples: Samples, memory: Tree, critic_memory: Tree) -> dict[str, Tensor]:
         total, terms = self.loss(samples, memory, critic_memory)
         total.backward()
@@ -212,11 +222,20 @@ class ActorCritic:
         """Advantages, value targets, and what the critic remembers at each segment's start."""
         value, next_value, memory = self._values(batch)
         if self.scale is not None:
+            if self.progress.done == 1:
+                # The units of the first values are those of the batch's own returns.
+                nothing = torch.zeros_like(value)
+                self.scale.update(self._gae(batch, nothing, nothing, gae_lambda=1.0), batch.obs.alive)
             value, next_value = self.scale.restore(value), self.scale.restore(next_value)
-        columns = (batch.reward, value, next_value, batch.terminated, batch.truncated, batch.obs.alive)
-        advantage = gae(*batch.over_time(columns), self.discount, self.config.gae_lambda)
-        advantage = advantage.transpose(0, 1).flatten(0, 2)
+        advantage = self._gae(batch, value, next_value, self.config.gae_lambda)
         return advantage, advantage + value, memory
+
+    def _gae(
+        self, batch: Batch, value: Float[Tensor, "B N K"], next_value: Float[Tensor, "B N K"], gae_lambda: float
+    ) -> Float[Tensor, "B N K"]:
+        columns = (batch.reward, value, next_value, batch.terminated, batch.truncated, batch.obs.alive)
+        by_time = gae(*batch.over_time(columns), self.discount, gae_lambda)
+        return by_time.transpose(0, 1).flatten(0, 2)
 
     def _values(self, batch: Batch) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"], Tree]:
         """Of the observations, of their true successors, and the critic's memory at each segment's start."""
@@ -225,7 +244,7 @@ class ActorCritic:
         start = self.critic.initial_memory(batch.policies * batch.rows)
         if start is None:
             return self.critic(batch.obs, None)[0], self.critic(successor, None)[0], None
-        memory = start if self._critic_memory is None else self._critic_memory
+        memory = start if self._critic_memory.value is None else self._critic_memory.value
         values, next_values, starts = [], [], []
         by_time = batch.over_time((batch.obs, successor, batch.ended))
         for t in range(batch.steps):
@@ -236,7 +255,7 @@ class ActorCritic:
             values.append(value)
             next_values.append(self.critic(final_obs, memory)[0])
             memory = tree_where(ended, tree_map(torch.zeros_like, memory), memory)
-        self._critic_memory = memory
+        self._critic_memory.value = memory
         value, next_value, starting = (join_steps(x, batch.policies) for x in (values, next_values, starts))
         return value, next_value, starting
 

@@ -34,8 +34,8 @@ class Batch:
     """T steps of E environments for P policies, flattened to B = P·T·E/P rows.
 
     final_obs is the true successor of each row (bootstrap from it). memory is what the actor remembered at the start of
-    each segment of `segment` steps, [P·(T/segment)·E/P, …], or None. reward is raw: values, advantages and weighing are
-    the learner's, after any relabeling.
+    each segment of `segment` steps, [P·(T/segment)·E/P, …], or None. reward is raw: values, advantages and their
+    scalarization are the learner's, after any relabeling.
     """
 
     policies: int

@@ -2,70 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import InputError
+from envs.core import InputError, Tree
 from marl.learning.batch import Batch
+
+X = TypeVar("X", float, Tensor)
 
 
 @runtime_checkable
-class Learner(Protocol):
-    """Improves something from batches."""
+class Stateful(Protocol):
+    """Something whose state is a tree: dicts and lists of tensors and JSON values, or one of these alone."""
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Learn; gives what to log, each [P]; or [P,H,W] in [0, 1], which TensorBoard shows as a picture."""
+    def state_dict(self) -> Any:
+        """Everything needed to continue exactly."""
 
-    def relabel(self, batch: Batch) -> Batch:
-        """The batch as the learners that follow in a `Chain` shall see it."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue exactly, as a tree of tensors and JSON values."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> Any:
         """Continue exactly where `state` was taken."""
 
 
-class Chain:
-    """Learners that learn from the same batches, one after the other; each sees what those before have relabeled."""
+class Learner(ABC):
+    """Improves something from batches.
 
-    def __init__(self, learners: Sequence[Learner]):
-        self.learners = learners
+    A subclass defines `update`, and in `parts` what it knows; its state follows from the parts.
+    """
+
+    @abstractmethod
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn; gives what to log, each [P]; or [P,H,W] in [0, 1], which TensorBoard shows as a picture."""
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, Stateful | None]:
+        """All that must be saved to continue exactly, by name; None for a part that this learner goes without."""
+
+    def relabel(self, batch: Batch) -> Batch:
+        """The batch as the learners that follow in a `Chain` shall see it: by default as it is."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each part, by name; that of None is empty."""
+        return {name: {} if part is None else part.state_dict() for name, part in self.parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken."""
+        for name, part in self.parts().items():
+            if part is not None:
+                part.load_state_dict(state[name])
+
+
+@final
+class Kept:
+    """One value that a learner keeps between updates: a tree of tensors and JSON values."""
+
+    def __init__(self, value: Tree):
+        self.value = value
+
+    def state_dict(self) -> Tree:
+        """The value."""
+        return self.value
+
+    def load_state_dict(self, state: Tree) -> None:
+        """The inverse."""
+        self.value = state
+
+
+@final
+class Progress:
+    """The place in training, counted in updates: one clock for whatever changes along the way.
+
+    updates: how many there will be. done: how many have begun, the one under way included.
+    """
+
+    def __init__(self, updates: int):
+        self.updates, self.done = updates, 0
+
+    def advance(self) -> None:
+        """Another update begins."""
+        self.done += 1
+
+    @property
+    def share(self) -> float:
+        """The share of the way from the first update, 0, to the last, 1."""
+        before = max(0, self.done - 1)
+        return min(1.0, before / max(1, self.updates - 1))
+
+    @property
+    def spent(self) -> float:
+        """The share of all updates that will be done after the one under way."""
+        return self.done / self.updates
+
+    def along(self, first: X, last: X | None) -> X:
+        """The number, or tensor, on the straight line from first to last; first where there is nowhere to go."""
+        return first if last is None else first + (last - first) * self.share
+
+    def state_dict(self) -> int:
+        """The updates done."""
+        return self.done
+
+    def load_state_dict(self, state: int) -> None:
+        """The inverse."""
+        self.done = int(state)
+
+
+@final
+class Chain(Learner):
+    """Learners that learn from the same batches, one after the other; each sees what those before have relabeled.
+
+    Each has a name, under which its state is saved.
+    """
+
+    def __init__(self, learners: Mapping[str, Learner]):
+        self.learners = dict(learners)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """All that they log."""
         terms: dict[str, Tensor] = {}
-        for part in self.learners:
+        for part in self.learners.values():
             terms |= part.update(batch)
             batch = part.relabel(batch)
         return terms
 
     def relabel(self, batch: Batch) -> Batch:
         """The batch as the last one leaves it."""
-        for learner in self.learners:
+        for learner in self.learners.values():
             batch = learner.relabel(batch)
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
-        """The first learner's state beside the others', so that a policy is found in one place."""
-        first, *others = self.learners
-        return {**first.state_dict(), "following": [learner.state_dict() for learner in others]}
+    def parts(self) -> dict[str, Stateful | None]:
+        """The learners."""
+        return {**self.learners}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken."""
-        first, *others = self.learners
-        first.load_state_dict(state)
-        for learner, saved in zip(others, state["following"], strict=True):
-            learner.load_state_dict(saved)
+        """Continue exactly where `state` was taken, also by an earlier version, which knew the learners by number."""
+        if "following" in state:
+            first = {name: part for name, part in state.items() if name != "following"}
+            state = dict(zip(self.learners, (first, *state["following"]), strict=True))
+        super().load_state_dict(state)
 
 
-def on_the_way(first: float, last: float | None, progress: float) -> float:
-    """The number a share `progress` of the way from first to last; first where there is nowhere to go."""
-    return first if last is None else first + (last - first) * progress
+def find_part(state: Mapping[str, Any], name: str) -> Any:
+    """The saved state of the part with this name, in a learner's state or in that of a learner in a `Chain`.
+
+    Raises InputError where there is none, or more than one.
+    """
+    if name in state:
+        return state[name]
+    holders = [key for key, part in state.items() if isinstance(part, Mapping) and name in part]
+    if len(holders) != 1:
+        there = f"is in each of {', '.join(holders)}" if holders else f"is not among {', '.join(state)}"
+        raise InputError(f"A saved learner must hold one part {name!r}; it {there}.")
+    return state[holders[0]][name]
 
 
 def per_channel(discount: float | Sequence[float], channels: int) -> Float[Tensor, " K"]:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+RELATIVE_FLOOR = 1e-6  # some roundings of 32 bits: a deviation of this share of the numbers' size is none
+
 
 def clipped_surrogate(
     log_prob: Float[Tensor, "*B M"], old_log_prob: Float[Tensor, "*B M"], advantage: Float[Tensor, "*B M"], clip: float
@@ -31,11 +33,24 @@ def mean_weights(mask: Bool[Tensor, "*B X"], policies: int) -> Float[Tensor, "*B
 
 
 def normalize_by_policy(x: Float[Tensor, "B M"], mask: Bool[Tensor, "B M"], policies: int) -> Float[Tensor, "B M"]:
-    """Zero mean and unit deviation over each policy's masked-in entries; 0 elsewhere."""
+    """Zero mean and unit deviation over each policy's masked-in entries; 0 elsewhere, and where nothing varies.
+
+    Free of units: c x gives what x gives, to the last bit for powers of two c. A deviation that is rounding next to
+    the largest entry is none.
+    """
     rows, weight, inside = (y.reshape(policies, -1) for y in (x, mean_weights(mask, policies), mask.to(x.dtype)))
-    centered = (rows - (rows * weight).sum(1, keepdim=True)) * inside
-    deviation = (centered.square() * weight).sum(1, keepdim=True).sqrt()
-    return (centered / (deviation + 1e-8)).view_as(x)
+    mean = (rows * weight).sum(1, keepdim=True)
+    centered = (rows - mean) * inside
+    variance = (centered.square() * weight).sum(1, keepdim=True)
+    largest = (rows * inside).abs().amax(1, keepdim=True)
+    return divide_where_it_varies(centered, variance.sqrt(), largest).view_as(x)
+
+
+def divide_where_it_varies(
+    x: Float[Tensor, "*B"], deviation: Float[Tensor, "*#B"], size: Float[Tensor, "*#B"]
+) -> Float[Tensor, "*B"]:
+    """x / deviation; 0 where the deviation is rounding next to numbers of this size."""
+    return x / deviation.masked_fill(deviation <= RELATIVE_FLOOR * size, torch.inf)
 
 
 def importance_weighted(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from envs.core import InputError, Observation
 from marl.config.schema import Section
 from marl.learning.batch import Batch
-from marl.learning.learner import per_channel
+from marl.learning.learner import Learner, Stateful, per_channel
 from marl.learning.losses import doubly_robust, importance_weighted, mean_weights, squared_error
-from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.learning.optimizers import Stacked, build_optimizer
 from marl.models.critics import only_choice
 from marl.models.policies import JointPolicy
 
@@ -130,7 +130,7 @@ def ips_above_value(batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
 IPS = {"none": ips, "mean": ips_above_mean, "value": ips_above_value}
 
 
-class LoggedActorCritic:
+class LoggedActorCritic(Learner):
     """Policy and critic learned from logged transitions, one gradient step each a batch.
 
     The critic regresses on r + γ (1 - terminated) Σ_a' π(a'|s') q'(s',a'), by channel and with each channel's own γ;
@@ -169,16 +169,9 @@ class LoggedActorCritic:
         bootstraps = bool((self.discount > 0).any())
         self.target_critic = copy.deepcopy(critic) if bootstraps else None
         self._log_clip = min(LARGEST_LOG_WEIGHT, math.inf if config.clip is None else math.log(config.clip))
-        self.policy_optimizer = ClippedAdam(
-            Stacked(policy.parameters(), policies),
-            learning_rate=config.learning_rate,
-            max_grad_norm=config.max_grad_norm,
-        )
-        self.critic_optimizer = ClippedAdam(
-            Stacked(critic.parameters(), policies * critic.channels),
-            learning_rate=config.critic_learning_rate,
-            max_grad_norm=config.max_grad_norm,
-        )
+        self.policy_optimizer = build_optimizer(config, Stacked(policy.parameters(), policies))
+        critics = Stacked(critic.parameters(), policies * critic.channels)
+        self.critic_optimizer = build_optimizer(config, critics, learning_rate=config.critic_learning_rate)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of each."""
@@ -188,10 +181,6 @@ class LoggedActorCritic:
         self.critic_optimizer.step()
         self._follow()
         return terms
-
-    def relabel(self, batch: Batch) -> Batch:
-        """As it is."""
-        return batch
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimize, summed over policies, and its terms, each [P]."""
@@ -221,22 +210,15 @@ class LoggedActorCritic:
         names = ("objective", "entropy", "kl_from_logging", "clipped", "value_error")
         return loss, {**dict(zip(names, means)), "ess": ess}
 
-    def state_dict(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Stateful | None]:
         """Networks, the target critic where there is one, and optimizers."""
         return {
-            "policy": self.policy.state_dict(),
-            "critic": self.critic.state_dict(),
-            "target_critic": {} if self.target_critic is None else self.target_critic.state_dict(),
-            "policy_optimizer": self.policy_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "policy": self.policy,
+            "critic": self.critic,
+            "target_critic": self.target_critic,
+            "policy_optimizer": self.policy_optimizer,
+            "critic_optimizer": self.critic_optimizer,
         }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken."""
-        for name in ("policy", "critic", "policy_optimizer", "critic_optimizer"):
-            getattr(self, name).load_state_dict(state[name])
-        if self.target_critic is not None:
-            self.target_critic.load_state_dict(state["target_critic"])
 
     @torch.no_grad()
     def _target(self, batch: Batch) -> Float[Tensor, "B N K"]:

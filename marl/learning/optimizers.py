@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,25 @@ class Stacked(NamedTuple):
 
     parameters: Iterable[nn.Parameter]
     copies: int
+
+
+@runtime_checkable
+class StepConfig(Protocol):
+    """The settings of gradient steps, as a learner's config has them."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Of Adam."""
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The largest gradient norm of each network."""
+
+
+def build_optimizer(config: StepConfig, *stacks: Stacked, learning_rate: float | None = None) -> ClippedAdam:
+    """The optimizer of a learner's networks, with the config's settings, or with a learning rate of its own."""
+    rate = config.learning_rate if learning_rate is None else learning_rate
+    return ClippedAdam(*stacks, learning_rate=rate, max_grad_norm=config.max_grad_norm)
 
 
 class ClippedAdam:

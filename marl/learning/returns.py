@@ -14,7 +14,7 @@ def gae(
     terminated: Bool[Tensor, "T *B N"],
     truncated: Bool[Tensor, "T *B N"],
     alive: Bool[Tensor, "T *B N"],
-    discount: Float[Tensor, " K"],
+    discount: Float[Tensor, "*P K"],
     gae_lambda: float,
 ) -> Float[Tensor, "T *B N K"]:
     """Generalized advantage estimates, one recursion for each agent and channel.
@@ -23,9 +23,12 @@ def gae(
         A_t = δ_t + γ_k λ (1 - terminated_t) (1 - truncated_t) A_{t+1}
 
     next_value is the value of the true successor, not of the episode that an automatic reset began; truncation stops
-    the recursion and keeps the bootstrap. Slots of agents who are not alive get 0. Source: Schulman et al., ICLR 2016
+    the recursion and keeps the bootstrap. Slots of agents who are not alive get 0. discount: γ by channel, or by policy
+    and channel, where P is the first axis after time. Source: Schulman et al., ICLR 2016
     (arXiv 1506.02438), equations 11-16.
     """
+    if discount.dim() > 1:
+        discount = discount.view(len(discount), *[1] * (reward.dim() - 3), -1)
     lasting = discount * (~terminated).to(reward.dtype).unsqueeze(-1)
     present = alive.to(reward.dtype).unsqueeze(-1)
     delta = torch.addcmul(reward - value, lasting, next_value) * present

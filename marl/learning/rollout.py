@@ -51,9 +51,12 @@ def rollout(
 
 
 class EpisodeTracker:
-    """Adds up rewards across batches and tells how the episodes went that ended."""
+    """Adds up rewards across batches and tells how the episodes went that ended.
 
-    def __init__(self, discount: Float[Tensor, " K"]):
+    discount: γ by channel, or by policy and channel.
+    """
+
+    def __init__(self, discount: Float[Tensor, "*P K"]):
         self.discount = discount
         self.carry: dict[str, Tensor] = {}
 
@@ -67,11 +70,17 @@ class EpisodeTracker:
             zeros = reward.new_zeros(rows, agents * channels)
             self.carry = {"age": zeros[:, 0], "total": zeros, "discounted": zeros}
         age, self.carry["age"] = episode_age(ended, self.carry["age"])
-        faded = reward * self.discount ** age[..., None, None]
+        faded = reward * self._by_row(rows) ** age[..., None, None]
         total, self.carry["total"] = episode_sums(reward.flatten(2), ended, self.carry["total"])
         discounted, self.carry["discounted"] = episode_sums(faded.flatten(2), ended, self.carry["discounted"])
         shape = (agents, channels)
         return total.unflatten(-1, shape), discounted.unflatten(-1, shape), age + 1
+
+    def _by_row(self, rows: int) -> Float[Tensor, "*E K"]:
+        """The discounts as they meet rewards [T,E,N,K]: by channel, or by row and channel, [E,1,K]."""
+        if self.discount.dim() == 1:
+            return self.discount
+        return self.discount.repeat_interleave(rows // len(self.discount), 0).unsqueeze(1)
 
     def outcome(self, batch: Batch) -> Outcome:
         """Means over the episodes that ended in this batch, by policy."""
@@ -101,7 +110,7 @@ class OnPolicy:
         streams: Streams,
         seeds: Sequence[int],
         segment: int = 1,
-        discount: Float[Tensor, " K"] | None = None,
+        discount: Float[Tensor, "*P K"] | None = None,
     ):
         self.env, self.actor, self.steps, self.segment, self.streams = env, actor, steps, segment, streams
         if discount is None:

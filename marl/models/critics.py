@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -41,6 +42,33 @@ class CriticConfig(Section):
         if self.network.kind == "message_passing" and self.sees == "state":
             raise ValueError("network.kind: message_passing runs between agents, so it needs sees: agent")
         return self
+
+
+@runtime_checkable
+class Critic(Protocol):
+    """Values of every agent and reward channel, learned by an `ActorCritic`: the built-in critics, or one of your own.
+
+    channels: K. copies: C networks a policy that share no parameter, which are clipped apart; with P policies, each
+    parameter holds P·C of them on its first axis, policy by policy. memory is zero where an episode starts.
+    """
+
+    channels: int
+    copies: int
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """Memory at the start of an episode; None where nothing is remembered."""
+
+    def __call__(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N K"], Tree]:
+        """Values, and what is remembered."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is fitted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is saved."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The inverse."""
 
 
 class CentralCritic(nn.Module):
@@ -107,60 +135,9 @@ class LocalCritic(nn.Module):
         return self.network(obs, memory)
 
 
-Critic = CentralCritic | LocalCritic
-
-
 def build_critic(spec: EnvSpec, config: CriticConfig, streams: Streams) -> Critic:
     """The critic that the config asks for."""
     return CentralCritic(spec, config, streams) if config.sees == "state" else LocalCritic(spec, config, streams)
-
-
-class ValueScale(nn.Module):
-    """Running mean and deviation of value targets, by policy and channel, so that critics learn in units of one.
-
-    Averages every batch so far while there are fewer than 1/rate, then the recent ones. Source of the idea: van Hasselt
-    et al., NeurIPS 2016 (arXiv 1602.07714), without the output correction.
-    """
-
-    def __init__(self, policies: int, channels: int, device: torch.device, rate: float = 0.01):
-        super().__init__()
-        self.rate = rate
-        self.mean: Tensor
-        self.variance: Tensor
-        self.batches: Tensor
-        self.register_buffer("mean", torch.zeros(policies, channels, device=device))
-        self.register_buffer("variance", torch.ones(policies, channels, device=device))
-        self.register_buffer("batches", torch.zeros(policies, 1, device=device))
-
-    def update(self, target: Float[Tensor, "B N K"], alive: Bool[Tensor, "B N"]) -> None:
-        """Learn from the targets of agents who are alive; a policy without any changes nothing."""
-        policies, channels = self.mean.shape
-        x, weight = target.view(policies, -1, channels), alive.view(policies, -1, 1).to(target.dtype)
-        count = weight.sum(1)
-        seen = (count > 0).to(target.dtype)
-        self.batches = self.batches + seen
-        step = seen * (1 / self.batches.clamp(min=1)).clamp(min=self.rate)
-        total = count.clamp(min=1)
-        # Deviations around the batch's own mean: the difference of two squares would lose a small one near a huge mean.
-        mean = (x * weight).sum(1) / total
-        variance = ((x - mean.unsqueeze(1)).square() * weight).sum(1) / total
-        shift = mean - self.mean
-        self.mean = self.mean + step * shift
-        self.variance = self.variance + step * (variance - self.variance + (1 - step) * shift.square())
-
-    def restore(self, value: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """From the critic's units to returns."""
-        return (value.unflatten(0, (len(self.mean), -1)) * self._deviation() + self._middle()).flatten(0, 1)
-
-    def apply_to(self, target: Float[Tensor, "B N K"]) -> Float[Tensor, "B N K"]:
-        """From returns to the critic's units."""
-        return ((target.unflatten(0, (len(self.mean), -1)) - self._middle()) / self._deviation()).flatten(0, 1)
-
-    def _middle(self) -> Float[Tensor, "P 1 1 K"]:
-        return self.mean[:, None, None]
-
-    def _deviation(self) -> Float[Tensor, "P 1 1 K"]:
-        return self.variance.clamp(min=1e-8).sqrt()[:, None, None]
 
 
 class ActionCritic(nn.Module):

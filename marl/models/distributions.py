@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,11 +38,24 @@ class JointDistribution(Protocol):
     def entropy(self, decision: Decision) -> Float[Tensor, "*B M"]:
         """Entropy of each decider's choice given what it saw of `decision`."""
 
+    def kl(self, other: Any, decision: Decision | None = None) -> Float[Tensor, "*B M"]:
+        """KL(self || other) of each decider's choice, given what it saw of `decision`.
+
+        Its mean over decisions drawn from self, summed over deciders, is the divergence of the joint distributions.
+        Deciders who see nothing of one another need no decision. Raises TypeError where there is no closed form.
+        """
+
     def price(self, decision: Decision) -> Float[Tensor, "*B M"] | None:
         """What each decider pays besides, as a sampled graph for its edges; None where nobody pays."""
 
     def log_probs(self) -> Float[Tensor, "*B N A"]:
         """Of every choice of independent agents with finite choices; other distributions raise."""
+
+
+def require_same_kind(one: object, other: object) -> None:
+    """Raises TypeError for distributions of different kinds, between which a divergence has no closed form."""
+    if type(one) is not type(other):
+        raise TypeError(f"kl compares distributions of one kind; got {type(one).__name__} and {type(other).__name__}.")
 
 
 class IndependentCategorical:
@@ -89,8 +102,9 @@ class IndependentCategorical:
         """Of every choice, components side by side."""
         return self._components[0] if len(self._components) == 1 else torch.cat(self._components, -1)
 
-    def kl(self, other: IndependentCategorical) -> Float[Tensor, "*B N"]:
+    def kl(self, other: IndependentCategorical, decision: Decision | None = None) -> Float[Tensor, "*B N"]:
         """KL(self || other) of each agent's choice, summed over components; both allow the same choices."""
+        require_same_kind(self, other)
         p, q = self.log_probs(), other.log_probs()
         return (p.exp() * (p - q)).sum(-1)
 
@@ -173,8 +187,9 @@ class IndependentGaussian:
         """Real actions cannot be listed."""
         raise TypeError("log_probs lists the choices of discrete actions; these actions are continuous: use log_prob.")
 
-    def kl(self, other: IndependentGaussian) -> Float[Tensor, "*B N"]:
+    def kl(self, other: IndependentGaussian, decision: Decision | None = None) -> Float[Tensor, "*B N"]:
         """KL(self || other) of each agent's action, summed over components."""
+        require_same_kind(self, other)
         return self._sum(torch.distributions.kl_divergence(self._normal, other._normal))
 
     def _sum(self, x: Float[Tensor, "*B N A"]) -> Float[Tensor, "*B N"]:

@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from envs.core import InputError, Streams
+from envs.core import InputError, Streams, import_dotted
 from marl.config.schema import Section
 
+Options = TypeVar("Options", bound="NetworkOptions")
 MOST_TALKERS = 512  # agents, N, who pass messages: a row has N (N - 1) of them
 
 
-class NetworkConfig(Section):
-    """The shape of a network."""
+class NetworkOptions(Section):
+    """The options that one kind of network has besides those of all: none here. A kind with options derives from it."""
 
-    kind: str = Field(
-        "mlp",
-        description="mlp, gru, attention (over agents), message_passing (between agents who are near), or a class by "
-        "dotted path, module:Class",
-    )
-    hidden: tuple[PositiveInt, ...] = Field((64, 64), description="units of the hidden layers", min_length=1)
-    activation: Literal["tanh", "relu", "silu"] = Field("tanh", description="after each hidden layer")
+    @classmethod
+    def of(cls: type[Options], config: NetworkConfig) -> Options:
+        """Those of a network's config."""
+        return cls.model_validate(config.model_extra or {})
+
+    def check(self, agents: int, features: int) -> None:
+        """Raise InputError where the kind does not fit so many agents, each of which sees so many features."""
+
+
+class AttentionOptions(NetworkOptions):
+    """Attention over agents."""
+
     heads: int = Field(4, ge=1, description="attention heads; must divide the last hidden size")
-    rounds: int = Field(2, ge=1, description="message passing: how often agents tell one another")
-    aggregate: Literal["mean", "max"] = Field("mean", description="message passing: what is heard of several messages")
+
+
+class MessagePassingOptions(NetworkOptions):
+    """Messages between agents who are near."""
+
+    rounds: int = Field(2, ge=1, description="how often agents tell one another")
+    aggregate: Literal["mean", "max"] = Field("mean", description="what is heard of several messages")
     positions: tuple[NonNegativeInt, ...] = Field(
-        (), description="message passing: the columns of an observation, from 0, that hold an agent's own place"
+        (), description="the columns of an observation, from 0, that hold an agent's own place"
     )
-    radius: float | None = Field(
-        None, gt=0, description="message passing: how far agents hear; null: everyone hears everyone"
-    )
-    period: float | None = Field(None, gt=0, description="message passing: side of the torus of positions; null: none")
+    radius: float | None = Field(None, gt=0, description="how far agents hear; null: everyone hears everyone")
+    period: float | None = Field(None, gt=0, description="side of the torus of positions; null: none")
 
     @model_validator(mode="after")
-    def _distances_need_places(self) -> NetworkConfig:
+    def _distances_need_places(self) -> MessagePassingOptions:
         if len(set(self.positions)) < len(self.positions):
             raise ValueError(f"positions names each column once, such as [2, 3]; got {list(self.positions)}")
         for name in ("radius", "period"):
@@ -52,22 +62,90 @@ class NetworkConfig(Section):
                 )
         return self
 
-    def check_agents(self, agents: int) -> None:
-        """Raises InputError for more agents than can pass messages."""
-        if self.kind == "message_passing" and agents > MOST_TALKERS:
+    def check(self, agents: int, features: int) -> None:
+        """Raise InputError for more agents than can pass messages, or `positions` that an observation lacks."""
+        if agents > MOST_TALKERS:
             raise InputError(
                 f"network.kind: message_passing weighs every pair of agents and serves at most {MOST_TALKERS}; got "
                 f"{agents}. Train it with fewer, or choose mlp in a world that tells an agent about those nearby."
             )
+        self.check_positions(features)
 
     def check_positions(self, features: int) -> None:
-        """Raises InputError where `positions` are not columns of an observation with so many features."""
+        """Raise InputError where `positions` are not columns of an observation with so many features."""
         wrong = [column for column in self.positions if column >= features]
         if wrong:
             raise InputError(
                 "network.positions names the columns of an observation that hold an agent's place, "
                 f"0 to {features - 1} here; got {wrong}."
             )
+
+
+OPTIONS: dict[str, type[NetworkOptions]] = {
+    "mlp": NetworkOptions,
+    "gru": NetworkOptions,
+    "attention": AttentionOptions,
+    "message_passing": MessagePassingOptions,
+}
+
+
+class NetworkConfig(Section):
+    """The shape of a network. Beside what all have, a kind has options of its own, written among these keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = Field(
+        "mlp",
+        description="mlp, gru, attention (over agents), message_passing (between agents who are near), or a class by "
+        "dotted path, module:Class",
+    )
+    hidden: tuple[PositiveInt, ...] = Field((64, 64), description="units of the hidden layers", min_length=1)
+    activation: Literal["tanh", "relu", "silu"] = Field("tanh", description="after each hidden layer")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_kind(cls, raw: Any) -> Any:
+        """Check the options by their kind, and fill in those that were left out."""
+        if not isinstance(raw, dict):
+            return raw
+        kind = raw.get("kind", cls.model_fields["kind"].default)
+        given = {name: value for name, value in raw.items() if name not in cls.model_fields}
+        if not isinstance(kind, str) or (":" in kind and not given):
+            return raw  # a class of one's own is imported when it is built
+        options = options_of(kind)
+        _refuse_unknown(kind, given, options)
+        return {**raw, **options.model_validate(given).model_dump(mode="json")}
+
+    @property
+    def options(self) -> NetworkOptions:
+        """Those of its kind."""
+        return options_of(self.kind).of(self)
+
+    @classmethod
+    def of_earlier(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        """Without the options of other kinds, which every network's config once had."""
+        kind = raw.get("kind")
+        every = {name for options in OPTIONS.values() for name in options.model_fields}
+        unread = every - set(OPTIONS[kind].model_fields) if kind in OPTIONS else set()
+        return {name: value for name, value in raw.items() if name not in unread}
+
+
+def options_of(kind: str) -> type[NetworkOptions]:
+    """What options a kind of network has; none where the kind is unknown, which is told when it is built."""
+    if ":" not in kind:
+        return OPTIONS.get(kind, NetworkOptions)
+    return getattr(import_dotted(kind), "Options", NetworkOptions)
+
+
+def _refuse_unknown(kind: str, given: dict[str, Any], options: type[NetworkOptions]) -> None:
+    """Raise ValueError for an option that is almost one of this kind, or one of another kind."""
+    for name in (name for name in given if name not in options.model_fields):
+        owners = [other for other, theirs in OPTIONS.items() if name in theirs.model_fields]
+        if owners:
+            raise ValueError(f"{name} is an option of kind: {owners[0]}, and the kind here is {kind}; leave {name} out")
+        near = difflib.get_close_matches(name, options.model_fields, 1, 0.6)
+        if near:
+            raise ValueError(f"kind: {kind} has no option {name}; did you mean {near[0]}")
 
 
 def _slow_library() -> bool:
@@ -141,8 +219,10 @@ class Network(nn.Module):
     Made by `(inputs, outputs, config, gain=, copies=, streams=)`. Called with x [Q,R,N,D], alive [B,N] and memory, it
     gives outputs [Q,R,N,out] and memory. memory_shape is (C,H) for one that remembers, [B,C,N,H], else None.
     mixes_agents says that an agent's output depends on the others, so that one network must serve all of them.
+    Options: the class of what its config has besides `kind`, `hidden` and `activation`; `Options.of(config)` reads it.
     """
 
+    Options: ClassVar[type[NetworkOptions]] = NetworkOptions
     memory_shape: tuple[int, int] | None = None
     mixes_agents: bool = False
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from envs.core import Streams
-from marl.models.layers import ACTIVATIONS, Linear, Network, NetworkConfig, Trunk
+from marl.models.layers import ACTIVATIONS, Linear, MessagePassingOptions, Network, NetworkConfig, Trunk
 
 with warnings.catch_warnings():  # it rests on parts of torch that torch gives up
     warnings.simplefilter("ignore")
@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
 
 class MessagePassing(Network):
     """Agents tell those near them what they see; one network for any number of agents that
-    `NetworkConfig.check_agents` admits.
+    `MessagePassingOptions.check` admits.
 
     With h_i the trunk's view of agent i, x_i its position and φ the activation, each round is
 
@@ -48,15 +48,19 @@ class MessagePassing(Network):
     Gilmer et al., ICML 2017 (arXiv 1704.01212).
     """
 
+    Options = MessagePassingOptions
     mixes_agents = True
 
     def __init__(self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams):
         super().__init__()
-        config.check_positions(inputs)
-        self.radius, self.period = config.radius, config.period
-        self._columns = torch.tensor(config.positions, dtype=torch.int64, device=streams.device)
+        options = MessagePassingOptions.of(config)
+        options.check_positions(inputs)
+        self.radius, self.period = options.radius, options.period
+        self._columns = torch.tensor(options.positions, dtype=torch.int64, device=streams.device)
         self.trunk = Trunk(inputs, config, copies=copies, streams=streams)
-        self.rounds = nn.ModuleList(Round(config, copies=copies, streams=streams) for _ in range(config.rounds))
+        self.rounds = nn.ModuleList(
+            Round(config, options, copies=copies, streams=streams) for _ in range(options.rounds)
+        )
         self.output = Linear(config.hidden[-1], outputs, gain=gain, copies=copies, streams=streams)
 
     def forward(
@@ -87,10 +91,10 @@ class MessagePassing(Network):
 class Round(nn.Module):
     """One exchange of messages, h [Q,R,N,H] -> [Q,R,N,H]."""
 
-    def __init__(self, config: NetworkConfig, *, copies: int, streams: Streams):
+    def __init__(self, config: NetworkConfig, options: MessagePassingOptions, *, copies: int, streams: Streams):
         super().__init__()
-        size, places = config.hidden[-1], len(config.positions)
-        self._parts, self._aggregate = (size, size, places), config.aggregate
+        size, places = config.hidden[-1], len(options.positions)
+        self._parts, self._aggregate = (size, size, places), options.aggregate
         self.activation = ACTIVATIONS[config.activation]
         self.message = Linear(2 * size + places, size, gain=2**0.5, copies=copies, streams=streams)
         self.update = Linear(2 * size, size, gain=1.0, copies=copies, streams=streams)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from envs.core import InputError, Streams, import_dotted
-from marl.models.layers import ACTIVATIONS, Linear, Network, NetworkConfig, Trunk
+from marl.models.layers import ACTIVATIONS, AttentionOptions, Linear, Network, NetworkConfig, Trunk
 
 
 class MLP(Network):
@@ -56,15 +56,24 @@ class GRU(Network):
         """Outputs, and what is remembered next."""
         copies, rows, agents, features = x.shape
         y = self.trunk(x.reshape(copies, rows * agents, features))
-        # [B,C,N,H] -> [Q, R·N, H]
-        old = memory.unflatten(0, (self.policies, -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+        old = self._from_memory(memory)
         reset_in, update_in, new_in = self.from_input(y).chunk(3, -1)
         reset_old, update_old, new_old = self.from_memory(old).chunk(3, -1)
+        reset = torch.sigmoid(reset_in + reset_old)
         update = torch.sigmoid(update_in + update_old)
-        new = torch.tanh(new_in + torch.sigmoid(reset_in + reset_old) * new_old)
+        new = torch.tanh(new_in + reset * new_old)
         kept = new + update * (old - new)
-        memory = kept.view(self.policies, self.copies, -1, agents, self.size).transpose(1, 2).flatten(0, 1)
-        return self.output(kept).view(copies, rows, agents, -1), memory
+        return self.output(kept).view(copies, rows, agents, -1), self._to_memory(kept, agents)
+
+    def _from_memory(self, memory: Float[Tensor, "B C N H"]) -> Float[Tensor, "Q X H"]:
+        """A policy's copies one after the other, each with all its rows' agents."""
+        by_policy = memory.unflatten(0, (self.policies, -1))
+        by_copy = by_policy.transpose(1, 2).flatten(0, 1)
+        return by_copy.flatten(1, 2)
+
+    def _to_memory(self, kept: Float[Tensor, "Q X H"], agents: int) -> Float[Tensor, "B C N H"]:
+        by_copy = kept.view(self.policies, self.copies, -1, agents, self.size)
+        return by_copy.transpose(1, 2).flatten(0, 1)
 
 
 def attention(
@@ -87,15 +96,17 @@ class Attention(Network):
     the others see. Source: Vaswani et al., NeurIPS 2017 (arXiv 1706.03762), without positions.
     """
 
+    Options = AttentionOptions
     mixes_agents = True
 
     def __init__(self, inputs: int, outputs: int, config: NetworkConfig, *, gain: float, copies: int, streams: Streams):
         super().__init__()
-        if config.hidden[-1] % config.heads:
+        heads = AttentionOptions.of(config).heads
+        if config.hidden[-1] % heads:
             raise InputError(
-                f"network.heads must divide the last hidden size; got {config.heads} heads for {config.hidden[-1]}."
+                f"network.heads must divide the last hidden size; got {heads} heads for {config.hidden[-1]}."
             )
-        self.heads, self.activation = config.heads, ACTIVATIONS[config.activation]
+        self.heads, self.activation = heads, ACTIVATIONS[config.activation]
         self.trunk = Trunk(inputs, config, copies=copies, streams=streams)
         size = config.hidden[-1]
         self.projection = Linear(size, 3 * size, gain=1.0, copies=copies, streams=streams)
@@ -108,15 +119,22 @@ class Attention(Network):
         """Outputs, and no memory. Nobody attends to the dead; where nobody lives, everybody attends to all."""
         copies, rows, agents, features = x.shape
         y = self.trunk(x.reshape(copies, rows * agents, features))
-        query, key, value = (
-            part.unflatten(1, (-1, agents)).unflatten(-1, (self.heads, -1)).transpose(2, 3)
-            for part in self.projection(y).chunk(3, -1)
-        )  # [Q,R,heads,N,H/heads]
-        attend = (alive | ~alive.any(-1, keepdim=True)).view(-1, 1, rows, 1, 1, agents)
-        attend = attend.expand(-1, copies // len(attend), -1, -1, -1, -1).flatten(0, 1)
-        heard = attention(query, key, value, attend)
-        y = y + self.activation(self.mixed(heard.transpose(2, 3).flatten(3).flatten(1, 2)))
+        query, key, value = (self._by_head(part, agents) for part in self.projection(y).chunk(3, -1))
+        heard = attention(query, key, value, self._attend(alive, copies, rows))
+        # Side by side again: [Q,R,heads,N,H/heads] -> [Q,R·N,H].
+        heard = heard.transpose(2, 3).flatten(3)
+        y = y + self.activation(self.mixed(heard.flatten(1, 2)))
         return self.output(y).view(copies, rows, agents, -1), None
+
+    def _by_head(self, part: Float[Tensor, "Q X H"], agents: int) -> Float[Tensor, "Q R heads N d"]:
+        by_agent = part.unflatten(1, (-1, agents))
+        return by_agent.unflatten(-1, (self.heads, -1)).transpose(2, 3)
+
+    def _attend(self, alive: Bool[Tensor, "B N"], copies: int, rows: int) -> Bool[Tensor, "Q R 1 1 N"]:
+        """To whom everyone attends: the living; to all where nobody lives. A policy's copies attend alike."""
+        attend = alive | ~alive.any(-1, keepdim=True)
+        by_policy = attend.view(-1, 1, rows, 1, 1, alive.shape[1])
+        return by_policy.expand(-1, copies // len(by_policy), -1, -1, -1, -1).flatten(0, 1)
 
 
 class ByKind(Network):

@@ -95,9 +95,7 @@ class AgentNetwork(nn.Module):
             # One network for unlike agents must be told whose place it fills.
             label = torch.eye(len(kinds))[[kinds.index(k) for k in spec.kind]]
         self._label = label.to(streams.device)
-        network.check_agents(agents)
-        if network.kind == "message_passing":
-            network.check_positions(min(spec.observation_sizes))
+        network.options.check(agents, min(spec.observation_sizes))
         groups = shared_by(spec, share)
         inputs = spec.observation_size + label.shape[1]
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import field_validator, model_validator
 
 from envs.core import EnvSpec, Streams, VectorEnv
 from envs.world import TensorEnv
 from marl.config.schema import TrainingConfig
-from marl.learning import scalarization
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
-from marl.learning.learner import Chain, Learner, per_channel
+from marl.learning.learner import Chain, Learner, Progress, per_channel
 from marl.learning.rollout import OnPolicy
+from marl.learning.scalarization import AdvantageConfig, build_scalarization
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import JointPolicy, PolicyConfig
 from marl.training.environments import make_env
@@ -30,16 +30,25 @@ class ActorCriticConfig(TrainingConfig):
     policy: PolicyConfig = PolicyConfig()
     critic: CriticConfig = CriticConfig()
     learner: LearnerConfig = LearnerConfig()
-    advantage: Literal["own", "team"] = Field(
-        "own", description="each agent's own advantage, or the living team's mean"
-    )
+    advantage: AdvantageConfig = AdvantageConfig()
+
+    @field_validator("advantage", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        """`advantage: team` is short for `advantage: {kind: team}`."""
+        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _end_is_known(self) -> ActorCriticConfig:
-        fading = [name for name in ("entropy_end", "learning_rate_end") if getattr(self.learner, name) is not None]
+        ends = {
+            "learner.entropy_end": self.learner.entropy_end,
+            "learner.learning_rate_end": self.learner.learning_rate_end,
+            "advantage.weights_end": self.advantage.weights_end,
+        }
+        fading = [name for name, end in ends.items() if end is not None]
         if fading and self.train.cpu_seconds is not None:
             raise ValueError(
-                f"learner.{fading[0]} follows the steps of training, and train.cpu_seconds may end it before; use "
+                f"{fading[0]} follows the steps of training, and train.cpu_seconds may end it before; use "
                 "train.env_steps alone"
             )
         return self
@@ -58,8 +67,11 @@ class ActorCriticConfig(TrainingConfig):
 def actor_critic(config: ActorCriticConfig, run: Run, spec: EnvSpec, policy: JointPolicy, updates: int) -> ActorCritic:
     """PPO with the critic and the scalarization that the config asks for."""
     critic = build_critic(spec, config.critic, run.streams("critic"))
-    weigh = {"own": scalarization.own, "team": scalarization.team}[config.advantage]
-    return ActorCritic(policy, critic, config.learner, weigh, run.streams("minibatches"), updates)
+    progress = Progress(updates)
+    scalarization = build_scalarization(
+        spec.channels, config.advantage, policies=run.policies, device=run.device, progress=progress
+    )
+    return ActorCritic(policy, critic, config.learner, scalarization, run.streams("minibatches"), progress)
 
 
 def train(
@@ -115,7 +127,7 @@ def compiled(wanted: bool, *methods: tuple[Any, str]) -> Iterator[None]:
 
 def _pure(env: VectorEnv, policy: JointPolicy, learner: Learner) -> list[tuple[Any, str]]:
     """The pure methods, which can be compiled: owners and names."""
-    parts = learner.learners if isinstance(learner, Chain) else [learner]
+    parts = learner.learners.values() if isinstance(learner, Chain) else [learner]
     found: list[tuple[Any, str]] = [(part, "loss") for part in parts if isinstance(part, ActorCritic)]
     found += [(env, "advance")] if isinstance(env, TensorEnv) else []
     return found + ([(policy, "decide")] if hasattr(policy, "decide") else [])

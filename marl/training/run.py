@@ -15,7 +15,7 @@ import torch
 from envs.core import InputError, Streams
 from marl.config.load import END, dump, read_yaml, resolve
 from marl.config.schema import RunConfig
-from marl.learning.learner import Learner
+from marl.learning.learner import Learner, find_part
 from marl.output.console import TrainingDisplay, console
 from marl.output.report import versions, write_atomically
 from marl.training.checkpoints import checkpoints, load_checkpoint, load_newest
@@ -177,13 +177,13 @@ class Run:
         return None if not newest or newest[-1].name.endswith("-finished") else newest[-1].name
 
     def load(self, name: str, *parts: str) -> dict[str, Any]:
-        """The newest saved state of a stage's learner, or of one of its parts."""
+        """The newest saved state of a stage's learner, or of one of its parts, wherever in a chain that is."""
         stage = self.folder / "checkpoints" / name
         if not checkpoints(stage):
             raise InputError(f"{self.folder} has no checkpoint yet; `concord resume {self.folder}` trains it.")
         state = load_newest(stage, self.device)["learner"]
         for part in parts:
-            state = state[part]
+            state = find_part(state, part)
         return state
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from envs.core import Discrete, EnvSpec, Observation, Streams, Tree, tree_map
 from envs.world import TensorEnv, Transition, World
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
-from marl.learning.learner import per_channel
+from marl.learning.learner import Progress, per_channel
 from marl.learning.rollout import OnPolicy
-from marl.learning.scalarization import Weighing, own
+from marl.learning.scalarization import AdvantageConfig, Own, Scalarization
 from marl.models.critics import Critic, CriticConfig, build_critic
 from marl.models.policies import IndependentPolicy, PolicyConfig
 
@@ -99,8 +99,11 @@ def build(
     select_rows: bool | None = None,
     policy: dict[str, Any] | None = None,
     critic: dict[str, Any] | None = None,
-    weigh: Weighing = own,
+    weigh: type[Scalarization] = Own,
+    advantage: dict[str, Any] | None = None,
     learner: type[ActorCritic] = ActorCritic,
+    updates: int = 1,
+    by_policy: Tensor | None = None,
     **settings: Any,
 ) -> Small:
     """A run of one policy a seed, `num_envs` environments each, with networks of one layer of 8 unless told."""
@@ -118,11 +121,14 @@ def build(
         actor,
         steps=config.steps,
         segment=config.sequence_length,
-        discount=per_channel(config.discount, len(env.spec.channels)),
+        discount=per_channel(config.discount, len(env.spec.channels)) if by_policy is None else by_policy,
         streams=streams(4),
         seeds=[100 * seed + 5 for seed in seeds],
     )
-    return Small(env, actor, values, learner(actor, values, config, weigh, streams(3)), source)
+    progress = Progress(updates)
+    weighing = weigh(env.spec.channels, AdvantageConfig(**(advantage or {})), policies=len(seeds), progress=progress)
+    learning = learner(actor, values, config, weighing, streams(3), progress, discount=by_policy)
+    return Small(env, actor, values, learning, source)
 
 
 GRU = {"network": {"kind": "gru", "hidden": (8,)}}

@@ -13,8 +13,9 @@ from envs.world import TensorEnv, Transition, World
 from marl.algorithms.mean_field import SwarmCriticConfig, SwarmLearnerConfig
 from marl.algorithms.mean_field.policy import SwarmPolicy, SwarmPolicyConfig
 from marl.learning.actor_critic import ActorCritic
+from marl.learning.learner import Progress
 from marl.learning.rollout import OnPolicy
-from marl.learning.scalarization import team
+from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
 
 SMALL = {"network": {"hidden": (8,)}}
@@ -108,7 +109,8 @@ def build(
 
     actor = SwarmPolicy(env.spec, SwarmPolicyConfig.model_validate({**SMALL, **(policy or {})}), streams(1))
     values: CriticConfig = SwarmCriticConfig.model_validate({**SMALL, **(critic or {})})
-    learner = ActorCritic(actor, build_critic(env.spec, values, streams(2)), config, team, streams(3), updates)
+    progress, critic = Progress(updates), build_critic(env.spec, values, streams(2))
+    learner = ActorCritic(actor, critic, config, Team(env.spec.channels), streams(3), progress)
     starts = [100 * seed + 5 for seed in seeds]
     source = OnPolicy(env, actor, steps=config.steps, segment=config.sequence_length, streams=streams(4), seeds=starts)
     return SmallSwarm(env, actor, learner, source)

@@ -73,6 +73,17 @@ def test_probability_entropy_and_expected_edges_are_those_of_all_graphs_added_up
     assert float(given_order) == pytest.approx(float(entropy), abs=1e-5)
 
 
+@pytest.mark.parametrize("agents", [1, 2, 3])
+def test_the_mean_divergence_of_choices_is_that_of_all_graphs_added_up(agents: int) -> None:
+    one, whole = distribution(agents), distribution(agents)
+    other = GraphDistribution(-whole.scores, whole.logits.T + 0.3, whole.alive)
+    listed = [(one.log_prob(graph), graph) for graph in every_graph(agents)]
+    wanted = sum(log_p.exp() * (log_p - other.log_prob(graph)) for log_p, graph in listed)
+    found = sum(log_p.exp() * one.kl(other, graph) for log_p, graph in listed)
+    assert float(found) == pytest.approx(float(wanted), abs=1e-5)
+    assert agents == 1 or float(found) > 0.01
+
+
 def test_the_order_s_pairwise_marginal_is_plackett_and_luce_s() -> None:
     rows = 100_000
     scores = torch.tensor([1.0, 0.0, -1.0]).expand(rows, -1)

@@ -22,7 +22,7 @@ from marl.algorithms.bnpg.sampling_order import Turns
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.losses import clipped_surrogate
 from marl.learning.rollout import OnPolicy
-from marl.learning.scalarization import team
+from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import Greedy
 
@@ -272,7 +272,7 @@ def test_the_first_minibatch_has_ratio_1_for_every_decider(
     policy = BayesianPolicy(env.spec, settings, Streams([0]))
     critic = build_critic(env.spec, CriticConfig.model_validate({**SMALL, **LOCAL}), Streams([1]))
     config = LearnerConfig(steps=8, sequence_length=4 if memory else 1, epochs=1, minibatches=2)
-    learner = ActorCritic(policy, critic, config, team, Streams([2]))
+    learner = ActorCritic(policy, critic, config, Team(env.spec.channels), Streams([2]))
     source = OnPolicy(env, policy, steps=8, segment=config.sequence_length, streams=Streams([3]), seeds=[4])
     for _, batch in zip(range(2), source):
         ratios.clear()
@@ -330,3 +330,22 @@ def test_graphs_are_ordered_by_levels() -> None:
         graph: Graph = forget(policy, dataclasses.replace(obs, alive=torch.ones(6, 3, dtype=torch.bool))).mode().latent
     assert edge_list(graph.edges[0]) == [(0, 1), (2, 0)]
     assert levels(graph.edges)[0].tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_divergence_given_a_decision_is_one_number_a_decider_and_0_from_itself(name: str) -> None:
+    policy, obs = make(GRAPHS[name])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        decision = policy.act(obs, policy.initial_memory(6), Streams([3]))[0]
+        here, again = (policy(obs, policy.initial_memory(6))[0] for _ in range(2))
+        still = here.kl(again, decision)
+        for p in policy.parameters():
+            p += 0.1
+        moved = here.kl(policy(obs, policy.initial_memory(6))[0], decision)
+    assert still.shape == here.log_prob(decision).shape
+    torch.testing.assert_close(still, torch.zeros_like(still), atol=1e-6, rtol=0)
+    assert bool((moved > -1e-6).all())
+    assert float(moved.sum()) > 0
+    with pytest.raises(TypeError, match="given what the parents did"):
+        here.kl(again)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_runs import assert_close
 from test_bnpg_policy import LEARNED
 
 from envs.core import InputError, Streams
 from envs.games import CopyGame, climbing
 from envs.world import TensorEnv, World
-from marl.algorithms.bnpg import Config
+from marl.algorithms.bnpg import Config, recipe
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.config.load import resolve
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.batch import Batch
+from marl.learning.learner import Progress
 from marl.learning.rollout import OnPolicy
-from marl.learning.scalarization import team
+from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
+from marl.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from marl.training.run import Run
 
 UPDATES = 10
 PLAN = {"kind": "anneal", "begin": 0.2, "end": 0.6}
@@ -109,7 +115,7 @@ def test_a_learned_graph_reaches_its_budget() -> None:
     policy = BayesianPolicy(env.spec, config, streams)
     critic = build_critic(env.spec, CriticConfig.model_validate({"network": {"hidden": (8,)}}), streams)
     settings = LearnerConfig(steps=8, minibatches=1, learning_rate=0.02, entropy=0.0)
-    learner = ActorCritic(policy, critic, settings, team, streams, updates)
+    learner = ActorCritic(policy, critic, settings, Team(env.spec.channels), streams, Progress(updates))
     schedule = GraphSchedule(
         policy, ScheduleConfig.model_validate({"kind": "anneal", "begin": 0, "end": 0.3, "rate": 1.0}), updates
     )
@@ -128,3 +134,23 @@ def test_what_follows_the_steps_of_training_cannot_be_ended_by_the_clock() -> No
     with pytest.raises(InputError, match=r"anneal follows the steps.*use train\.env_steps alone"):
         resolve(raw, {"schedule.kind": "anneal", "policy.graph.kind": "learned"})
     assert isinstance(resolve(raw, {}), Config)
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_is_found(tmp_path: Path) -> None:
+    """Its checkpoint had the actor-critic's parts beside a list of what followed it, and nothing of a scalarization."""
+    raw = {"recipe": "marl.algorithms.bnpg", "env": {"world": "small_runs:Mortals", "num_envs": 4, "time_limit": 5}}
+    small = {"learner.steps": 8, "policy.network.hidden": [8], "device": "cpu", "policy.graph.kind": "learned"}
+    config = resolve(raw, {**small, "train.env_steps": 64})
+    run = Run(tmp_path / "run", config)
+    recipe.train(config, run)
+    (path,) = checkpoints(run.folder / "checkpoints" / "train")
+    state = load_checkpoint(path)
+    parts = state["learner"]
+    old = {name: part for name, part in parts["actor_critic"].items() if name != "scalarization"}
+    shutil.rmtree(path)
+    save_checkpoint(path, {**state, "learner": {**old, "following": [parts["schedule"]]}})
+    assert_close(run.load("train", "policy"), parts["actor_critic"]["policy"])
+    longer = resolve(raw, {**small, "train.env_steps": 96})
+    recipe.train(longer, Run(run.folder, longer))
+    again = Run(run.folder, longer).load("train")
+    assert again["actor_critic"]["done"] == again["schedule"]["done"] == 3

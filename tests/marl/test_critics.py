@@ -12,7 +12,8 @@ from torch import Tensor
 
 from envs.core import Streams, tree_map
 from envs.world import TensorEnv
-from marl.models.critics import CriticConfig, ValueScale, build_critic
+from marl.learning.value_scale import ValueScale
+from marl.models.critics import CriticConfig, build_critic
 
 SMALL = {"network": {"hidden": (8,)}}
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from envs.core import Continuous, Streams
-from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, log_softmax
+from marl.models.distributions import (
+    ActionUnits,
+    IndependentCategorical,
+    IndependentGaussian,
+    log_softmax,
+    require_same_kind,
+)
 
 CHOICES = (3, 2, 4)
 
@@ -205,3 +211,10 @@ def test_divergences_are_torch_s_where_choices_are_legal_and_components_present(
     plain = kl_divergence(Normal(mean, log_std.exp()), Normal(other_mean, other_log_std.exp()))
     plain[:, 1, 1] = 0
     torch.testing.assert_close(real, plain.sum(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_distributions_of_different_kinds_have_no_divergence() -> None:
+    units = ActionUnits.of([Continuous((-1.0,), (1.0,))])
+    real = IndependentGaussian(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1), units)
+    with pytest.raises(TypeError, match="distributions of one kind"):
+        require_same_kind(IndependentCategorical(torch.zeros(2, 1, 3), (3,)), real)

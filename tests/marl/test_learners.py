@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from small_runs import ATTENTION, GRU, LOCAL, MESSAGES, Mortals, Small, assert_close, build
+from small_runs import ATTENTION, GRU, LOCAL, MESSAGES, Lives, Mortals, Small, assert_close, build
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
@@ -29,14 +29,14 @@ import marl.learning.actor_critic
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
 from envs.games import Constant
 from envs.particles import SimpleSpread, SpeakerListener
-from envs.world import TensorEnv, World
+from envs.world import TensorEnv, Transition, World
 from marl.learning.actor_critic import ActorCritic
 from marl.learning.batch import Batch
-from marl.learning.learner import Chain, per_channel
+from marl.learning.learner import Chain, Kept, Learner, Stateful, find_part, per_channel
 from marl.learning.losses import clipped_surrogate
 from marl.learning.optimizers import DECAY
 from marl.learning.returns import gae
-from marl.learning.scalarization import own, team
+from marl.learning.scalarization import Normalized, Own, Scalarization, Team
 
 RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "sequence_length": 4}
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
@@ -49,7 +49,7 @@ SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "networks by kind": (SpeakerListener(), {"time_limit": 5}),
     "recurrent networks by kind": (SpeakerListener(), {"time_limit": 5, **RECURRENT, "critic": {**GRU, **LOCAL}}),
     "gaussian": (Walk(), {"policy": {"network": {"hidden": (8,)}}, "time_limit": 5}),
-    "team, three policies": (Mortals(), {"weigh": team, "seeds": (0, 1, 2)}),
+    "team, three policies": (Mortals(), {"weigh": Team, "seeds": (0, 1, 2)}),
 }
 
 
@@ -143,7 +143,7 @@ SLOT_FREE = {
 }
 
 
-@pytest.mark.parametrize("weigh", [own, team], ids=["own", "team"])
+@pytest.mark.parametrize("weigh", [Own, Team], ids=["own", "team"])
 @pytest.mark.parametrize("name", SLOT_FREE)
 def test_permuting_agents_changes_neither_loss_nor_gradient_nor_value_scale(name: str, weigh: Any) -> None:
     settings = {**SLOT_FREE[name], "weigh": weigh}
@@ -153,7 +153,7 @@ def test_permuting_agents_changes_neither_loss_nor_gradient_nor_value_scale(name
     assert_close(gradients(whole(name, **settings), moved), gradients(small, batch), 1e-6)
 
 
-@pytest.mark.parametrize("weigh", [own, team], ids=["own", "team"])
+@pytest.mark.parametrize("weigh", [Own, Team], ids=["own", "team"])
 @pytest.mark.parametrize("name", SLOT_FREE)
 def test_dead_slots_change_neither_loss_nor_gradient_nor_value_scale(name: str, weigh: Any) -> None:
     def with_dead(x: Tensor, fill: Any) -> Tensor:
@@ -210,7 +210,7 @@ def test_the_policy_hears_nothing_of_what_agents_without_a_choice_earn() -> None
     """As those out of turn: they live, so critics learn their values, but they decide nothing."""
 
     def policy_gradient(reward: float) -> Tree:
-        small = whole("mlp", gae_lambda=0.0, critic=LOCAL)
+        small = whole("mlp", gae_lambda=0.0, critic=LOCAL, scale_values=False)
         batch = next(iter(small.source))
         assert batch.obs.legal is not None
         waiting = batch.obs.alive & (torch.arange(len(batch.ended)) % 2 == 0).unsqueeze(1)
@@ -232,7 +232,8 @@ def test_the_policy_hears_nothing_of_what_agents_without_a_choice_earn() -> None
 
 @pytest.mark.parametrize("name", ["mlp", "gru", "attention", "message_passing"])
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    tiny = {"hidden": (4,), "heads": 2, "kind": name, "positions": (0,), "radius": 1.0}
+    options = {"attention": {"heads": 2}, "message_passing": {"positions": (0,), "radius": 1.0}}
+    tiny = {"hidden": (4,), "kind": name, **options.get(name, {})}
     small = build(
         Mortals(),
         2,
@@ -241,7 +242,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         epochs=1,
         minibatches=1,
         policy={"network": tiny},
-        critic={"network": {**tiny, "kind": "gru" if name == "gru" else "mlp"}},
+        critic={"network": {"hidden": (4,), "kind": "gru" if name == "gru" else "mlp"}},
         learner=Recording,
         discount=(0.9, 0.5),
     )
@@ -398,12 +399,12 @@ def test_a_discount_for_each_channel_must_be_one_for_each_channel_between_0_and_
 def test_the_entropy_bonus_weighs_what_the_plan_says_and_goes_on_after_a_resume() -> None:
     """Its share of the loss, update by update; a policy that earns nothing moves only by it."""
     small = setup("mlp", learner=Recording, entropy=0.4, entropy_end=0.1)
-    small.learner.updates = 4
+    small.learner.progress.updates = 4
     weights = []
     for number, batch in zip(range(6), small.source):
         if number == 2:  # as after a resume
             saved = copy.deepcopy(small.learner.state_dict())
-            small.learner.done = 0
+            small.learner.progress.done = 0
             small.learner.load_state_dict(saved)
         terms = small.learner.update(batch)
         samples, *memories = small.learner.given
@@ -417,12 +418,12 @@ def test_the_entropy_bonus_weighs_what_the_plan_says_and_goes_on_after_a_resume(
 
 def test_the_learning_rate_is_what_the_plan_says_and_goes_on_after_a_resume() -> None:
     small = setup("mlp", learning_rate=4e-3, learning_rate_end=1e-3)
-    small.learner.updates = 4
+    small.learner.progress.updates = 4
     rates = []
     for number, batch in zip(range(5), small.source):
         if number == 2:
             saved = copy.deepcopy(small.learner.state_dict())
-            small.learner.done = 0
+            small.learner.progress.done = 0
             small.learner.load_state_dict(saved)
         small.learner.update(batch)
         rates.append(small.learner.optimizer.learning_rate)
@@ -498,7 +499,7 @@ def no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTen
         (SimpleSpread(), {}),
         (SimpleSpread(), {**RECURRENT, "seeds": (0, 1)}),
         (SpeakerListener(), {"critic": LOCAL}),
-        (Mortals(), {"policy": ATTENTION, "weigh": team, "scale_values": True}),
+        (Mortals(), {"policy": ATTENTION, "weigh": Team, "scale_values": True}),
         (SimpleSpread(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}, "seeds": (0, 1)}),
         (Walk(), {}),
     ],
@@ -527,35 +528,138 @@ def test_a_batch_s_segments_must_divide_its_steps_and_fill_its_minibatches() -> 
         build(Mortals(), 2, steps=8, sequence_length=8, minibatches=3).train(1)
 
 
-class Doubling:
+class Doubling(Learner):
     """Counts the batches, and passes rewards on doubled."""
 
     def __init__(self) -> None:
-        self.seen: list[float] = []
+        self.seen = Kept([])
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        self.seen.append(float(batch.reward.sum()))
+        self.seen.value = [*self.seen.value, float(batch.reward.sum())]
         return {f"rewards_{id(self)}": batch.reward.sum().view(1)}
 
     def relabel(self, batch: Batch) -> Batch:
         return dataclasses.replace(batch, reward=2 * batch.reward)
 
-    def state_dict(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Stateful | None]:
         return {"seen": self.seen}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seen = list(state["seen"])
+
+def doubling() -> Chain:
+    return Chain({name: Doubling() for name in ("first", "second", "third")})
 
 
-def test_in_a_chain_each_learns_from_what_those_before_have_relabeled_and_all_is_saved() -> None:
-    parts = [Doubling(), Doubling(), Doubling()]
-    chain = Chain(parts)
+def test_in_a_chain_each_learns_from_what_those_before_have_relabeled_and_all_is_saved_by_name() -> None:
+    chain = doubling()
     batch = next(iter(build(Mortals()).source))
     terms = chain.update(batch)
     total = float(batch.reward.sum())
-    assert [part.seen for part in parts] == [[total], [2 * total], [4 * total]]
+    assert chain.state_dict() == {name: {"seen": [n * total]} for name, n in zip(chain.learners, (1, 2, 4))}
     assert len(terms) == 3
-    fresh = Chain([Doubling(), Doubling(), Doubling()])
+    fresh = doubling()
     fresh.load_state_dict(chain.state_dict())
     assert fresh.state_dict() == chain.state_dict()
     assert float(chain.relabel(batch).reward.sum()) == pytest.approx(8 * total)
+
+
+def test_a_chain_s_state_of_an_earlier_version_still_loads() -> None:
+    """It had the first learner's parts beside a list of the others'."""
+    chain = doubling()
+    chain.load_state_dict({"seen": [1.0], "following": [{"seen": [2.0]}, {"seen": [4.0]}]})
+    assert chain.state_dict() == {"first": {"seen": [1.0]}, "second": {"seen": [2.0]}, "third": {"seen": [4.0]}}
+
+
+def test_a_part_is_found_wherever_in_a_chain_it_stands() -> None:
+    state = {"encoder": {"network": 1}, "actor_critic": {"policy": 2, "critic": 3}, "other": {"network": 4}}
+    assert find_part(state, "policy") == find_part(state["actor_critic"], "policy") == 2
+    with pytest.raises(InputError, match="encoder, other"):
+        find_part(state, "network")
+    with pytest.raises(InputError, match="not among encoder, actor_critic"):
+        find_part(state, "student")
+
+
+def test_a_state_from_before_scalarizations_had_one_still_loads() -> None:
+    small = setup("mlp")
+    state = small.learner.state_dict()
+    del state["scalarization"]
+    small.learner.load_state_dict(state)
+
+
+# Units
+
+
+class Priced(Mortals):
+    """The same, each channel's reward multiplied by its price."""
+
+    def __init__(self, *prices: float):
+        super().__init__()
+        self.prices = torch.tensor(prices)
+        self.spec = dataclasses.replace(self.spec, channels=tuple(f"channel_{k}" for k in range(len(prices))))
+
+    def transition(self, state: Lives, action: Tensor, noise: Tensor) -> Transition:
+        step = super().transition(state, action, noise)
+        bet, age = step.reward.unbind(-1)
+        reward = torch.stack([bet, age, bet.abs() * 0 + action.squeeze(-1)], -1)[..., : len(self.prices)]
+        return step._replace(reward=reward * self.prices)
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
+@pytest.mark.parametrize(
+    ("kind", "channels"), [(Normalized, 3), (Own, 1), (Team, 1)], ids=["normalized", "own", "team"]
+)
+def test_policies_do_not_depend_on_the_units_of_rewards(kind: type[Scalarization], channels: int, scale: float) -> None:
+    """Byte for byte after 30 updates, for powers of two, which floats multiply exactly."""
+    prices = (scale, 1.0, 1 / scale) if channels == 3 else (scale,)
+    settings: dict[str, Any] = {"weigh": kind, "scale_values": True, "epochs": 1}
+    one = build(Priced(*[1.0] * channels), 2, **settings)
+    other = build(Priced(*prices), 2, **settings)
+    for small in (one, other):
+        small.train(30)
+    for mine, theirs in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_values_without_a_unit_yet_are_the_mean_of_the_targets() -> None:
+    small = build(Constant(horizon=1), 4, steps=4, gae_lambda=0.0, scale_values=True)
+    terms = small.train(2)
+    assert small.learner.scale is not None
+    assert small.learner.scale.mean.tolist() == [[1.0]]
+    assert float(small.learner.scale.variance) == 0
+    assert all(bool(term.isfinite().all()) for term in terms.values())
+    value = small.learner.scale.restore(small.critic(next(iter(small.source)).obs, None)[0])
+    assert bool((value == 1).all())
+
+
+# Policies that differ
+
+
+def test_two_policies_with_discounts_of_their_own_are_each_as_alone() -> None:
+    discounts = torch.tensor([[0.9, 0.5], [0.3, 1.0]])
+    settings: dict[str, Any] = {"epochs": 1, "scale_values": True}
+    together = build(Mortals(), seeds=(3, 4), by_policy=discounts, **settings)
+    alone = [build(Mortals(), seeds=(3 + p,), discount=tuple(discounts[p].tolist()), **settings) for p in range(2)]
+    for _, batch in zip(range(2), together.source):
+        together.learner.update(batch)
+        for p, small in enumerate(alone):
+            mine = next(iter(small.source))
+            assert batch.outcome is not None
+            assert mine.outcome is not None
+            assert_close(batch.outcome.discounted[p : p + 1], mine.outcome.discounted, 1e-6)
+            small.learner.update(mine)
+    for p, small in enumerate(alone):
+        for several, one in zip(together.parameters(), small.parameters(), strict=True):
+            torch.testing.assert_close(several.unflatten(0, (2, -1))[p], one, atol=1e-5, rtol=1e-5)
+
+
+def test_without_normalization_advantages_keep_their_units() -> None:
+    """With an advantage of deviation d, the entropy's weight is β, not β d."""
+
+    def advantages(**settings: Any) -> Tensor:
+        small = build(Mortals(), learner=Recording, epochs=1, minibatches=1, **settings)
+        small.train(1)
+        samples = small.learner.given[0]
+        return samples.advantage[samples.decider_weight > 0].sort().values
+
+    plain, normal = advantages(normalize_advantages=False), advantages()
+    torch.testing.assert_close((plain - plain.mean()) / plain.std(correction=0), normal, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(plain, normal, atol=0.1)

@@ -73,7 +73,16 @@ def test_normalizing_nothing_or_one_number_gives_zeros() -> None:
 
 
 def test_normalizing_takes_a_number_shared_by_the_team() -> None:
-    """`scalarization.team` gives every agent the same memory."""
+    """`Team` gives every agent the same memory."""
     x, mask = masked(12, 1)
     shared = normalize_by_policy(x.expand(-1, 3), mask.expand(-1, 3), 2)
     torch.testing.assert_close(shared, normalize_by_policy(x, mask, 2).expand(-1, 3))
+
+
+def test_normalizing_is_free_of_units_and_takes_rounding_for_nothing() -> None:
+    x, mask = masked()
+    for power in (-20, 20):
+        assert torch.equal(normalize_by_policy(x * 2.0**power, mask, 2), normalize_by_policy(x, mask, 2))
+    constant = torch.full_like(x, 1234.567)
+    assert bool((normalize_by_policy(constant, mask, 2) == 0).all())
+    assert bool((normalize_by_policy(torch.zeros_like(x), mask, 2) == 0).all())

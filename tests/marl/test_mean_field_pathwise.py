@@ -161,7 +161,7 @@ def test_a_run_goes_on_from_the_middle_of_episodes_to_the_same_bytes(
     update = Pathwise.update
 
     def cut(learner: Pathwise, batch: Any) -> dict[str, Tensor]:
-        if learner.done == 3:
+        if learner.progress.done == 3:
             raise KeyboardInterrupt
         return update(learner, batch)
 
@@ -193,7 +193,7 @@ def test_a_whole_run_reports_as_ever(tmp_path: Path) -> None:
         ),
         ({"policy.rule.kind": "table"}, "cannot see the jumps"),
         ({"learner.entropy": 0.1}, "no use for learner.entropy"),
-        ({"advantage": "own"}, "no use for advantage=own"),
+        ({"advantage": "own"}, "no use for advantage"),
         ({"gradient": "exact"}, "gradient: expected 'score' or 'pathwise'"),
     ],
 )

@@ -227,3 +227,16 @@ def test_a_critic_of_the_team_gives_all_agents_one_value_and_does_not_grow_with_
     assert len(sizes) == 1
     with pytest.raises(ValueError, match="sees: state"):
         CriticConfig(sees="agent", output="team")
+
+
+@pytest.mark.parametrize("explore", ["rule", "agent"])
+def test_the_divergence_is_that_of_each_decider(explore: str) -> None:
+    policy, obs = make(Drift(5), explore=explore)
+    with torch.no_grad():
+        here, again = (policy(obs, None)[0] for _ in range(2))
+        for p in policy.parameters():
+            p += 0.1
+        moved = policy(obs, None)[0]
+    assert here.kl(again).shape == (6, 1 if explore == "rule" else 5)
+    assert not here.kl(again).any()
+    assert bool((here.kl(moved) > 0).all())

@@ -7,19 +7,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from envs.core import InputError, Streams
 from envs.games import climbing
-from marl.models.layers import MANY, NARROW, Linear, Network, NetworkConfig, Trunk, tanh
+from marl.config.load import resolve
+from marl.models.layers import MANY, NARROW, Linear, Network, NetworkConfig, NetworkOptions, Trunk, tanh
 from marl.models.networks import GRU, Attention, ByKind, build_network
 from marl.models.policies import IndependentPolicy, PolicyConfig
 
 KINDS = ("mlp", "gru", "attention", "message_passing")
+OPTIONS: dict[str, Any] = {"attention": {"heads": 2}, "message_passing": {"positions": (1, 3), "radius": 1.5}}
 
 
 def network(kind: str, seeds: tuple[int, ...] = (0,), inputs: int = 4, copies: int = 1) -> Network:
-    config = NetworkConfig(kind=kind, hidden=(16, 8), heads=2, positions=(1, 3), radius=1.5)
+    config = NetworkConfig(kind=kind, hidden=(16, 8), **OPTIONS.get(kind, {}))
     return build_network(config, inputs, 3, gain=1.0, copies=copies, streams=Streams(seeds))
 
 
@@ -163,7 +166,7 @@ def test_attention_is_finite_where_nobody_lives() -> None:
 @pytest.mark.parametrize("kind", ["mlp", "gru"])
 def test_each_kind_of_agent_has_weights_of_its_own(kind: str) -> None:
     streams = Streams([0])
-    config = NetworkConfig(kind=kind, hidden=(8,), heads=2)
+    config = NetworkConfig(kind=kind, hidden=(8,))
     net = ByKind([1, 0, 1], lambda: build_network(config, 4, 3, gain=1.0, streams=streams))
     x, memory = draw(1, 5, 3, 4).requires_grad_(), memory_of(net, 5, 3)
     y, kept = net(x, living(5, 3), memory)
@@ -246,5 +249,53 @@ def test_a_network_of_one_s_own_is_tried_before_it_is_trained() -> None:
         policy_of("Plain", seeds=(0, 1))
     with pytest.raises(InputError, match=r"must give outputs of shape \[1, 1, 2, 3\]"):
         policy_of("Flat")
-    with pytest.raises(InputError, match=r"must name a marl\.networks\.Network"):
+    with pytest.raises(InputError, match=r"must name a marl\.models\.layers\.Network"):
         build_network(NetworkConfig(kind="os:getcwd"), 4, 3, gain=1.0, streams=Streams([0]))
+
+
+class Scaling(Constant):
+    """Gives its factor times zeros; has an option of its own."""
+
+    class Options(NetworkOptions):
+        factor: float = 1.0
+
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig, **rest: Any):
+        super().__init__(inputs, outputs, config, **rest)
+        self.factor = self.Options.of(config).factor
+
+
+def test_a_kind_has_options_of_its_own_and_no_others() -> None:
+    assert NetworkConfig().model_dump().keys() == {"kind", "hidden", "activation"}
+    assert NetworkConfig(kind="attention").model_dump()["heads"] == 4
+    mine = NetworkConfig(kind="test_networks:Scaling", factor=2.0)
+    net = build_network(mine, 4, 3, gain=1.0, streams=Streams([0]))
+    assert isinstance(net, Scaling)
+    assert net.factor == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"radius": 2.0}, "radius is an option of kind: message_passing, and the kind here is mlp"),
+        ({"kind": "message_passing", "raduis": 2.0}, "kind: message_passing has no option raduis; did you mean radius"),
+        ({"kind": "message_passing", "rounds": 0}, "rounds\n.*greater than or equal to 1"),
+        ({"kind": "test_networks:Scaling", "facto": 2.0}, "did you mean factor"),
+        ({"hiden": (3,)}, "hiden\n.*Extra inputs"),
+    ],
+)
+def test_options_are_checked_by_the_kind(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        NetworkConfig(**settings)
+
+
+def test_what_earlier_versions_saved_of_other_kinds_is_left_out() -> None:
+    raw = {"kind": "mlp", "hidden": [8], "heads": 4, "rounds": 2, "positions": [], "radius": None}
+    assert NetworkConfig.of_earlier(raw) == {"kind": "mlp", "hidden": [8]}
+    assert NetworkConfig.of_earlier({**raw, "kind": "attention"}) == {"kind": "attention", "hidden": [8], "heads": 4}
+    config = {"recipe": "marl.algorithms.bnpg", "env": {"world": "small_runs:Mortals", "time_limit": 5}}
+    saved = {**config, "policy": {"network": raw, "graph": {"network": {**raw, "kind": "attention"}}}}
+    loaded: Any = resolve(saved, {}, saved=True)
+    assert loaded.policy.network.hidden == (8,)
+    assert loaded.policy.graph.network.options.heads == 4
+    with pytest.raises(InputError, match=r"policy\.network: heads is an option of kind: attention"):
+        resolve(saved, {})

@@ -20,14 +20,14 @@ from marl.algorithms.mappo import recipe
 from marl.commands.stacking import take_policy
 from marl.config.load import resolve
 from marl.learning.batch import Batch, minibatches, segment_rows
-from marl.learning.scalarization import team
+from marl.learning.scalarization import Team
 from marl.training.checkpoints import checkpoints, load_checkpoint
 from marl.training.run import Run
 
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "mlp": (Mortals(), {"scale_values": True}),
     "gru": (Mortals(), {"policy": GRU, "critic": GRU, "sequence_length": 4, "scale_values": True}),
-    "attention": (Mortals(), {"policy": ATTENTION, "critic": LOCAL, "weigh": team}),
+    "attention": (Mortals(), {"policy": ATTENTION, "critic": LOCAL, "weigh": Team}),
     "message_passing": (Mortals(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}}),
     "by kind": (SpeakerListener(), {"time_limit": 5}),
     "gaussian": (Walk(), {"time_limit": 5}),

@@ -15,7 +15,6 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -30,6 +29,7 @@ from marl.evaluation.agent_sweep import in_other_numbers
 from marl.evaluation.policy_report import judge, optional, picture, played
 from marl.evaluation.recipe import OnPolicyRecipe
 from marl.learning.learner import Chain, Learner
+from marl.learning.scalarization import TeamAdvantageConfig
 from marl.models.policies import IndependentPolicy, JointActor
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import print_table
@@ -46,9 +46,7 @@ class Config(ActorCriticConfig):
     policy: BayesianPolicyConfig = BayesianPolicyConfig()
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="how dense the graph may be over training")
     evaluation: GraphEvaluationConfig = GraphEvaluationConfig()
-    advantage: Literal["own", "team"] = Field(
-        "team", description="the living team's mean advantage, or each agent's own"
-    )
+    advantage: TeamAdvantageConfig = TeamAdvantageConfig()
     distill: DistillConfig = Field(DistillConfig(), description="independent agents that learn from the network")
 
     @model_validator(mode="after")
@@ -86,7 +84,7 @@ class BNPG(OnPolicyRecipe):
     def learner(self, config: Config, run: Run, spec: EnvSpec, policy: BayesianPolicy, updates: int) -> Learner:
         """PPO, then the graph's schedule."""
         schedule = GraphSchedule(policy, config.schedule, updates)
-        return Chain([actor_critic(config, run, spec, policy, updates), schedule])
+        return Chain({"actor_critic": actor_critic(config, run, spec, policy, updates), "schedule": schedule})
 
     def train(self, config: Config, run: Run) -> tuple[BayesianPolicy, IndependentPolicy | None]:
         """The trained policy, and what was distilled from it, if anything."""

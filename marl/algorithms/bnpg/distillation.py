@@ -28,8 +28,9 @@ from marl.algorithms.bnpg.policy import BayesianPolicy
 from marl.config.schema import Section
 from marl.learning.actor_critic import LearnerConfig, replay
 from marl.learning.batch import Batch, minibatches, take_rows
+from marl.learning.learner import Kept, Learner, Stateful
 from marl.learning.losses import mean_weights
-from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.learning.optimizers import Stacked, build_optimizer
 from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import choosing
 from marl.models.policies import IndependentPolicy
@@ -82,7 +83,7 @@ class Lessons(NamedTuple):
     weight: Float[Tensor, "L S N"]
 
 
-class Distillation:
+class Distillation(Learner):
     """Moves independent agents towards the teacher's conditional distributions; the teacher stays as it is.
 
     taught: the updates that the teacher was trained for; a state from another time of its training is refused.
@@ -98,11 +99,7 @@ class Distillation:
     ):
         self.teacher, self.student, self.config, self.streams, self.taught = teacher, student, config, streams, taught
         self.policies = len(streams)
-        self.optimizer = ClippedAdam(
-            Stacked(student.parameters(), self.policies),
-            learning_rate=config.learning_rate,
-            max_grad_norm=config.max_grad_norm,
-        )
+        self.optimizer = build_optimizer(config, Stacked(student.parameters(), self.policies))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Epochs of gradient steps on one batch of a `Classroom`."""
@@ -118,10 +115,6 @@ class Distillation:
                 found.append(kl.detach())
         return {"kl": torch.stack(found).mean(0)}
 
-    def relabel(self, batch: Batch) -> Batch:
-        """As it is."""
-        return batch
-
     def loss(self, lessons: Lessons, memory: Tree) -> Float[Tensor, " P"]:
         """The mean divergence of each policy's agents from the teacher's, given what the teacher's have heard."""
         teacher = self.teacher
@@ -136,13 +129,13 @@ class Distillation:
         kl = replay(again, lessons.obs, lessons.decision, lessons.ended, memory) * lessons.weight
         return kl.unflatten(1, (self.policies, -1)).sum((0, 2, 3))
 
-    def state_dict(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Stateful | None]:
         """The student, its optimizer, the streams, and when the teacher taught."""
         return {
-            "policy": self.student.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "streams": self.streams.state_dict(),
-            "taught": self.taught,
+            "policy": self.student,
+            "optimizer": self.optimizer,
+            "streams": self.streams,
+            "taught": Kept(self.taught),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,9 +145,7 @@ class Distillation:
                 f"The network was trained for {self.taught:,} updates, and distilled when it had {state['taught']:,}. "
                 f"Remove the folder checkpoints/{STAGE} of this run, and `concord resume` distills it again."
             )
-        self.student.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.streams.load_state_dict(state["streams"])
+        super().load_state_dict(state)
 
 
 def distill(teacher: BayesianPolicy, config: ActorCriticConfig, settings: DistillConfig, run: Run) -> IndependentPolicy:

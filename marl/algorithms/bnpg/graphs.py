@@ -128,13 +128,22 @@ class GraphDistribution:
 
         As a bonus its gradient is that of the choices alone; how scores change which orders are drawn is left out.
         """
-        ordered, remaining = self._along(graph.order)
-        places = ordered.shape[-1]
-        later = torch.ones(places, places, dtype=torch.bool, device=ordered.device).triu()  # [k, l]: l is not before k
-        log_p = (ordered.unsqueeze(-2) - remaining.unsqueeze(-1)).masked_fill(~later, ILLEGAL)
+        log_p = self._choices(graph.order)
         living = self.alive.gather(-1, graph.order)
         of_order = (-torch.linalg.vecdot(log_p.exp(), log_p) * living).sum(-1)
         of_edge = F.softplus(self.logits) - self.logits * self.logits.sigmoid()
+        return of_order + (of_edge * self._forward(graph.order)).sum((-2, -1))
+
+    def kl(self, other: GraphDistribution, graph: Graph) -> Float[Tensor, " *B"]:
+        """KL(self || other) of every choice in turn, given the order so far: its mean over graphs is the divergence.
+
+        Of an edge with logits x and y it is σ(x) (x - y) - softplus(x) + softplus(y).
+        """
+        log_p, log_q = self._choices(graph.order), other._choices(graph.order)
+        living = self.alive.gather(-1, graph.order)
+        of_order = (torch.linalg.vecdot(log_p.exp(), log_p - log_q) * living).sum(-1)
+        x, y = self.logits, other.logits
+        of_edge = x.sigmoid() * (x - y) - F.softplus(x) + F.softplus(y)
         return of_order + (of_edge * self._forward(graph.order)).sum((-2, -1))
 
     def expected_edges(self) -> Float[Tensor, " *B"]:
@@ -150,6 +159,13 @@ class GraphDistribution:
         """Scores in the graph's order, and log Σ exp(score) of whoever is not placed yet at each place."""
         ordered = self.scores.gather(-1, order)
         return ordered, ordered.flip(-1).logcumsumexp(-1).flip(-1)
+
+    def _choices(self, order: Int[Tensor, "*B N"]) -> Float[Tensor, "*B N N"]:
+        """At [k, l] log P(the agent of place l comes next | those of the places before k have come)."""
+        ordered, remaining = self._along(order)
+        places = ordered.shape[-1]
+        later = torch.ones(places, places, dtype=torch.bool, device=ordered.device).triu()  # [k, l]: l is not before k
+        return (ordered.unsqueeze(-2) - remaining.unsqueeze(-1)).masked_fill(~later, ILLEGAL)
 
     def _forward(self, order: Int[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
         """Pairs of the living in which i comes before j."""

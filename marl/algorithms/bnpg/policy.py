@@ -17,7 +17,7 @@ from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator, Graphs
 from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, uniform_pairs
 from marl.algorithms.bnpg.message_head import Head, listen
 from marl.algorithms.bnpg.sampling_order import Turns
-from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian
+from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, require_same_kind
 from marl.models.policies import AgentNetwork, Deviations, PolicyConfig, shared_by
 
 Conditionals = IndependentCategorical | IndependentGaussian
@@ -187,6 +187,24 @@ class BayesianNetwork:
         """Of every agent's choice given its parents' actions, and of the graph."""
         of_agents = self.given(decision).entropy(decision)
         return self._beside(of_agents, lambda graphs: graphs.entropy(decision.latent))
+
+    def kl(self, other: BayesianNetwork, decision: Decision | None = None) -> Float[Tensor, "B M"]:
+        """KL(self || other) of every agent's choice given its parents' actions, and of the graph, in the executed one.
+
+        Raises TypeError without a decision: the divergence over all that parents may do has no closed form.
+        """
+        require_same_kind(self, other)
+        if decision is None:
+            raise TypeError(
+                "kl of a Bayesian network is given what the parents did: kl(other, decision). Its mean over decisions "
+                "drawn from the network is the divergence of the joint distributions."
+            )
+        of_agents = self.given(decision).kl(other.given(decision))  # type: ignore[arg-type]
+        if not isinstance(self.graphs, GraphDistribution):
+            return of_agents
+        assert isinstance(other.graphs, GraphDistribution)
+        of_graph = self.graphs.kl(other.graphs, decision.latent)
+        return torch.cat([of_agents, of_graph.unsqueeze(-1)], -1)
 
     def price(self, decision: Decision) -> Float[Tensor, "B M"] | None:
         """What is paid for the density of the graph, less the bonus for not settling yet.

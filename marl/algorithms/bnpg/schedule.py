@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from marl.algorithms.bnpg.graphs import levels
 from marl.algorithms.bnpg.policy import BayesianPolicy
 from marl.config.schema import Section
 from marl.learning.batch import Batch
+from marl.learning.learner import Kept, Learner, Progress, Stateful
 
 
 class ScheduleConfig(Section):
@@ -24,7 +25,7 @@ class ScheduleConfig(Section):
     rate: float = Field(0.05, gt=0, description="how fast the price of density answers to a density above the plan")
 
 
-class GraphSchedule:
+class GraphSchedule(Learner):
     """Sets the price of density, by dual ascent on `density <= plan`, and lets the bonus for entropy fade.
 
     Learns after the actor-critic from the same batches, and logs what the graphs look like. A random graph is not
@@ -32,9 +33,9 @@ class GraphSchedule:
     """
 
     def __init__(self, policy: BayesianPolicy, config: ScheduleConfig, updates: int):
-        self.policy, self.config, self.updates = policy, config, updates
-        self.done = 0
-        self._excess = torch.zeros((), device=policy.device)
+        self.policy, self.config = policy, config
+        self.progress = Progress(updates)
+        self._excess = Kept(torch.zeros((), device=policy.device))
         self._changes = policy.config.kind in ("learned", "random")  # a fixed graph's picture would tell nothing
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -43,8 +44,8 @@ class GraphSchedule:
         shares = graph.edges.unflatten(0, (batch.policies, -1)).float().mean(1)
         count, pairs = shares.sum((-2, -1)), self.policy.pairs
         deepest = levels(graph.edges).amax(-1).float()
-        self.done += 1
-        progress = self.done / self.updates
+        self.progress.advance()
+        progress = self.progress.spent
         plan = self._plan(progress, pairs)
         generator = self.policy.generator
         logged = {
@@ -58,24 +59,16 @@ class GraphSchedule:
             if plan is not None:
                 with torch.no_grad():
                     above = generator(batch.obs).density(graph).mean() - plan
-                self._excess = (self._excess + self.config.rate * above).clamp(min=0)
-                generator.price.copy_(config.price + self._excess)
+                self._excess.value = (self._excess.value + self.config.rate * above).clamp(min=0)
+                generator.price.copy_(config.price + self._excess.value)
             logged["graph_price"] = generator.price.clone().view(1)  # a learned graph trains one policy at a time
         elif plan is not None:
             self.policy.density.fill_(plan)
         return {**logged, "graph_shares": shares} if self._changes else logged
 
-    def relabel(self, batch: Batch) -> Batch:
-        """As it is."""
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Stateful | None]:
         """How far the plan is; price and bonus are saved with the policy."""
-        return {"done": self.done, "excess": self._excess}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken."""
-        self.done, self._excess = int(state["done"]), state["excess"].to(self.policy.device)
+        return {"done": self.progress, "excess": self._excess}
 
     def _plan(self, progress: float, pairs: int) -> float | None:
         """The density that is allowed now; None where there is no limit."""

@@ -30,6 +30,7 @@ from marl.evaluation.recipe import OnPolicyRecipe
 from marl.learning.actor_critic import LearnerConfig
 from marl.learning.learner import Learner
 from marl.learning.rollout import Differentiable, OnPolicy
+from marl.learning.scalarization import TeamAdvantageConfig
 from marl.models.critics import CriticConfig
 from marl.models.policies import JointPolicy
 from marl.output.report import Metric, Tables
@@ -64,9 +65,7 @@ class Config(ActorCriticConfig):
     policy: SwarmPolicyConfig = SwarmPolicyConfig()
     critic: SwarmCriticConfig = SwarmCriticConfig()
     learner: SwarmLearnerConfig = SwarmLearnerConfig()
-    advantage: Literal["own", "team"] = Field(
-        "team", description="the living swarm's mean advantage, or each agent's own"
-    )
+    advantage: TeamAdvantageConfig = TeamAdvantageConfig()
     gradient: Literal["score", "pathwise"] = Field(
         "score",
         description="score: PPO; pathwise: back through the physics, where these are differentiable. It reads of "
@@ -85,7 +84,8 @@ class Config(ActorCriticConfig):
         unused = {
             "learner.entropy": self.learner.entropy or self.learner.entropy_end,
             "learner.scale_values": self.learner.scale_values,
-            "advantage=own": self.advantage == "own",
+            f"advantage={self.advantage.kind}": self.advantage.kind != "team",
+            "advantage.weights": self.advantage.weights or self.advantage.weights_end,
         }
         for name in (name for name, used in unused.items() if used):
             raise ValueError(f"gradient=pathwise has no use for {name}: it follows the return alone, without a critic")

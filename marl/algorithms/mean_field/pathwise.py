@@ -8,8 +8,6 @@ to the score function ∇ log π, which needs no differentiable world.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,8 +16,8 @@ from envs.core import Continuous, InputError, Streams
 from envs.world import TensorEnv
 from marl.learning.actor_critic import LearnerConfig
 from marl.learning.batch import Batch
-from marl.learning.learner import on_the_way, per_channel
-from marl.learning.optimizers import ClippedAdam, Stacked
+from marl.learning.learner import Learner, Progress, Stateful, per_channel
+from marl.learning.optimizers import Stacked, build_optimizer
 from marl.learning.returns import episode_age
 from marl.learning.rollout import Differentiable
 from marl.models.policies import JointPolicy
@@ -30,7 +28,7 @@ WHAT_CAN = (
 )
 
 
-class Pathwise:
+class Pathwise(Learner):
     """Ascends the mean discounted return of the pieces of episodes in a batch, whose rewards carry their graph.
 
     Nothing is bootstrapped: of an episode that goes on beyond the batch, what comes later does not count, and an
@@ -40,38 +38,24 @@ class Pathwise:
 
     def __init__(self, policy: JointPolicy, config: LearnerConfig, channels: int, policies: int, updates: int = 1):
         self.policy, self.config, self.policies = policy, config, policies
-        self.optimizer = ClippedAdam(
-            Stacked(policy.parameters(), policies),
-            learning_rate=config.learning_rate,
-            max_grad_norm=config.max_grad_norm,
-        )
+        self.optimizer = build_optimizer(config, Stacked(policy.parameters(), policies))
         self.discount = per_channel(config.discount, channels).to(next(policy.parameters()).device)
-        self.updates, self.done = updates, 0
+        self.progress = Progress(updates)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step; gives each policy's mean discounted return and the length of its gradient before clipping, [P]."""
-        progress = min(1.0, self.done / max(1, self.updates - 1))
-        self.optimizer.learning_rate = on_the_way(self.config.learning_rate, self.config.learning_rate_end, progress)
+        self.progress.advance()
+        config = self.config
+        self.optimizer.learning_rate = self.progress.along(config.learning_rate, config.learning_rate_end)
         value = discounted_return(batch, self.discount)
         value.sum().neg().backward()
         length = self._gradient_length()
         self.optimizer.step()
-        self.done += 1
         return {"discounted_return": value.detach(), "gradient": length}
 
-    def relabel(self, batch: Batch) -> Batch:
-        """As it is."""
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The policy, the optimizer, and how many updates are done."""
-        return {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict(), "done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken."""
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.done = int(state["done"])
+    def parts(self) -> dict[str, Stateful | None]:
+        """The policy, the optimizer, and the clock."""
+        return {"policy": self.policy, "optimizer": self.optimizer, "done": self.progress}
 
     def _gradient_length(self) -> Float[Tensor, " P"]:
         gradients = [p.grad.reshape(self.policies, -1) for p in self.optimizer.parameters if p.grad is not None]

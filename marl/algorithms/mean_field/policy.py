@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from envs.core import Decision, EnvSpec, InputError, Observation, Streams, Tree
 from marl.algorithms.mean_field.rules import Rule, RuleConfig, build_rule
-from marl.models.distributions import ActionUnits, IndependentGaussian
+from marl.models.distributions import ActionUnits, IndependentGaussian, require_same_kind
 from marl.models.networks import BUILT_IN, build_network, check_network
 from marl.models.policies import PolicyConfig, stack_copies
 
@@ -148,6 +148,11 @@ class OneRule:
         """Of xi."""
         return self._xi.entropy(decision)
 
+    def kl(self, other: OneRule, decision: Decision | None = None) -> Float[Tensor, "B 1"]:
+        """KL(self || other) of xi; agents then draw from a rule alike under both."""
+        require_same_kind(self, other)
+        return self._xi.kl(other._xi)
+
     def price(self, decision: Decision) -> None:
         """A swarm pays nothing."""
 
@@ -184,6 +189,11 @@ class FollowingAgents:
     def entropy(self, decision: Decision) -> Float[Tensor, "B N"]:
         """Of each agent's choice."""
         return self._agents.entropy(decision)
+
+    def kl(self, other: FollowingAgents, decision: Decision | None = None) -> Float[Tensor, "B N"]:
+        """KL(self || other) of each agent's choice."""
+        require_same_kind(self, other)
+        return self._agents.kl(other._agents)  # type: ignore[arg-type]
 
     def price(self, decision: Decision) -> None:
         """A swarm pays nothing."""
