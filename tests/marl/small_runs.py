@@ -117,7 +117,7 @@ def build(
         env,
         actor,
         steps=config.steps,
-        segment=config.segment,
+        segment=config.sequence_length,
         discount=per_channel(config.discount, len(env.spec.channels)),
         streams=streams(4),
         seeds=[100 * seed + 5 for seed in seeds],

@@ -110,5 +110,5 @@ def build(
     values: CriticConfig = SwarmCriticConfig.model_validate({**SMALL, **(critic or {})})
     learner = ActorCritic(actor, build_critic(env.spec, values, streams(2)), config, team, streams(3), updates)
     starts = [100 * seed + 5 for seed in seeds]
-    source = OnPolicy(env, actor, steps=config.steps, segment=config.segment, streams=streams(4), seeds=starts)
+    source = OnPolicy(env, actor, steps=config.steps, segment=config.sequence_length, streams=streams(4), seeds=starts)
     return SmallSwarm(env, actor, learner, source)

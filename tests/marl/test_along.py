@@ -206,10 +206,10 @@ def test_the_exact_limit_is_found_once_for_all_numbers(tmp_path: Path, monkeypat
 
     def limit(actor: Any, env: Any) -> dict[str, Metric]:
         calls.append(len(env.spec.agents))
-        return found(actor, env)
+        return exact(actor, env)
 
-    found = mean_field.limit
-    monkeypatch.setattr(mean_field, "limit", limit)
+    exact = mean_field.recipe.limit
+    monkeypatch.setattr(mean_field.recipe, "limit", limit)
     report, _ = evaluate_folder(tmp_path / "run", ["env.agents=2,5,10"])
     assert calls == [2]
     assert report.metrics["agents=10/limit/return_per_agent"] == report.metrics["limit/return_per_agent"]
@@ -318,7 +318,7 @@ def test_an_interval_that_knows_nothing_is_drawn_from_bottom_to_top(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(along, "new_axes", lambda *words: drawn.append(new_axes(*words)) or drawn[-1])
+    monkeypatch.setattr(agent_sweep, "new_axes", lambda *words: drawn.append(new_axes(*words)) or drawn[-1])
     points = [Point(x, {"return_per_agent": Metric.mean(samples)}, 0.1) for x, samples in ((1, [1.0, 2.0]), (2, [3.0]))]
     draw(Curve("env.args.sigma", points), tmp_path / "curve.png")
     whole = [line for line in drawn[0][1].get_lines() if list(line.get_ydata()) == [0, 1]]

@@ -133,7 +133,7 @@ def whole(batch: Batch, weight: Tensor) -> tuple[Lessons, Any, Tensor]:
 def test_both_are_replayed_as_they_were_when_they_acted(
     acting: str, network: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    school = School(Mortals(), {**network, **RANDOM}, 4, acting, steps=8, segment=4 if network is GRU else 1)
+    school = School(Mortals(), {**network, **RANDOM}, 4, acting, steps=8, sequence_length=4 if network is GRU else 1)
     compared: list[tuple[IndependentCategorical, IndependentCategorical]] = []
     monkeypatch.setattr(
         IndependentCategorical, "kl", lambda p, q: compared.append((p, q)) or q.log_prob(Decision(q.mode().action))
@@ -221,10 +221,10 @@ def test_seeds_distilled_as_one_end_as_they_would_alone(tmp_path: Path) -> None:
     config = settings(**RECURRENT)
     seeds = (3, 1)
     together = Run(tmp_path / "together", config, seeds)
-    train(config, together)
+    recipe.train(config, together)
     for place, seed in enumerate(seeds):
         alone = Run(tmp_path / str(seed), config, [seed])
-        train(config, alone)
+        recipe.train(config, alone)
         part = take_policy(saved(together), place, len(seeds))
         assert_close(drop_text(part["learner"]["policy"]), drop_text(saved(alone)["learner"]["policy"]), 1e-4)
 

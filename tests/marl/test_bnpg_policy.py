@@ -271,9 +271,9 @@ def test_the_first_minibatch_has_ratio_1_for_every_decider(
     settings = BayesianPolicyConfig.model_validate({**(GRU if memory else SMALL), "graph": GRAPHS[graph]})
     policy = BayesianPolicy(env.spec, settings, Streams([0]))
     critic = build_critic(env.spec, CriticConfig.model_validate({**SMALL, **LOCAL}), Streams([1]))
-    config = LearnerConfig(steps=8, segment=4 if memory else 1, epochs=1, minibatches=2)
+    config = LearnerConfig(steps=8, sequence_length=4 if memory else 1, epochs=1, minibatches=2)
     learner = ActorCritic(policy, critic, config, team, Streams([2]))
-    source = OnPolicy(env, policy, steps=8, segment=config.segment, streams=Streams([3]), seeds=[4])
+    source = OnPolicy(env, policy, steps=8, segment=config.sequence_length, streams=Streams([3]), seeds=[4])
     for _, batch in zip(range(2), source):
         ratios.clear()
         learner.update(batch)

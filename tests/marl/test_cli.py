@@ -257,7 +257,7 @@ def test_a_sweep_runs_in_processes_and_says_which_point_failed(
         (["run", "cooperative/spread", "env={pettingzoo: os}"], 2, "os is a module"),
         (["run", "cooperative/spread", "policy.network.kind=os:getcwd"], 2, "must name a marl.models.layers.Network"),
         (["run", "cooperative/spread", "env.time_limit=null"], 2, "env.time_limit=100"),
-        (["run", "cooperative/spread", "recipe=os"], 2, "os lacks Config and recipe"),
+        (["run", "cooperative/spread", "recipe=os"], 2, "in os recipe is missing"),
         (["run", "."], 2, "There is no config '.'"),
         (["resume", "nowhere", "evaluation.episodes=2,3"], 2, "one setting at a time"),
         (["compare", "nowhere", "--out", "x.xyz"], 2, "ends in .png"),
@@ -297,9 +297,10 @@ def test_a_recipe_s_own_mistakes_are_told(
     line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "wrong_recipe.py").write_text(
-        f"from marl.config.schema import RunConfig as Config\n\ndef recipe(config, run):\n    {line}\n"
+        "from marl.config.recipe import Recipe\n\n\nclass Wrong(Recipe):\n"
+        f"    def run(self, config, run):\n        {line}\n\n\nrecipe = Wrong()\n"
     )
-    (tmp_path / "wrong.yaml").write_text("recipe: wrong_recipe\nenv: {world: 'envs.games:climbing'}\n")
+    (tmp_path / "wrong.yaml").write_text("recipe: wrong_recipe\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "wrong_recipe", raising=False)
     assert concord("run", tmp_path / "wrong.yaml", "--out", tmp_path / "out", monkeypatch=monkeypatch) == 2

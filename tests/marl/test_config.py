@@ -50,7 +50,7 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("env.workers=2", "env.workers is for PettingZoo environments"),
         ("recipe.x=1", "recipe.x cannot be set: recipe is 'marl.algorithms.mappo', not a section"),
         ("recipe=marl.algorithms.mapo", "Cannot import marl.algorithms.mapo"),
-        ("recipe=marl.learning.returns", "marl.learning.returns lacks Config and recipe"),
+        ("recipe=marl.learning.returns", "in marl.learning.returns recipe is missing"),
         ("recipe=no-such", "Expected a dotted path"),
     ],
 )
@@ -101,7 +101,11 @@ def test_a_resolved_config_survives_being_written_and_read() -> None:
     [
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
         ("def (", "cannot be imported: SyntaxError"),
-        ("class Config: pass\ndef recipe(config, run): pass", "derived from marl.config.schema.RunConfig"),
+        ("def recipe(config, run): pass", "recipe = MyRecipe()"),
+        (
+            "from marl.config.recipe import Recipe\nclass Mine(Recipe):\n    config = dict\nrecipe = Mine()",
+            "derived from marl.config.schema.RunConfig",
+        ),
     ],
 )
 def test_a_module_that_is_no_recipe_is_told(

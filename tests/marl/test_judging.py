@@ -48,8 +48,11 @@ def test_a_swarm_without_control_is_reported_beside(tmp_path: Path) -> None:
     metrics = run_training(resolve(raw, settings), tmp_path / "run").metrics
     cost = LinearQuadratic(20, 5).problem.cost(LinearRule([0.0] * 5, [0.0] * 5), 20)
     assert metrics["zero_action/return_per_agent"].low < -cost < metrics["zero_action/return_per_agent"].high
-    assert metrics["above_zero_action"].value == metrics["return_per_agent"].value - metrics["zero_action/return_per_agent"].value
-    with pytest.raises(InputError, match=r"evaluation\.idle plays the action 0"):
+    assert (
+        metrics["above_zero_action"].value
+        == metrics["return_per_agent"].value - metrics["zero_action/return_per_agent"].value
+    )
+    with pytest.raises(InputError, match=r"evaluation\.zero_action plays the action 0"):
         run_training(resolve({**raw, "env": {"world": "envs.swarm:SIS"}}, settings), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -210,7 +210,7 @@ def test_the_policy_hears_nothing_of_what_agents_without_a_choice_earn() -> None
     """As those out of turn: they live, so critics learn their values, but they decide nothing."""
 
     def policy_gradient(reward: float) -> Tree:
-        small = whole("mlp", trace=0.0, critic=LOCAL)
+        small = whole("mlp", gae_lambda=0.0, critic=LOCAL)
         batch = next(iter(small.source))
         assert batch.obs.legal is not None
         waiting = batch.obs.alive & (torch.arange(len(batch.ended)) % 2 == 0).unsqueeze(1)
@@ -237,7 +237,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         Mortals(),
         2,
         steps=4,
-        segment=4 if name == "gru" else 1,
+        sequence_length=4 if name == "gru" else 1,
         epochs=1,
         minibatches=1,
         policy={"network": tiny},
@@ -315,8 +315,8 @@ def test_a_recurrent_critic_remembers_across_batches_and_forgets_where_an_episod
         Mortals(),
         3,
         critic=critic,
-        segment=4,
-        trace=0.0,
+        sequence_length=4,
+        gae_lambda=0.0,
         discount=0.9,
         epochs=1,
         minibatches=1,
@@ -354,7 +354,7 @@ def test_a_successor_is_worth_what_the_next_step_says_also_when_a_teammate_has_j
         return gae(*given)
 
     monkeypatch.setattr(marl.learning.actor_critic, "gae", spied)
-    small = build(Mortals(), critic=critic, segment=8)
+    small = build(Mortals(), critic=critic, sequence_length=8)
     batch = next(iter(small.source))
     small.learner.update(batch)
     _, value, next_value, terminated, _, alive, *_ = columns[0]
@@ -370,14 +370,18 @@ def test_a_successor_is_worth_what_the_next_step_says_also_when_a_teammate_has_j
 @pytest.mark.parametrize("sees", ["state", "agent"])
 def test_three_channels_with_critics_of_their_own_are_three_critics(sees: str) -> None:
     """One update of two channels' critics equals that of a critic of one channel on that channel's reward."""
-    small = build(Mortals(), critic={"sees": sees}, discount=(0.9, 0.5), gae_lambda=0.7, max_grad_norm=0.1, scale_values=True)
+    small = build(
+        Mortals(), critic={"sees": sees}, discount=(0.9, 0.5), gae_lambda=0.7, max_grad_norm=0.1, scale_values=True
+    )
     start = copy.deepcopy(small.critic.state_dict())
     batch = next(iter(small.source))
     small.learner.update(batch)
     for k, discount in enumerate((0.9, 0.5)):
         world = Mortals()
         world.spec = dataclasses.replace(world.spec, channels=("one",))
-        alone = build(world, critic={"sees": sees}, discount=discount, gae_lambda=0.7, max_grad_norm=0.1, scale_values=True)
+        alone = build(
+            world, critic={"sees": sees}, discount=discount, gae_lambda=0.7, max_grad_norm=0.1, scale_values=True
+        )
         alone.critic.load_state_dict({name: value[k : k + 1] for name, value in start.items()})
         alone.learner.update(dataclasses.replace(batch, reward=batch.reward[..., k : k + 1], outcome=None))
         for name, value in alone.critic.state_dict().items():
@@ -518,9 +522,9 @@ def test_restarting_by_index_does_wait_for_the_device(no_host_synchronization: F
 
 def test_a_batch_s_segments_must_divide_its_steps_and_fill_its_minibatches() -> None:
     with pytest.raises(ValidationError, match="multiple of segment"):
-        build(Mortals(), steps=8, segment=3)
+        build(Mortals(), steps=8, sequence_length=3)
     with pytest.raises(InputError, match="minibatches"):
-        build(Mortals(), 2, steps=8, segment=8, minibatches=3).train(1)
+        build(Mortals(), 2, steps=8, sequence_length=8, minibatches=3).train(1)
 
 
 class Doubling:

@@ -59,5 +59,5 @@ def test_independent_agents_learn_to_answer_and_to_coordinate() -> None:
 
 
 def test_only_an_agent_that_remembers_learns_to_repeat_what_it_saw() -> None:
-    assert learned(Echo(), 20, "gru", segment=8) > 0.95
+    assert learned(Echo(), 20, "gru", sequence_length=8) > 0.95
     assert 0.4 < learned(Echo(), 20) < 0.6

@@ -174,7 +174,11 @@ def test_values_reach_through_time_by_each_channels_discount_and_never_through_t
     reward = torch.ones(24, 2, dtype=torch.float64)
     batch = transitions(seen, action, torch.full((24,), 1 / 3), reward, seen, x == 1)
     learner = table_learner(
-        np.zeros((CONTEXTS, ACTIONS, 2)), discount=(0.5, 0.9), averaging=0.5, critic_learning_rate=0.2, max_grad_norm=9.0
+        np.zeros((CONTEXTS, ACTIONS, 2)),
+        discount=(0.5, 0.9),
+        averaging=0.5,
+        critic_learning_rate=0.2,
+        max_grad_norm=9.0,
     )
     for _ in range(300):
         learner.update(batch)

@@ -73,7 +73,7 @@ def test_normalizing_nothing_or_one_number_gives_zeros() -> None:
 
 
 def test_normalizing_takes_a_number_shared_by_the_team() -> None:
-    """`weighing.team` gives every agent the same memory."""
+    """`scalarization.team` gives every agent the same memory."""
     x, mask = masked(12, 1)
     shared = normalize_by_policy(x.expand(-1, 3), mask.expand(-1, 3), 2)
     torch.testing.assert_close(shared, normalize_by_policy(x, mask, 2).expand(-1, 3))

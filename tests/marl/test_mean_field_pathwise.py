@@ -193,7 +193,7 @@ def test_a_whole_run_reports_as_ever(tmp_path: Path) -> None:
         ),
         ({"policy.rule.kind": "table"}, "cannot see the jumps"),
         ({"learner.entropy": 0.1}, "no use for learner.entropy"),
-        ({"advantage": "own"}, "no use for weighing"),
+        ({"advantage": "own"}, "no use for advantage=own"),
         ({"gradient": "exact"}, "gradient: expected 'score' or 'pathwise'"),
     ],
 )

@@ -156,7 +156,7 @@ def test_the_first_minibatch_has_ratio_1(name: str, world: str, monkeypatch: pyt
 
 
 def test_an_upper_level_that_remembers_is_replayed_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = build(Drift(5, horizon=7), policy=GRU, segment=5, epochs=1, minibatches=1, learning_rate=1e-3)
+    small = build(Drift(5, horizon=7), policy=GRU, sequence_length=5, epochs=1, minibatches=1, learning_rate=1e-3)
     for _, batch in zip(range(2), small.source):
         assert batch.memory is not None
         assert float(small.learner.update(batch)["kl"].abs()) < 1e-9

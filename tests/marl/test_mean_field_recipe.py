@@ -49,7 +49,7 @@ def test_the_report_has_the_swarm_as_it_is_executed_and_how_steep_its_rule_is(tm
 
 def test_a_team_s_critic_and_no_entropy_bonus_are_the_defaults_also_where_sections_are_given() -> None:
     found = config(**{"critic.network.hidden": [8], "learner.epochs": 3})
-    assert (found.critic.output, found.learner.entropy, found.weighing) == ("team", 0.0, "team")
+    assert (found.critic.output, found.learner.entropy, found.advantage) == ("team", 0.0, "team")
     assert resolve(found.model_dump(mode="json"), {}) == found
 
 

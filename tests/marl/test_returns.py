@@ -100,7 +100,9 @@ def test_reward_one_is_worth_the_endless_sum_through_truncation_and_the_finite_o
     for _ in range(300):
         # The successor of the last step is another step of the same endless life.
         next_value = torch.cat([value[1:], value[:1]])
-        value = value + gae(one, value, next_value, **flags, alive=~never, discount=one.new_tensor([0.9]), trace=0.95)
+        value = value + gae(
+            one, value, next_value, **flags, alive=~never, discount=one.new_tensor([0.9]), gae_lambda=0.95
+        )
     assert float(value[0]) == pytest.approx(worth, abs=1e-9)
 
 

@@ -39,7 +39,7 @@ def step_by_step(env: TensorEnv, policy: Any, streams: Streams, seed: int, steps
 
 @pytest.mark.parametrize("policy", [{}, GRU, ATTENTION], ids=["mlp", "gru", "attention"])
 def test_batches_hold_what_happened_step_by_step_one_after_the_other(policy: dict[str, Any]) -> None:
-    small = build(Mortals(), 3, steps=8, segment=4, policy=policy)
+    small = build(Mortals(), 3, steps=8, sequence_length=4, policy=policy)
     batches = [batch for _, batch in zip(range(3), small.source)]
     trail = step_by_step(TensorEnv(Mortals(), 3), small.policy, Streams([4]), 5, 24)
     assert any(bool(step[6].any()) for step in trail)
@@ -149,7 +149,7 @@ class Restarting:
 
 
 def test_rows_that_began_anew_at_loading_start_without_memory_and_without_a_return_so_far() -> None:
-    small = build(Mortals(longest=50), 3, policy=GRU, segment=4)
+    small = build(Mortals(longest=50), 3, policy=GRU, sequence_length=4)
     next(iter(small.source))
     saved = copy.deepcopy(small.source.state_dict())
     assert bool(saved["memory"][1].any())

@@ -121,7 +121,7 @@ def test_a_policy_s_minibatches_are_shuffled_as_they_would_be_alone() -> None:
 
 
 def test_a_segment_s_rows_are_one_environment_s_steps() -> None:
-    batch = next(iter(build(Mortals(), 4, steps=6, segment=2).source))
+    batch = next(iter(build(Mortals(), 4, steps=6, sequence_length=2).source))
     rows, segments = segment_rows(torch.tensor([[0, 5]]), batch)
     assert rows.tolist() == [[0, 9], [4, 13]]
     assert segments.tolist() == [0, 5]
