@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs.core import InputError
-from marl.learning.batch import Batch
+from marl.learning.batch import Batch, Outcome, with_reward
 
 
 @runtime_checkable
@@ -35,19 +36,21 @@ class Chain:
 
     def __init__(self, learners: Sequence[Learner]):
         self.learners = learners
+        self.outcome: Outcome | None = None
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """All that they log."""
+        """All that they log. `outcome` is then what the last one may say of the episodes; see `with_reward`."""
         terms: dict[str, Tensor] = {}
         for part in self.learners:
             terms |= part.update(batch)
-            batch = part.relabel(batch)
+            batch = _relabeled(part, batch)
+        self.outcome = batch.outcome
         return terms
 
     def relabel(self, batch: Batch) -> Batch:
         """The batch as the last one leaves it."""
         for learner in self.learners:
-            batch = learner.relabel(batch)
+            batch = _relabeled(learner, batch)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,6 +64,19 @@ class Chain:
         first.load_state_dict(state)
         for learner, saved in zip(others, state["following"], strict=True):
             learner.load_state_dict(saved)
+
+
+def outcome_of(learner: Learner, batch: Batch) -> Outcome | None:
+    """The outcome of a batch that the learner has just learned from, without the channels that it has relabeled."""
+    return learner.outcome if isinstance(learner, Chain) else batch.outcome
+
+
+def _relabeled(learner: Learner, batch: Batch) -> Batch:
+    """The batch as a learner relabels it; whatever its `relabel` forgot, no outcome tells of rewards that are gone."""
+    relabeled = learner.relabel(batch)
+    if relabeled.reward is batch.reward or relabeled.outcome is not batch.outcome:
+        return relabeled
+    return with_reward(replace(relabeled, reward=batch.reward), relabeled.reward)
 
 
 def on_the_way(first: float, last: float | None, progress: float) -> float:

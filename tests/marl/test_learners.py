@@ -38,11 +38,11 @@ from marl.learning.optimizers import DECAY
 from marl.learning.returns import gae
 from marl.learning.scalarization import own, team
 
-RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "segment": 4}
+RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "sequence_length": 4}
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
     "mlp": (Mortals(), {}),
     "gru": (Mortals(), RECURRENT),
-    "gru policy, mlp critic": (Mortals(), {"policy": GRU, "segment": 8}),
+    "gru policy, mlp critic": (Mortals(), {"policy": GRU, "sequence_length": 8}),
     "attention": (Mortals(), {"policy": ATTENTION, "critic": {**ATTENTION, **LOCAL}}),
     "message_passing": (Mortals(), {"policy": MESSAGES, "critic": {**MESSAGES, **LOCAL}}),
     "local critic": (Mortals(), {"critic": LOCAL, "scale_values": True}),
@@ -521,7 +521,7 @@ def test_restarting_by_index_does_wait_for_the_device(no_host_synchronization: F
 
 
 def test_a_batch_s_segments_must_divide_its_steps_and_fill_its_minibatches() -> None:
-    with pytest.raises(ValidationError, match="multiple of segment"):
+    with pytest.raises(ValidationError, match="multiple of sequence_length"):
         build(Mortals(), steps=8, sequence_length=3)
     with pytest.raises(InputError, match="minibatches"):
         build(Mortals(), 2, steps=8, sequence_length=8, minibatches=3).train(1)
