@@ -69,9 +69,8 @@ def _take(tree: Any, number: int, policies: int, path: str) -> Any:
 
 def _join(trees: Sequence[Any], path: str) -> Any:
     first = trees[0]
-    if any(type(tree) is not type(first) for tree in trees):
-        kinds = ", ".join(type(tree).__name__ for tree in trees)
-        raise InputError(f"States that are joined must have one form; {path} is of types {kinds}.")
+    if len({_form(tree) for tree in trees}) > 1:
+        raise InputError(f"States that are joined must have one form; {path} is {', '.join(map(_form, trees))}.")
     if isinstance(first, Tensor) and first.dim() > 0:
         if any(tree.shape != first.shape or tree.dtype != first.dtype for tree in trees):
             kinds = ", ".join(f"{list(tree.shape)} {tree.dtype}" for tree in trees)
@@ -85,6 +84,15 @@ def _join(trees: Sequence[Any], path: str) -> Any:
         return _like(first, [_join(values, f"{path}/{i}") for i, values in enumerate(zip(*trees, strict=True))])
     _require_equal([tree.item() if isinstance(tree, Tensor) else tree for tree in trees], path)
     return first
+
+
+def _form(tree: Any) -> str:
+    """The form of a tree in a word: live states have tuples and ordered dicts where loaded ones have lists and dicts."""
+    if isinstance(tree, Tensor):
+        return "tensor"
+    if isinstance(tree, dict):
+        return "dict"
+    return "list" if isinstance(tree, list | tuple) else type(tree).__name__
 
 
 def _like(tree: list[Any] | tuple[Any, ...], values: list[Any]) -> Any:
