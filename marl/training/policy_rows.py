@@ -87,7 +87,7 @@ def _join(trees: Sequence[Any], path: str) -> Any:
 
 
 def _form(tree: Any) -> str:
-    """The form of a tree in a word: live states have tuples and ordered dicts where loaded ones have lists and dicts."""
+    """The form of a tree in a word; live states have tuples and ordered dicts where loaded ones have lists, dicts."""
     if isinstance(tree, Tensor):
         return "tensor"
     if isinstance(tree, dict):

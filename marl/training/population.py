@@ -31,9 +31,9 @@ class Population:
         """Raise InputError where what a stage is given has another number of policies."""
         if policies != len(self):
             raise InputError(
-                f"Stage {stage} trains {len(self)} policies, {_counted(len(self.seeds), 'seed')} with "
-                f"{_counted(self.members, 'member')} each, and was given batches of {policies}. Build policy, learner "
-                f"and source from run.streams(…, members=M), and train them by run.fit({stage!r}, …, members=M)."
+                f"Stage {stage} trains P={len(self)} policies, {_counted(len(self.seeds), 'seed')} with "
+                f"{_counted(self.members, 'member')} each, and was given P={policies}. Build policy, learner and "
+                f"source from run.streams(…, members=M), and train them by run.fit({stage!r}, …, members=M)."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -31,12 +32,13 @@ from envs.games import Constant
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.world import TensorEnv, World
 from marl.learning.actor_critic import ActorCritic
-from marl.learning.batch import Batch
-from marl.learning.learner import Chain, per_channel
+from marl.learning.batch import Batch, with_reward
+from marl.learning.learner import Chain, outcome_of, per_channel
 from marl.learning.losses import clipped_surrogate
 from marl.learning.optimizers import DECAY
 from marl.learning.returns import gae
 from marl.learning.scalarization import own, team
+from marl.training.metrics_log import Tally
 
 RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "sequence_length": 4}
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
@@ -559,3 +561,63 @@ def test_in_a_chain_each_learns_from_what_those_before_have_relabeled_and_all_is
     fresh.load_state_dict(chain.state_dict())
     assert fresh.state_dict() == chain.state_dict()
     assert float(chain.relabel(batch).reward.sum()) == pytest.approx(8 * total)
+
+
+class Paying:
+    """Pays a channel anew, a skill's reward for instance; leaves the outcome as it was, as nobody should."""
+
+    def __init__(self, channel: int):
+        self.channel = channel
+        self.seen: list[Any] = []
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        self.seen.append(batch.outcome)
+        return {}
+
+    def relabel(self, batch: Batch) -> Batch:
+        reward = batch.reward.clone()
+        reward[..., self.channel] = reward[..., self.channel] + 1
+        return dataclasses.replace(batch, reward=reward)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+def test_no_outcome_tells_of_a_channel_that_was_relabeled(channel: int) -> None:
+    first, last = Paying(channel), Paying(channel)
+    chain = Chain([first, last])
+    batch = next(iter(build(Mortals(), seeds=(0, 1)).source))
+    raw = batch.outcome
+    assert raw is not None
+    chain.update(batch)
+    assert first.seen == [raw], "before anything is relabeled"
+    (after,) = last.seen
+    other = 1 - channel
+    for found in (after, outcome_of(chain, batch), chain.relabel(batch).outcome):
+        for name in ("discounted", "total"):
+            returns = getattr(found, name)
+            assert bool(returns[..., channel].isnan().all())
+            assert torch.equal(returns[..., other], getattr(raw, name)[..., other])
+        assert torch.equal(found.length, raw.length)
+    tally = Tally(2)
+    tally.add({}, outcome_of(chain, batch))
+    rows, _ = tally.read()
+    assert [row["return_per_agent"] for row in rows] == pytest.approx(raw.total[..., other].mean(1).tolist())
+    both = Chain([Paying(0), Paying(1)])
+    both.update(batch)
+    tally.add({}, outcome_of(both, batch))
+    assert all(math.isnan(row["return_per_agent"]) for row in tally.read()[0]), "nothing is known"
+
+
+def test_where_nothing_is_relabeled_the_outcome_is_the_environment_s() -> None:
+    small = build(Mortals())
+    batch = next(iter(small.source))
+    assert outcome_of(small.learner, batch) is batch.outcome
+    chain = Chain([small.learner])
+    chain.update(batch)
+    assert outcome_of(chain, batch) is batch.outcome
+    assert with_reward(batch, batch.reward[..., :1]).outcome is None, "other channels"
