@@ -38,10 +38,13 @@ def join_policies(states: Sequence[Any]) -> Any:
 
 
 def take_from_checkpoint(checkpoint: dict[str, Any], number: int, parts: int) -> dict[str, Any]:
-    """One part of a stage's checkpoint, for a folder of its own; with seed-major members, one seed's.
+    """One part of a finished stage's checkpoint, for a folder of its own; with seed-major members, one seed's.
 
-    The processor's time was shared by all, the time on the clock was not.
+    The processor's time was shared by all, the time on the clock was not. Raises InputError where something is still to
+    be logged, of all policies together.
     """
+    if any(checkpoint.get("tally", {}).values()):
+        raise InputError("Only the checkpoint of a finished stage can be parted; this one has something left to log.")
     rest = {key: value for key, value in checkpoint.items() if key != "used"}
     every = checkpoint["used"]
     size = len(every) // parts

@@ -129,7 +129,7 @@ class Stage:
         self._wall_before, self._cpu_before = used[0]["wall_seconds"], used[0]["cpu_seconds"]
 
     def _require_same_config(self, before: dict[str, Any]) -> None:
-        """What was learned under one config does not go on under another, except for what cannot matter."""
+        """Raise InputError where the config differs from that of the checkpoint in something that matters."""
         now, before = flatten(self.config.model_dump(mode="json")), flatten(before)
         changed = [
             f"{key} is {now[key]!r}, was {before[key]!r}"

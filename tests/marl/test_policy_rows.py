@@ -201,3 +201,6 @@ def test_a_part_of_a_checkpoint_has_all_members_of_its_seed() -> None:
     assert [counts["agent_steps"] for counts in part["used"]] == [3, 4, 5]
     assert {counts["cpu_seconds"] for counts in part["used"]} == {3.0}
     assert part["finished"] is True
+    unread = {"terms": {"kl": torch.zeros(2, 6)}, "outcomes": {}}
+    with pytest.raises(InputError, match="something left to log"):
+        take_from_checkpoint({"learner": {}, "used": used, "tally": unread}, 1, 2)
