@@ -37,6 +37,7 @@ from recsys.policies.base import ContextPolicy
 from recsys.policies.from_run import LearnsFromLogs, Origin, Trained, View, as_target
 from recsys.recipe import LogRecipe, reported
 
+STAGE = "train"  # that fits the policy
 NAME = "learned"  # what the policy is called among the metrics
 VIEW = "view"  # what a run keeps of how its policy sees a log
 SMALL = NetworkConfig(hidden=(32,))
@@ -103,7 +104,7 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
         seed = run.stage_seeds("bootstrap")[0]
         kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
         found = Evaluation.from_json(kept)
-        metrics, used = dict(found.metrics), run.used("train")
+        metrics, used = dict(found.metrics), run.used(STAGE)
         metrics |= {name: Metric.exact(used[name]) for name in ("updates", "wall_seconds", "cpu_seconds")}
         if (problem := problem_of(config.data)) is not None:
             weights = channel_weights(config.learner.weights, len(log.signals)).tolist()
@@ -121,7 +122,7 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
             raise InputError(f"{run.folder} has no checkpoint yet; `concord resume {run.folder}` trains it.")
         view = View.from_json(json.loads(path.read_text()))
         policy, spec = build(config, run.streams("policy"), view, len(view.labels), ("reward",))
-        policy.load_state_dict(run.load("train", "policy"))
+        policy.load_state_dict(run.load(STAGE, "policy"))
         return Trained(policy, spec, view, Origin(config.data, run.seeds[0], split_of(run)))
 
 
@@ -187,7 +188,7 @@ def fit(config: Config, run: Run, log: Log, view: View) -> IndependentPolicy:
     source = Logged(rows, rows=config.learner.rows, streams=run.streams("rows"))
     run.once(VIEW, view.to_json)
     updates = env_steps_to_updates(config.train.env_steps, config.learner.rows)
-    run.fit("train", learner, source, updates, cpu_seconds=config.train.cpu_seconds)
+    run.fit(STAGE, learner, source, updates, cpu_seconds=config.train.cpu_seconds)
     return policy
 
 

@@ -22,7 +22,7 @@ def run_training(config: RunConfig, folder: Path) -> Report:
 
 
 def follow(config: RunConfig, run: Run) -> Report:
-    """What the recipe finds, saved once. Before anything is trained, whatever it raises is taken for bad input."""
+    """The recipe's report, saved once. Before anything is trained, whatever it raises is taken for bad input."""
     recipe = load_recipe(config.recipe)
     try:
         report = recipe.run(config, run)

@@ -8,9 +8,6 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from marl.config.load import dump, flatten, load_recipe
 from marl.config.schema import RunConfig, TrainingConfig
@@ -18,11 +15,13 @@ from marl.output.console import console
 from marl.output.report import write_atomically
 from marl.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from marl.training.metrics_log import draw_row, events_writer, read_rows
+from marl.training.policy_rows import take_from_checkpoint
+from marl.training.population import tag_prefix
 from marl.training.run import Run
 
 
 def can_stack(configs: Sequence[RunConfig]) -> bool:
-    """Whether runs that differ only in their seed can be trained as one.
+    """True where runs that differ only in their seed can be trained as one.
 
     The recipe must say so (`Recipe.can_stack`), the world must be native, no budget may be one of processor time, which
     belongs to a run alone, and the networks must be Concord's own.
@@ -47,57 +46,47 @@ def train_stacked(folder: Path, configs: dict[str, RunConfig]) -> None:
     config = next(iter(configs.values()))
     number = zlib.crc32(dump(config.model_copy(update={"seed": 0})).encode())
     stack, finished = folder / f".stacked-{number:08x}", folder / f".stacked-{number:08x}.finished"
-    if finished.exists():
-        return
-    console.print(f"training {len(configs)} seeds as one")
-    write_atomically(stack / "config.yaml", dump(config))
-    run = Run(stack, config, [c.seed for c in configs.values()])
-    load_recipe(config.recipe).train(config, run)
-    for stage in sorted(p for p in (stack / "checkpoints").iterdir() if p.is_dir()):
-        newest = checkpoints(stage)[-1]
-        state = load_checkpoint(newest)
-        for place, name in enumerate(configs):
-            target = folder / name / "checkpoints" / stage.name / newest.name
-            if not target.exists():
-                save_checkpoint(target, take_policy(state, place, len(configs)))
-    for name, single in configs.items():
-        _write_metrics(stack, folder / name, single.seed)
-    finished.touch()
-    shutil.rmtree(stack)
+    if not finished.exists():
+        console.print(f"training {len(configs)} seeds as one")
+        write_atomically(stack / "config.yaml", dump(config))
+        run = Run(stack, config, [c.seed for c in configs.values()])
+        load_recipe(config.recipe).train(config, run)
+        for stage in sorted(p for p in (stack / "checkpoints").iterdir() if p.is_dir()):
+            _part_checkpoint(stage, [folder / name for name in configs])
+        for name, single in configs.items():
+            _write_metrics(stack, folder / name, single.seed)
+        finished.touch()
+    shutil.rmtree(stack, ignore_errors=True)
 
 
-def take_policy(state: Any, number: int, policies: int) -> Any:
-    """One policy's part of a saved state: every tensor is policy-major on its first axis, or a scalar.
-
-    The processor's time was shared by all, the time on the clock was not.
-    """
-    part = _slice({key: value for key, value in state.items() if key != "used"}, number, policies)
-    used = state["used"][number]
-    part["used"] = [{**used, "cpu_seconds": used["cpu_seconds"] / policies}]
-    return part
-
-
-def _slice(tree: Any, number: int, policies: int) -> Any:
-    if isinstance(tree, Tensor):
-        return tree if tree.dim() == 0 else tree.unflatten(0, (policies, -1))[number]
-    if isinstance(tree, dict):
-        return {key: _slice(value, number, policies) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_slice(value, number, policies) for value in tree]
-    return tree
+def _part_checkpoint(stage: Path, folders: Sequence[Path]) -> None:
+    """Give each seed's folder its part of a stage's newest checkpoint; those that have it keep it."""
+    newest = checkpoints(stage)[-1]
+    state = load_checkpoint(newest)
+    for place, folder in enumerate(folders):
+        target = folder / "checkpoints" / stage.name / newest.name
+        if not target.exists():
+            save_checkpoint(target, take_from_checkpoint(state, place, len(folders)))
 
 
 def _write_metrics(stack: Path, folder: Path, seed: int) -> None:
-    """The rows of one seed, as a table and as TensorBoard events."""
-    rows = [row for row in read_rows(stack / "metrics.csv") if row["seed"] == str(seed)]
+    """The rows of one seed, as a table and as TensorBoard events; those about all policies are every seed's."""
+    own = str(seed)
+    rows = [{**row, "seed": own} for row in read_rows(stack / "metrics.csv") if row["seed"] in ("", own)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "metrics.csv", text.getvalue())
     for stage in {row["stage"] for row in rows}:
-        shutil.rmtree(folder / "events" / stage, ignore_errors=True)
-        with events_writer(folder, stage) as drawer:
-            for row in rows:
-                if row["stage"] == stage:
-                    draw_row(drawer, row)
+        _draw_stage(folder, stage, [row for row in rows if row["stage"] == stage])
+
+
+def _draw_stage(folder: Path, stage: str, rows: Sequence[dict[str, str]]) -> None:
+    """The rows of one stage as TensorBoard events, drawn anew."""
+    shutil.rmtree(folder / "events" / stage, ignore_errors=True)
+    members = sorted({row["policy"] for row in rows} - {""})
+    with events_writer(folder, stage) as events:
+        for row in rows:
+            several = members if row["policy"] else ()
+            draw_row(events, row, tag_prefix([row["seed"]], several, row["seed"], row["policy"]))

@@ -159,7 +159,7 @@ def _varying(points: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def assignments_text(point: dict[str, Any], keys: Sequence[str]) -> str:
-    """What a point of a sweep sets for these keys; also the name of its folder."""
+    """Settings of a point of a sweep, for these keys; also the name of its folder."""
     return ",".join(f"{key}={yaml_text(point[key])}".replace("/", "_") for key in keys)
 
 

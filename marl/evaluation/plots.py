@@ -13,14 +13,20 @@ from marl.training.metrics_log import read_rows
 
 
 def read_curve(folder: Path, x: str = "env_steps", y: str = "return_per_agent") -> tuple[list[float], list[float]]:
-    """Two columns of the first stage in a run's metrics.csv, where both have a value; every stage counts from 0."""
+    """Two columns of the first stage in a run's metrics.csv, where both have a value; every stage counts from 0.
+
+    Of several policies, y is their mean where x is the same.
+    """
     path = folder / "metrics.csv"
     if not path.exists():
         raise InputError(f"{folder} has no metrics.csv: nothing has been trained there yet, or it was moved away.")
     table = read_rows(path)
     first = [row for row in table if row["stage"] == table[0]["stage"]]
-    rows = [row for row in first if row.get(x) and row.get(y) not in (None, "", "nan")]
-    return [float(row[x]) for row in rows], [float(row[y]) for row in rows]
+    values: dict[float, list[float]] = {}
+    for row in first:
+        if row.get(x) and row.get(y) not in (None, "", "nan"):
+            values.setdefault(float(row[x]), []).append(float(row[y]))
+    return list(values), [float(np.mean(ys)) for ys in values.values()]
 
 
 def require_picture_name(path: Path) -> None:

@@ -30,10 +30,13 @@ TWIN_ARGS = "evaluation.twin.args"
 Findings = Callable[[Run, Any, VectorEnv], tuple[dict[str, Metric], Tables]]
 
 
-def judge(run: Run, policy: JointActor, findings: Findings | None = None) -> Report:
-    """Evaluate in the training world and its twin, add what `findings` finds, draw the curve and the film."""
+def judge(run: Run, policy: JointActor, findings: Findings | None = None, stage: str = STAGE) -> Report:
+    """Evaluate in the training world and its twin, add what `findings` finds, draw the curve and the film.
+
+    stage: the one whose costs are reported, in which the policy was trained.
+    """
     config = run.config.evaluation
-    metrics = {name: Metric.exact(value) for name, value in run.used(STAGE).items()}
+    metrics = {name: Metric.exact(value) for name, value in run.used(stage).items()}
     tables: Tables = {}
     with closing(make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)) as env:
         here = evaluate(run, policy, env)

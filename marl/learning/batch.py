@@ -1,9 +1,10 @@
-"""What a learner learns from: frozen dataclasses of tensors, rows ordered policy-major, then time, then environment."""
+"""Batches to learn from: frozen dataclasses of tensors, rows ordered policy-major, then time, then environment."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -17,10 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the episodes that ended in this batch went, by policy.
+    """Means over the episodes that ended in this batch, by policy.
 
     discounted: mean return by channel, each with its own discount; the mean over agents. total: the undiscounted return
-    of each agent, [P,N,K]. length: mean steps. All are 0 where `episodes` is 0.
+    of each agent, [P,N,K]. length: mean steps. All are 0 where `episodes` is 0. Returns of a channel whose reward was
+    relabeled since are NaN: nobody has added those up.
     """
 
     discounted: Float[Tensor, "P K"]
@@ -60,6 +62,21 @@ class Batch:
         """A tree with rows [B, …] as [T, P, E/P, …]."""
         shape = (self.policies, self.steps, self.rows)
         return tree_map(lambda x: x.unflatten(0, shape).transpose(0, 1), tree)
+
+
+def with_reward(batch: Batch, reward: Float[Tensor, "B N K"]) -> Batch:
+    """The batch with other rewards. Its outcome says nothing, NaN, of the channels that differ."""
+    if batch.outcome is None or reward is batch.reward:
+        return replace(batch, reward=reward)
+    if reward.shape != batch.reward.shape:
+        return replace(batch, reward=reward, outcome=None)
+    relabeled = (reward != batch.reward).flatten(0, 1).any(0)  # [K]
+    outcome = replace(
+        batch.outcome,
+        discounted=batch.outcome.discounted.masked_fill(relabeled, math.nan),
+        total=batch.outcome.total.masked_fill(relabeled, math.nan),
+    )
+    return replace(batch, reward=reward, outcome=outcome)
 
 
 def join_steps(trees: list[T], policies: int) -> T:

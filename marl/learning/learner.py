@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs.core import InputError, Tree
-from marl.learning.batch import Batch
+from marl.learning.batch import Batch, Outcome, with_reward
 
 X = TypeVar("X", float, Tensor)
 
@@ -44,6 +45,10 @@ class Learner(ABC):
     def relabel(self, batch: Batch) -> Batch:
         """The batch as the learners that follow in a `Chain` shall see it: by default as it is."""
         return batch
+
+    def outcome(self, batch: Batch) -> Outcome | None:
+        """The outcome of a batch that was just learned from, without channels that were relabeled on the way."""
+        return batch.outcome
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each part, by name; that of None is empty."""
@@ -119,20 +124,26 @@ class Chain(Learner):
 
     def __init__(self, learners: Mapping[str, Learner]):
         self.learners = dict(learners)
+        self._outcome: Outcome | None = None
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """All that they log."""
         terms: dict[str, Tensor] = {}
         for part in self.learners.values():
             terms |= part.update(batch)
-            batch = part.relabel(batch)
+            batch = _relabeled(part, batch)
+        self._outcome = batch.outcome
         return terms
 
     def relabel(self, batch: Batch) -> Batch:
         """The batch as the last one leaves it."""
         for learner in self.learners.values():
-            batch = learner.relabel(batch)
+            batch = _relabeled(learner, batch)
         return batch
+
+    def outcome(self, batch: Batch) -> Outcome | None:
+        """What the last learner may still say of the episodes; see `with_reward`."""
+        return self._outcome
 
     def parts(self) -> dict[str, Stateful | None]:
         """The learners."""
@@ -144,6 +155,14 @@ class Chain(Learner):
             first = {name: part for name, part in state.items() if name != "following"}
             state = dict(zip(self.learners, (first, *state["following"]), strict=True))
         super().load_state_dict(state)
+
+
+def _relabeled(learner: Learner, batch: Batch) -> Batch:
+    """The batch as a learner relabels it; whatever its `relabel` forgot, no outcome tells of rewards that are gone."""
+    relabeled = learner.relabel(batch)
+    if relabeled.reward is batch.reward or relabeled.outcome is not batch.outcome:
+        return relabeled
+    return with_reward(replace(relabeled, reward=batch.reward), relabeled.reward)
 
 
 def find_part(state: Mapping[str, Any], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where batches come from."""
+"""Sources of batches: rollouts of an actor in environments."""
 
 from __future__ import annotations
 

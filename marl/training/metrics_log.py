@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics.csv and TensorBoard events."""
+"""Training metrics: metrics.csv and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs.core import InputError
-from marl.learning.batch import Batch, Outcome
+from marl.learning.batch import Outcome
 from marl.output.report import cannot_write, write_atomically
+from marl.training.population import Population, tag_prefix
 
 PICTURE_SIZE = 128  # pixels that TensorBoard's pictures are scaled up to, as far as whole factors go
+NOT_DRAWN = ("stage", "seed", "policy", "updates", "env_steps", "total_env_steps")  # TensorBoard has names and an axis
+OUTCOME_FIELDS = ("discounted", "total", "length", "episodes")
+
+Counts = Mapping[str, int | float]
 
 
 class Tally:
@@ -34,19 +39,19 @@ class Tally:
         self._terms: list[dict[str, Tensor]] = []
         self._outcomes: list[Outcome] = []
 
-    def add(self, terms: dict[str, Tensor], batch: Batch) -> None:
+    def add(self, terms: dict[str, Tensor], outcome: Outcome | None) -> None:
         """One update's terms, and how its episodes went."""
         self._terms.append(terms)
-        if batch.outcome is not None:
-            self._outcomes.append(batch.outcome)
+        if outcome is not None:
+            self._outcomes.append(outcome)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was not read yet, update by update."""
+        """All that was not read yet, update by update."""
         names = self._terms[0] if self._terms else ()
-        fields = ("discounted", "total", "length", "episodes") if self._outcomes else ()
+        fields = OUTCOME_FIELDS if self._outcomes else ()
         return {
-            "terms": {name: torch.stack([terms[name] for terms in self._terms]) for name in names},
-            "outcomes": {name: torch.stack([getattr(o, name) for o in self._outcomes]) for name in fields},
+            "terms": {name: self._stack_terms(name) for name in names},
+            "outcomes": {name: self._stack_outcomes(name) for name in fields},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,43 +61,73 @@ class Tally:
         self._outcomes = [Outcome(**dict(zip(outcomes, values))) for values in zip(*outcomes.values(), strict=True)]
 
     def read(self) -> tuple[list[dict[str, float]], dict[str, Float[Tensor, "P H W"]]]:
-        """A row for each policy, in which returns are missing where no episode ended; and the pictures."""
-        columns: dict[str, Tensor] = {}
-        if self._outcomes:
-            weight, length, total = (
-                torch.stack([getattr(outcome, name) for outcome in self._outcomes])
-                for name in ("episodes", "length", "total")
-            )
-            count = weight.sum(0)
-            per_agent = total.sum(-1)  # [U,P,N]: a return of many channels is their sum
-            for name, x in (
-                ("return_per_agent", per_agent.mean(-1)),
-                ("return_team", per_agent.sum(-1)),
-                ("episode_length", length),
-            ):
-                columns[name] = (x * weight).sum(0) / count
-            columns["episodes"] = count
-        for name in self._terms[0]:
-            columns[name] = torch.stack([terms[name] for terms in self._terms]).mean(0)
+        """A row for each policy, in which returns are missing where no episode ended; and the pictures.
+
+        Raises InputError for a term that has no value for each policy.
+        """
+        columns = self._mean_outcomes() | self._mean_terms()
         self._clear()
-        drawn = {name: columns.pop(name) for name in list(columns) if columns[name].dim() > 1}
-        pictures = {name: x.expand(self.policies, -1, -1).cpu() for name, x in drawn.items()}
-        table = {name: x.expand(self.policies).tolist() for name, x in columns.items()}
-        return [{name: table[name][p] for name in table} for p in range(self.policies)], pictures
+        table: dict[str, list[float]] = {}
+        pictures: dict[str, Tensor] = {}
+        for name, x in columns.items():
+            if x.dim() > 1:
+                pictures[name] = x.expand(self.policies, -1, -1).cpu()
+            else:
+                table[name] = x.expand(self.policies).tolist()
+        rows = [{name: values[p] for name, values in table.items()} for p in range(self.policies)]
+        return rows, pictures
+
+    def _mean_outcomes(self) -> dict[str, Float[Tensor, " P"]]:
+        """Means over all episodes that ended. A return of many channels is their sum, as far as they are known."""
+        if not self._outcomes:
+            return {}
+        weight = self._stack_outcomes("episodes")
+        count = weight.sum(0)
+        total = self._stack_outcomes("total")  # [U,P,N,K]
+        known = ~total.isnan()
+        per_agent = torch.where(known, total, 0.0).sum(-1)
+        per_agent = torch.where(known.any(-1), per_agent, math.nan)
+        means = {
+            "return_per_agent": per_agent.mean(-1),
+            "return_team": per_agent.sum(-1),
+            "episode_length": self._stack_outcomes("length"),
+        }
+        return {name: (x * weight).sum(0) / count for name, x in means.items()} | {"episodes": count}
+
+    def _mean_terms(self) -> dict[str, Tensor]:
+        """Means over the updates: [P], [1] where all policies share it, or a picture [P,H,W]."""
+        means = {name: self._stack_terms(name).mean(0) for name in self._terms[0]}
+        for name, x in means.items():
+            if x.dim() and len(x) not in (1, self.policies):
+                raise InputError(
+                    f"The learner logs {name} with {len(x)} values, and {self.policies} policies are trained. Give "
+                    "one value for each policy, or one that all share."
+                )
+        return means
+
+    def _stack_terms(self, name: str) -> Tensor:
+        return torch.stack([terms[name] for terms in self._terms])
+
+    def _stack_outcomes(self, name: str) -> Tensor:
+        return torch.stack([getattr(outcome, name) for outcome in self._outcomes])
 
 
-class Log:
-    """metrics.csv and TensorBoard events; rows after the checkpoint that a run resumes from are dropped."""
+class MetricsLog:
+    """metrics.csv and TensorBoard events; rows after the checkpoint that a run resumes from are dropped.
 
-    def __init__(self, folder: Path, stage: str, update: int, env_steps: int):
-        self.folder, self.stage, self.path = folder, stage, folder / "metrics.csv"
+    A row belongs to one policy: the columns `seed`, and `policy`, its number within the seed. In a row that is about
+    all policies together, `policy` is empty, and `seed` too where there are several.
+    """
+
+    def __init__(self, folder: Path, stage: str, update: int, env_steps: int, population: Population):
+        self.folder, self.stage, self.path, self.population = folder, stage, folder / "metrics.csv", population
         # Events are drawn over environment steps; a resumed stage drops what came after its checkpoint.
         self._purge = env_steps + 1
         self._rows = _read_rows(self.path, stage, update)
         self._names: list[str] = []
         self._writer: Events | None = None
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> MetricsLog:
         if self._rows:
             self._names = list(self._rows[0])
             self._rewrite()
@@ -106,19 +141,57 @@ class Log:
 
     def write(
         self,
-        used: Sequence[Mapping[str, int | float]],
-        seeds: Sequence[int],
-        rows: Sequence[dict[str, float]],
+        used: Sequence[Counts],
+        rows: Sequence[Mapping[str, float]],
         pictures: Mapping[str, Float[Tensor, "P H W"]] = MappingProxyType({}),
     ) -> None:
         """One row for each policy; `used` are the stage's counts and clocks. Pictures are for TensorBoard only."""
-        for place, (seed, counts, row) in enumerate(zip(seeds, used, rows, strict=True)):
-            full = {"stage": self.stage, "seed": seed, **counts, **row}
-            self._append(full)
+        labels = self.population.labels
+        for place, ((seed, member), counts, row) in enumerate(zip(labels, used, rows, strict=True)):
+            full = {"stage": self.stage, "seed": seed, "policy": member, **counts, **row}
             own = {name: picture[place] for name, picture in pictures.items()}
-            self._draw(full, own, f"seed={seed}/" if len(seeds) > 1 else "")
+            self._append(full)
+            self._draw(full, own, self._prefix(seed, member))
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def write_findings(self, used: Sequence[Counts], findings: Mapping[str, float | Tensor]) -> None:
+        """A probe's findings: numbers in one row about all policies, tensors [P] in a row for each policy.
+
+        Raises InputError for a tensor of another size.
+        """
+        by_policy = {name: x for name, x in findings.items() if isinstance(x, Tensor) and x.dim() > 0}
+        together = {name: float(x) for name, x in findings.items() if name not in by_policy}
+        if together:
+            self._write_together(used, together)
+        if by_policy:
+            table = {name: self._by_policy(name, x) for name, x in by_policy.items()}
+            rows = [{name: values[p] for name, values in table.items()} for p in range(len(self.population))]
+            self.write(used, rows)
+
+    def _write_together(self, used: Sequence[Counts], row: Mapping[str, float]) -> None:
+        """One row about all policies, with the counts that they have in common."""
+        if len(self.population) == 1:
+            self.write(used, [row])
+            return
+        seeds = self.population.seeds
+        shared = {name: value for name, value in used[0].items() if all(each[name] == value for each in used)}
+        seed = seeds[0] if len(seeds) == 1 else ""
+        full = {"stage": self.stage, "seed": seed, "policy": "", **shared, **row}
+        self._append(full)
+        self._draw(full, {}, "")
+
+    def _by_policy(self, name: str, x: Float[Tensor, " *P"]) -> list[float]:
+        policies = len(self.population)
+        if x.shape != (policies,):
+            raise InputError(
+                f"A probe found {name} of shape {list(x.shape)}, and {policies} policies are trained. Give a number, "
+                "or a tensor with one value for each policy."
+            )
+        return x.tolist()
+
+    def _prefix(self, seed: int, member: int) -> str:
+        return tag_prefix(self.population.seeds, range(self.population.members), seed, member)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
         text = {name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()}
         self._rows.append(text)
         new = [name for name in text if name not in self._names]
@@ -142,7 +215,7 @@ class Log:
         writer.writerows(self._rows)
         write_atomically(self.path, text.getvalue())
 
-    def _draw(self, row: dict[str, Any], pictures: Mapping[str, Float[Tensor, "H W"]], prefix: str) -> None:
+    def _draw(self, row: Mapping[str, Any], pictures: Mapping[str, Float[Tensor, "H W"]], prefix: str) -> None:
         if self._writer is None:
             self._writer = events_writer(self.folder, self.stage, self._purge)
         draw_row(self._writer, row, prefix)
@@ -207,7 +280,7 @@ def draw_row(events: Events, row: Mapping[str, Any], prefix: str = "") -> None:
     values = [
         Summary.Value(tag=f"{prefix}{name}", simple_value=float(value))
         for name, value in row.items()
-        if name not in ("stage", "seed", "updates", "env_steps") and value != "" and math.isfinite(float(value))
+        if name not in NOT_DRAWN and value != "" and math.isfinite(float(value))
     ]
     events.append(Event(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values)))
 
@@ -243,7 +316,10 @@ def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv: one that a crash cut short is left out. Raises InputError for another file."""
+    """The whole rows of a metrics.csv: one that a crash cut short is left out. Raises InputError for another file.
+
+    Files written before there were members of a seed have no column `policy`; it is then 0.
+    """
     try:
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
@@ -253,7 +329,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise InputError(_damaged(path, str(error))) from error
     if rows and not {"stage", "seed", "updates", "env_steps"} <= set(names or ()):
         raise InputError(_damaged(path, "its first line does not name the columns"))
-    return [row for row in rows if row["updates"].isdigit()]
+    return [_with_policy(row) for row in rows if row["updates"].isdigit()]
+
+
+def _with_policy(row: dict[str, str]) -> dict[str, str]:
+    """The row with the column `policy`, after stage and seed."""
+    if "policy" in row:
+        return row
+    return {"stage": row["stage"], "seed": row["seed"], "policy": "0", **row}
 
 
 def _damaged(path: Path, how: str) -> str:

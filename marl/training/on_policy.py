@@ -81,7 +81,7 @@ def train(
     build_learner: Callable[[Any, Run, EnvSpec, Any, int], Learner] = actor_critic,
     source: type[OnPolicy] = OnPolicy,
 ) -> Any:
-    """The trained policy that build(config, spec, streams) makes; P of them for a run with P seeds.
+    """The trained policy that build(config, spec, streams) makes; P of them for a run of P policies.
 
     build_learner(config, run, spec, policy, updates) gives what improves it, from the batches of such a source.
     """
@@ -101,7 +101,7 @@ def train(
         segment=config.learner.sequence_length,
         discount=per_channel(config.learner.discount, len(env.spec.channels)).to(run.device),
         streams=run.streams("actions"),
-        seeds=run.stage_seeds("train"),
+        seeds=run.stage_seeds(STAGE),
     )
     with closing(env), compiled(config.compile, *_pure(env, policy, learner)):
         run.fit(STAGE, learner, batches, updates, cpu_seconds=config.train.cpu_seconds)

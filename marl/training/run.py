@@ -20,8 +20,9 @@ from marl.output.console import TrainingDisplay, console
 from marl.output.report import versions, write_atomically
 from marl.training.checkpoints import checkpoints, load_checkpoint, load_newest
 from marl.training.folders import refuse_used_folder, sole_trainer
-from marl.training.metrics_log import Log
-from marl.training.stage import Probe, Source, Stage, check_finite, summary
+from marl.training.metrics_log import MetricsLog
+from marl.training.population import Population
+from marl.training.stage import Budget, Probe, Source, Stage, check_finite, summary
 
 L = TypeVar("L", bound=Learner)
 LOGGED_ROWS = 500  # rows of metrics.csv that a stage aims for
@@ -30,26 +31,28 @@ LOGGED_ROWS = 500  # rows of metrics.csv that a stage aims for
 class Run:
     """One folder of results. The same config and seed give the same numbers on the same kind of processor.
 
-    seeds: one for each policy trained at once. Everything random belongs to a named stage and follows from (seed,
-    name), so that what one stage draws never depends on another.
+    It trains P = seeds x members policies at once, seed-major: several seeds are trained as one and then part ways, the
+    members of a seed are one result, such as a front or a population. members: of each stage that does not say
+    otherwise. Everything random belongs to a named purpose and follows from (seed, name, member) only: what one stage
+    draws never depends on another, nor a member on how many others there are.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None):
+    def __init__(self, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None, members: int = 1):
         self.folder = folder
         self.config: Any = config
-        self.seeds = tuple(seeds) if seeds is not None else (config.seed,)
+        self.population = Population((config.seed,) if seeds is None else tuple(seeds), members)
         self.device = pick_device(config.device)
         self.begun = self._is_new = False
         torch.set_num_threads(config.threads)
 
     @classmethod
-    def create(cls, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None) -> Run:
+    def create(cls, folder: Path, config: RunConfig, seeds: Sequence[int] | None = None, members: int = 1) -> Run:
         """A run that will begin in a new folder. Raises InputError where the folder already holds one.
 
         Nothing is written before there is something to keep: a config from which nothing can be built takes no folder.
         """
         refuse_used_folder(folder)
-        run = cls(folder, config, seeds)
+        run = cls(folder, config, seeds, members)
         run._is_new = True
         return run
 
@@ -83,17 +86,25 @@ class Run:
         return cls(folder, resolve(read_yaml(path), overrides or {}, saved=True))
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that are trained as one, or the only one."""
+        return self.population.seeds
+
+    @property
     def policies(self) -> int:
-        """P, the policies trained at once."""
-        return len(self.seeds)
+        """P, the policies of a stage that says nothing else."""
+        return len(self.population)
 
-    def stage_seeds(self, name: str) -> list[int]:
-        """A seed for each policy, for one named purpose."""
-        return [stage_seed(seed, name) for seed in self.seeds]
+    def stage_seeds(self, name: str, members: int | None = None) -> list[int]:
+        """A seed for each policy, for one named purpose; `members` of each of the run's seeds where given."""
+        return [stage_seed(seed, name, member) for seed, member in self._population(members).labels]
 
-    def streams(self, name: str, device: torch.device | str | None = None) -> Streams:
-        """Random numbers for one named purpose."""
-        return Streams(self.stage_seeds(name), self.device if device is None else device)
+    def streams(self, name: str, members: int | None = None, device: torch.device | str | None = None) -> Streams:
+        """Random numbers for one named purpose, a generator for each policy: `members` of each seed where given."""
+        return Streams(self.stage_seeds(name, members), self.device if device is None else device)
+
+    def _population(self, members: int | None) -> Population:
+        return self.population if members is None else Population(self.seeds, members)
 
     def fit(
         self,
@@ -103,49 +114,55 @@ class Run:
         updates: int,
         probes: Sequence[Probe] = (),
         cpu_seconds: float | None = None,
+        members: int | None = None,
     ) -> L:
         """Train: one batch, one update, until `updates` are done or `cpu_seconds` of processor time are used.
 
-        Resumes from the stage's newest checkpoint; a finished stage returns at once, learner and probes as at its end,
-        unless its budget was raised since. Raises ConcordError for a loss that is no number; the last good checkpoint
-        stays.
+        members: the policies of each seed that this stage trains, where they are others than the run's; the source's
+        batches must hold so many. Resumes from the stage's newest checkpoint; a finished stage returns at once, learner
+        and probes as at its end, unless its budget was raised since. Raises ConcordError for a loss that is no number;
+        the last good checkpoint stays.
         """
         self.begin()
+        budget = Budget(updates, cpu_seconds)
+        population = self._population(members)
         stage = Stage(
-            self.folder, name, self.config, learner, source, probes, policies=self.policies, device=self.device
+            self.folder, name, self.config, learner, source, probes, population=population, device=self.device
         )
-        if stage.restore(updates, cpu_seconds):
+        if stage.restore(budget):
             return learner
         with (
             sole_trainer(self.folder),
             TrainingDisplay(name, updates, stage.update) as display,
-            Log(self.folder, name, stage.update, stage.env_steps) as log,
+            MetricsLog(self.folder, name, stage.update, stage.env_steps, population) as log,
         ):
-            tally = stage.tally
-            log_every = max(1, updates // LOGGED_ROWS)
-            for batch in source if stage.goes_on(updates, cpu_seconds) else ():
-                terms = learner.update(batch)
-                stage.count(batch)
-                tally.add(terms, batch)
-                if self.device.type == "cpu":
-                    check_finite(terms, stage.update)
-                for probe in probes:
-                    if stage.update % probe.every == 0:
-                        log.write(stage.used(), self.seeds, [probe(stage.update, learner)] * self.policies)
-                over = not stage.goes_on(updates, cpu_seconds)
-                if stage.update % log_every == 0 or over:
-                    check_finite(terms, stage.update)
-                    rows, pictures = tally.read()
-                    log.write(stage.used(), self.seeds, rows, pictures)
-                    display.advance(stage.update, summary(stage, rows))
-                else:
-                    display.advance(stage.update)
-                if stage.due(self.config.train.save_seconds):
-                    stage.save(finished=False)
-                if over:
-                    break
+            if stage.goes_on(budget):
+                self._train(stage, budget, log, display)
         stage.save(finished=True)
         return learner
+
+    def _train(self, stage: Stage, budget: Budget, log: MetricsLog, display: TrainingDisplay) -> None:
+        """Learn batch by batch while there is budget. Rows are written before the checkpoint that follows them."""
+        log_every = max(1, budget.updates // LOGGED_ROWS)
+        for batch in stage.source:
+            terms = stage.learn(batch)
+            if self.device.type == "cpu":
+                check_finite(terms, stage.update)
+            for probe in stage.probes:
+                if stage.update % probe.every == 0:
+                    log.write_findings(stage.used(), probe(stage.update, stage.learner))
+            over = not stage.goes_on(budget)
+            if stage.update % log_every == 0 or over:
+                check_finite(terms, stage.update)
+                rows, pictures = stage.tally.read()
+                log.write(stage.used(), rows, pictures)
+                display.advance(stage.update, summary(stage, rows))
+            else:
+                display.advance(stage.update)
+            if stage.due(self.config.train.save_seconds):
+                stage.save(finished=False)
+            if over:
+                return
 
     def once(self, name: str, function: Callable[[], Any]) -> Any:
         """The JSON value that `function` gives, computed once and kept.
@@ -161,14 +178,18 @@ class Run:
         return json.loads(text)
 
     def used(self, name: str) -> dict[str, int | float]:
-        """What a finished stage took: env_steps, agent_steps, wall_seconds, cpu_seconds, updates.
+        """Costs of a finished stage: updates, env_steps, total_env_steps, agent_steps, wall_seconds, cpu_seconds.
 
-        cpu_seconds are those of the process that learns: workers that step PettingZoo environments are not counted.
+        Steps are those of the first policy, and total_env_steps those of all members. cpu_seconds are those of the
+        process that learns: workers that step PettingZoo environments are not counted.
         """
         newest = checkpoints(self.folder / "checkpoints" / name)
         if not newest:
             raise InputError(f"{self.folder} has no stage {name} yet; `concord resume {self.folder}` continues it.")
-        used: dict[str, int | float] = load_checkpoint(newest[-1])["used"][0]
+        every: list[dict[str, int | float]] = load_checkpoint(newest[-1])["used"]
+        used = dict(every[0])
+        # Checkpoints from before there were members lack it.
+        used.setdefault("total_env_steps", used["env_steps"])
         return used
 
     def unfinished(self, name: str) -> str | None:
@@ -187,9 +208,14 @@ class Run:
         return state
 
 
-def stage_seed(seed: int, name: str) -> int:
-    """The seed of one named purpose: a function of the run's seed and the name only."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1, np.uint64)[0] >> 1)
+def stage_seed(seed: int, name: str, member: int = 0) -> int:
+    """The seed of one named purpose: a function of the run's seed, the name and the member's number only.
+
+    Member 0 has the seed that a run of one policy has; the others' are spawned from it.
+    """
+    entropy = [seed, zlib.crc32(name.encode())]
+    spawned = np.random.SeedSequence(entropy, spawn_key=(member,) if member else ())
+    return int(spawned.generate_state(1, np.uint64)[0] >> 1)
 
 
 def pick_device(name: str) -> torch.device:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ from marl.learning.learner import Learner
 from marl.output.console import in_words
 from marl.training.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
 from marl.training.metrics_log import Tally
+from marl.training.population import Population
 
 # What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged. Seeds trained as one
 # share their checkpoints.
@@ -46,14 +48,22 @@ class Probe(Protocol):
 
     every: int
 
-    def __call__(self, update: int, learner: Any) -> dict[str, float]:
-        """Look at the learner; gives what to log."""
+    def __call__(self, update: int, learner: Any) -> Mapping[str, float | Tensor]:
+        """Look at the learner; gives what to log: numbers about all policies, or tensors [P], a value for each."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many updates, or fewer where `cpu_seconds` of processor time are used before."""
+
+    updates: int
+    cpu_seconds: float | None = None
 
 
 class Stage:
@@ -71,52 +81,55 @@ class Stage:
         source: Source,
         probes: Sequence[Probe],
         *,
-        policies: int,
+        population: Population,
         device: torch.device,
     ):
         self.run_folder, self.name, self.config, self.device = folder, name, config, device
         self.learner, self.source, self.probes = learner, source, probes
         self.folder = folder / "checkpoints" / name
+        self.population = population
         self.update, self.env_steps = 0, 0
-        self.agent_steps = torch.zeros(policies, dtype=torch.float64, device=device)
-        self.tally = Tally(policies)
+        self.agent_steps = torch.zeros(len(population), dtype=torch.float64, device=device)
+        self.tally = Tally(len(population))
         self._wall, self._cpu = time.monotonic(), time.process_time()
         self._wall_before = self._cpu_before = 0.0
         self._saved = time.monotonic()
 
-    def restore(self, updates: int, cpu_seconds: float | None) -> bool:
-        """Load the newest checkpoint, if there is one; says whether the stage is done, with nothing to go on for."""
-        found = checkpoints(self.folder)
-        if not found:
+    def restore(self, budget: Budget) -> bool:
+        """Load the newest checkpoint, if there is one; True where the stage is done, with nothing to go on for."""
+        kept = checkpoints(self.folder)
+        if not kept:
             return False
-        state = load_checkpoint(found[-1], self.device)
+        state = load_checkpoint(kept[-1], self.device)
         self._require_same_config(state.get("config", {}))
         try:
             self._load(state)
-            if state["finished"] and not self.goes_on(updates, cpu_seconds):
+            if state["finished"] and not self.goes_on(budget):
                 return True
             self.source.load_state_dict(state["source"])
         except ConcordError:
             raise
         except Exception as error:
             raise InputError(
-                f"The checkpoint {found[-1]} does not fit what the recipe builds: {in_words(error)} Undo what has "
+                f"The checkpoint {kept[-1]} does not fit what the recipe builds: {in_words(error)} Undo what has "
                 "changed since it was written, in the recipe or its environment; nothing saved is lost."
             ) from error
         return False
 
     def _load(self, state: dict[str, Any]) -> None:
+        used = state["used"]
+        self.population.require(len(used), self.name)
         self.learner.load_state_dict(state["learner"])
         for probe, saved in zip(self.probes, state["probes"], strict=True):
             probe.load_state_dict(saved)
         self.tally.load_state_dict(state["tally"])
-        used = state["used"]
         self.update, self.env_steps = int(used[0]["updates"]), int(used[0]["env_steps"])
-        self.agent_steps += torch.tensor([each["agent_steps"] for each in used]).to(self.agent_steps)
+        agent_steps = [each["agent_steps"] for each in used]
+        self.agent_steps += torch.tensor(agent_steps).to(self.agent_steps)
         self._wall_before, self._cpu_before = used[0]["wall_seconds"], used[0]["cpu_seconds"]
 
     def _require_same_config(self, before: dict[str, Any]) -> None:
-        """What was learned under one config does not go on under another, except for what cannot matter."""
+        """Raise InputError where the config differs from that of the checkpoint in something that matters."""
         now, before = flatten(self.config.model_dump(mode="json")), flatten(before)
         changed = [
             f"{key} is {now[key]!r}, was {before[key]!r}"
@@ -129,15 +142,21 @@ class Stage:
                 f"{'; '.join(changed)}. A run goes on only as it began: undo that, or begin another run."
             )
 
-    def goes_on(self, updates: int, cpu_seconds: float | None) -> bool:
-        """Whether there is budget left."""
-        return self.update < updates and (cpu_seconds is None or self.cpu_seconds < cpu_seconds)
+    def goes_on(self, budget: Budget) -> bool:
+        """True while there is budget left."""
+        in_time = budget.cpu_seconds is None or self.cpu_seconds < budget.cpu_seconds
+        return self.update < budget.updates and in_time
 
-    def count(self, batch: Batch) -> None:
-        """One more update."""
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """One update, which is counted; gives the learner's terms. Raises InputError for another number of policies."""
+        self.population.require(batch.policies, self.name)
+        terms = self.learner.update(batch)
         self.update += 1
         self.env_steps += batch.steps * batch.rows
-        self.agent_steps = self.agent_steps + batch.obs.alive.view(batch.policies, -1).sum(1)
+        alive = batch.obs.alive.view(batch.policies, -1)
+        self.agent_steps = self.agent_steps + alive.sum(1)
+        self.tally.add(terms, self.learner.outcome(batch))
+        return terms
 
     @property
     def cpu_seconds(self) -> float:
@@ -150,15 +169,20 @@ class Stage:
         return self._wall_before + time.monotonic() - self._wall
 
     def used(self) -> list[dict[str, int | float]]:
-        """Counts and clocks, for each policy."""
+        """Counts and clocks, for each policy. Steps are its own; `total_env_steps` are those of all its seed's members.
+
+        Seeds that are trained as one count as they would alone.
+        """
+        counts: dict[str, int | float] = {
+            "updates": self.update,
+            "env_steps": self.env_steps,
+            "total_env_steps": self.env_steps * self.population.members,
+        }
         clocks = {"wall_seconds": self.wall_seconds, "cpu_seconds": self.cpu_seconds}
-        return [
-            {"updates": self.update, "env_steps": self.env_steps, "agent_steps": agent_steps, **clocks}
-            for agent_steps in self.agent_steps.tolist()
-        ]
+        return [{**counts, "agent_steps": agent_steps, **clocks} for agent_steps in self.agent_steps.tolist()]
 
     def due(self, seconds: float) -> bool:
-        """Whether it is time to save."""
+        """True where it is time to save."""
         return time.monotonic() - self._saved > seconds
 
     def save(self, finished: bool) -> None:
@@ -181,16 +205,20 @@ class Stage:
 
 
 def summary(stage: Stage, rows: Sequence[dict[str, float]]) -> str:
-    """How it goes, in a line: steps, speed and return."""
+    """Progress in a line: steps, speed and return."""
     speed = stage.env_steps / max(stage.wall_seconds, 1e-9)
-    returns = [row["return_per_agent"] for row in rows if math.isfinite(row.get("return_per_agent", math.nan))]
+    returns = [row.get("return_per_agent", math.nan) for row in rows]
+    returns = [value for value in returns if math.isfinite(value)]
     shown = f"  return/agent {np.mean(returns):8.2f}" if returns else ""
     return f"{stage.env_steps:>10,} steps  {speed:>9,.0f}/s{shown}"
 
 
 def check_finite(terms: dict[str, Tensor], update: int) -> None:
     """Raise ConcordError, naming the terms, where one is no number."""
-    if not terms or bool(torch.stack([term.sum() for term in terms.values()]).isfinite().all()):
+    if not terms:
+        return
+    sums = torch.stack([term.sum() for term in terms.values()])
+    if bool(sums.isfinite().all()):
         return
     bad = [name for name, term in terms.items() if not bool(term.isfinite().all())]
     raise ConcordError(
@@ -202,17 +230,21 @@ def check_finite(terms: dict[str, Tensor], update: int) -> None:
 
 def refuse_nan(state: Tree, update: int) -> None:
     """Raise ConcordError where a tensor of the state holds a number that is none."""
-    leaves: list[Tensor] = []
-
-    def gather(tree: Any) -> None:
-        if isinstance(tree, Tensor):
-            leaves.append(tree)
-        for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
-            gather(value)
-
-    gather(state)
-    if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in leaves):
+    reals = [leaf for leaf in _leaves(state) if leaf.is_floating_point()]
+    if not all(bool(leaf.isfinite().all()) for leaf in reals):
         raise ConcordError(
             f"Training stopped at update {update}: a parameter became NaN or infinite. The last good checkpoint is "
             "kept. Usual cause: a learning rate too high (learner.learning_rate)."
         )
+
+
+def _leaves(tree: Tree) -> Iterator[Tensor]:
+    """All tensors of a state."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _leaves(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _leaves(value)

@@ -19,7 +19,6 @@ from marl.algorithms.bnpg import Config, recipe
 from marl.algorithms.bnpg.distillation import Classroom, Distillation, Lessons
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.commands.evaluate import evaluate_folder
-from marl.commands.stacking import take_policy
 from marl.config.load import resolve
 from marl.evaluation.plots import read_curve
 from marl.learning.actor_critic import LearnerConfig
@@ -29,6 +28,7 @@ from marl.learning.rollout import OnPolicy
 from marl.models.distributions import IndependentCategorical
 from marl.models.policies import IndependentPolicy
 from marl.training.checkpoints import checkpoints, load_checkpoint
+from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 
 SMALL = {"network": {"hidden": (16,)}, "share": "none"}

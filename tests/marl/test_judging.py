@@ -52,7 +52,7 @@ def test_a_swarm_without_control_is_reported_beside(tmp_path: Path) -> None:
         metrics["above_zero_action"].value
         == metrics["return_per_agent"].value - metrics["zero_action/return_per_agent"].value
     )
-    with pytest.raises(InputError, match=r"evaluation\.idle plays the action 0"):
+    with pytest.raises(InputError, match=r"evaluation\.zero_action plays the action 0"):
         run_training(resolve({**raw, "env": {"world": "envs.swarm:SIS"}}, settings), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -31,12 +32,13 @@ from envs.games import Constant
 from envs.particles import SimpleSpread, SpeakerListener
 from envs.world import TensorEnv, Transition, World
 from marl.learning.actor_critic import ActorCritic
-from marl.learning.batch import Batch
+from marl.learning.batch import Batch, with_reward
 from marl.learning.learner import Chain, Kept, Learner, Stateful, find_part, per_channel
 from marl.learning.losses import clipped_surrogate
 from marl.learning.optimizers import DECAY
 from marl.learning.returns import gae
 from marl.learning.scalarization import Normalized, Own, Scalarization, Team
+from marl.training.metrics_log import Tally
 
 RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "sequence_length": 4}
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
@@ -663,3 +665,60 @@ def test_without_normalization_advantages_keep_their_units() -> None:
     plain, normal = advantages(normalize_advantages=False), advantages()
     torch.testing.assert_close((plain - plain.mean()) / plain.std(correction=0), normal, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(plain, normal, atol=0.1)
+
+
+class Paying(Learner):
+    """Pays a channel anew, a skill's reward for instance; leaves the outcome as it was, as nobody should."""
+
+    def __init__(self, channel: int):
+        self.channel = channel
+        self.seen: list[Any] = []
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        self.seen.append(batch.outcome)
+        return {}
+
+    def relabel(self, batch: Batch) -> Batch:
+        reward = batch.reward.clone()
+        reward[..., self.channel] = reward[..., self.channel] + 1
+        return dataclasses.replace(batch, reward=reward)
+
+    def parts(self) -> dict[str, Stateful | None]:
+        return {}
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+def test_no_outcome_tells_of_a_channel_that_was_relabeled(channel: int) -> None:
+    first, last = Paying(channel), Paying(channel)
+    chain = Chain({"first": first, "last": last})
+    batch = next(iter(build(Mortals(), seeds=(0, 1)).source))
+    raw = batch.outcome
+    assert raw is not None
+    chain.update(batch)
+    assert first.seen == [raw], "before anything is relabeled"
+    (after,) = last.seen
+    other = 1 - channel
+    for found in (after, chain.outcome(batch), chain.relabel(batch).outcome):
+        for name in ("discounted", "total"):
+            returns = getattr(found, name)
+            assert bool(returns[..., channel].isnan().all())
+            assert torch.equal(returns[..., other], getattr(raw, name)[..., other])
+        assert torch.equal(found.length, raw.length)
+    tally = Tally(2)
+    tally.add({}, chain.outcome(batch))
+    rows, _ = tally.read()
+    assert [row["return_per_agent"] for row in rows] == pytest.approx(raw.total[..., other].mean(1).tolist())
+    both = Chain({"first": Paying(0), "last": Paying(1)})
+    both.update(batch)
+    tally.add({}, both.outcome(batch))
+    assert all(math.isnan(row["return_per_agent"]) for row in tally.read()[0]), "nothing is known"
+
+
+def test_where_nothing_is_relabeled_the_outcome_is_the_environment_s() -> None:
+    small = build(Mortals())
+    batch = next(iter(small.source))
+    assert small.learner.outcome(batch) is batch.outcome
+    chain = Chain({"only": small.learner})
+    chain.update(batch)
+    assert chain.outcome(batch) is batch.outcome
+    assert with_reward(batch, batch.reward[..., :1]).outcome is None, "other channels"

@@ -28,7 +28,7 @@ def test_a_tally_saved_in_the_middle_reads_the_same() -> None:
             first = Tally(2)
             first.load_state_dict(state)
         for tally in (whole, first):
-            tally.add({**terms, "map": torch.full((2, 3, 4), float(update))}, batch)
+            tally.add({**terms, "map": torch.full((2, 3, 4), float(update))}, batch.outcome)
     (rows, pictures), (wanted, shown) = first.read(), whole.read()
     assert rows == wanted
     assert "map" not in rows[0], "a picture is no column"

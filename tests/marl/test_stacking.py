@@ -17,11 +17,11 @@ from envs.core import Streams, Tree, tree_map
 from envs.particles import SpeakerListener
 from envs.world import World
 from marl.algorithms.mappo import recipe
-from marl.commands.stacking import take_policy
 from marl.config.load import resolve
 from marl.learning.batch import Batch, minibatches, segment_rows
 from marl.learning.scalarization import Team
 from marl.training.checkpoints import checkpoints, load_checkpoint
+from marl.training.policy_rows import take_from_checkpoint
 from marl.training.run import Run
 
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
@@ -64,7 +64,7 @@ def test_each_of_five_policies_acts_learns_and_saves_as_it_would_alone(name: str
         return {**copy.deepcopy(state), "used": [{**counts, "agent_steps": 10.0 * p} for p in range(5)]}
 
     for p, single in enumerate(alone):
-        part = take_policy(saved(together), p, len(SEEDS))
+        part = take_from_checkpoint(saved(together), p, len(SEEDS))
         wanted_counts = {"wall_seconds": 5.0, "cpu_seconds": 1.0, "env_steps": 64, "agent_steps": 10.0 * p}
         assert part.pop("used") == [wanted_counts]
         wanted = saved(single)
@@ -83,7 +83,7 @@ def test_a_policy_taken_from_five_continues_alone() -> None:
         "source": together.source.state_dict(),
         "used": [dict.fromkeys(("wall_seconds", "cpu_seconds"), 1.0)] * 5,
     }
-    part = take_policy(copy.deepcopy(state), 2, len(SEEDS))
+    part = take_from_checkpoint(copy.deepcopy(state), 2, len(SEEDS))
     alone = build(Mortals(), 4)
     alone.learner.load_state_dict(part["learner"])
     alone.source.load_state_dict(part["source"])

@@ -34,6 +34,7 @@ from marl.learning.optimizers import Stacked, build_optimizer
 from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import choosing
 from marl.models.policies import IndependentPolicy
+from marl.training import on_policy
 from marl.training.environments import make_env
 from marl.training.on_policy import ActorCriticConfig, compiled
 from marl.training.run import Run, env_steps_to_updates
@@ -149,7 +150,7 @@ class Distillation(Learner):
 
 
 def distill(teacher: BayesianPolicy, config: ActorCriticConfig, settings: DistillConfig, run: Run) -> IndependentPolicy:
-    """Independent agents that have learned from the network; P of them for a run with P seeds."""
+    """Independent agents that have learned from the network; P of them for a run of P policies."""
     env = make_env(
         config.env,
         num_envs=run.policies * config.env.num_envs,
@@ -157,7 +158,7 @@ def distill(teacher: BayesianPolicy, config: ActorCriticConfig, settings: Distil
         restart_episodes=config.resume.restart_episodes,
     )
     student = IndependentPolicy(env.spec, config.policy, run.streams("student"))
-    taught = int(run.used("train")["updates"])
+    taught = int(run.used(on_policy.STAGE)["updates"])
     streams = run.streams("distill/minibatches")
     learner = Distillation(teacher, student, config.learner, streams, taught)
     source = OnPolicy(
