@@ -98,7 +98,7 @@ def swept_key(points: Sequence[dict[str, Any]]) -> str:
 
 
 def summarize(curve: Curve) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
-    """Metrics `<setting>=<value>/<metric>`, and of a swarm `limit_fit/…`; tables `along`, a row a point, and `notes`."""
+    """Metrics `<setting>=<value>/<metric>`, and of a swarm `limit_fit/…`; tables `along`, a row a point, `notes`."""
     metrics = {
         f"{curve.name}={yaml_text(point.value)}/{name}": metric
         for point in curve.points
