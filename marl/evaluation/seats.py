@@ -61,7 +61,7 @@ class Seats:
     def keep(self, playing: Bool[Tensor, " E"]) -> None:
         """Ask from now on about these rows only; none that left before may be among them."""
         here = playing[self.rows]
-        if not isinstance(self.actor, KeepsRows):
+        if not (isinstance(self.actor, KeepsRows) and self.actor.keeps_rows):
             left = here.sum(1).tolist()
             # Rows that play come first, in their order, then as many of the others as another policy has more.
             order = (~here).int().argsort(dim=1, stable=True)[:, : max(left)]
