@@ -26,8 +26,8 @@ RETURN = "evaluation/return_per_agent"
 class EvaluationProbe:
     """A Probe: every `evaluation.every` updates, what P policies earn, each with its best parameters so far.
 
-    Every evaluation plays the same `evaluation.during_episodes` episodes, from a seed of its own, so that training draws
-    the same with it and without. actor: what is executed of the policy. `best` is the policy's state, each of P
+    Every evaluation plays `evaluation.during_episodes` episodes from one seed of its own, so that training draws the
+    same with it and without. actor: what is executed of the policy. `best` is the policy's state, each of P
     policies as it was when it earned most; None before the first evaluation.
     """
 
