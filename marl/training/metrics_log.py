@@ -59,15 +59,16 @@ class Tally:
         """A row for each policy, in which returns are missing where no episode ended; and the pictures."""
         columns: dict[str, Tensor] = {}
         if self._outcomes:
-            weight, length, total = (
+            weight, length, total, discounted = (
                 torch.stack([getattr(outcome, name) for outcome in self._outcomes])
-                for name in ("episodes", "length", "total")
+                for name in ("episodes", "length", "total", "discounted")
             )
             count = weight.sum(0)
             per_agent = total.sum(-1)  # [U,P,N]: a return of many channels is their sum
             for name, x in (
                 ("return_per_agent", per_agent.mean(-1)),
                 ("return_team", per_agent.sum(-1)),
+                ("discounted_return_per_agent", discounted.sum(-1)),
                 ("episode_length", length),
             ):
                 columns[name] = (x * weight).sum(0) / count
