@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from recsys.bandit.importance_weights import HALF, LOGGED, WEIGHT
+from recsys.bandit.importance_weights import HALF, WEIGHT
 from recsys.bandit.scan import Place, Sums
 from recsys.bandit.verdict_facts import judge
 from recsys.statistics.intervals import ClusterSums, student_t
+from recsys.statistics.methods import LOGGED
 from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
 
 ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}

@@ -26,12 +26,14 @@ _BEYOND = (pl.UInt64, pl.Int128)
 
 @dataclass(frozen=True)
 class Columns:
-    """What a log calls its columns. None and () are what it does not have.
+    """The names of a log's columns. None and () are what it does not have.
 
     propensity: None where nobody kept it (`recsys.bandit.fitted_propensities`). user: whose rows belong together, and
     are drawn together by a bootstrap. episode, step: checked to occur once. multiplicity: how many rows a row stands
     for, where a log was thinned. segments: results are told for each of their values. context: handed to policies and
-    reward models.
+    reward models. state: a discrete column that tells what matters of a step, for values of sessions.
+
+    Configs name the same columns (`recsys.logs.config`, `recsys.sequential.config`).
     """
 
     action: str
@@ -44,6 +46,7 @@ class Columns:
     multiplicity: str | None = None
     segments: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
+    state: str | None = None
 
     def numbers(self) -> list[str]:
         """Those that must hold real numbers."""
@@ -51,8 +54,10 @@ class Columns:
 
     def named(self) -> list[str]:
         """All columns that are read, each once."""
-        single = [self.action, self.propensity, self.position, self.user, self.episode, self.step, self.multiplicity]
-        return list(dict.fromkeys(name for name in (*single, *self.rewards, *self.segments, *self.context) if name))
+        single = [self.action, self.propensity, self.position, self.user]
+        single += [self.episode, self.step, self.multiplicity, self.state]
+        every = (*single, *self.rewards, *self.segments, *self.context)
+        return list(dict.fromkeys(name for name in every if name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -238,6 +238,15 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
             f"at all alike; got an array {list(table.shape)}."
         )
     return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
+
+
+def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> list[Policy]:
+    """All policies to evaluate, those given by name as `policy_of` makes them. Raises InputError for none."""
+    if isinstance(policies, Mapping):
+        policies = [policy_of(what, log, name) for name, what in policies.items()]
+    if not policies:
+        raise InputError("There is nothing to evaluate: give at least one policy.")
+    return list(policies)
 
 
 def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np.ndarray, "n K"]:

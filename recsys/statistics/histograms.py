@@ -45,23 +45,23 @@ def histograms(
     return Histograms(joint.sum(2), joint.sum(1))
 
 
-def weight_table(found: Mapping[str, Histograms]) -> list[dict[str, Any]]:
+def weight_table(drawn: Mapping[str, Histograms]) -> list[dict[str, Any]]:
     """By policy, for each bin with any rows: low ≤ w < high (both 0 for w = 0), its rows, its shares of rows and of
     all weight.
     """
     edges = [(0.0, 0.0), *_edges(WEIGHT_BINS - 1)]
     edges[-1] = (edges[-1][0], math.inf)
-    return [row for policy, of in found.items() for row in _table(policy, edges, of.weights)]
+    return [row for policy, of in drawn.items() for row in _table(policy, edges, of.weights)]
 
 
-def overlap_table(found: Mapping[str, Histograms]) -> list[dict[str, Any]]:
+def overlap_table(drawn: Mapping[str, Histograms]) -> list[dict[str, Any]]:
     """By policy, for each bin of propensities with any rows: low, high, its rows, its shares of rows and of weight.
 
     The share of weight estimates how often the target shows what was logged with such a propensity.
     """
     edges = _edges(PROPENSITY_BINS)
     edges[-1] = (1.0, 1.0)
-    return [row for policy, of in found.items() for row in _table(policy, edges, of.overlap)]
+    return [row for policy, of in drawn.items() for row in _table(policy, edges, of.overlap)]
 
 
 def _octave(x: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
