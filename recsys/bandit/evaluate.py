@@ -97,7 +97,7 @@ def evaluate(
     """Metrics `<signal>/<policy>/<estimator>` and tables of differences, verdicts, what to read, and segments.
 
     A row counts as one decision; `evaluate_sessions` is for what whole episodes earn. policies: by name what
-    `policies.policy_of` makes one of, or policies. logger: what is known of who logged. The reward model takes a scan
+    `recsys.policies.base.policy_of` makes one of, or policies. logger: what is known of who logged. The reward model takes a scan
     of its own and `mrdr` one for each policy; all the rest takes one together.
     """
     settings = EvaluationSettings(

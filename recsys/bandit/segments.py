@@ -1,4 +1,4 @@
-"""What the log says of each segment, with care for there being many of them."""
+"""Estimates in each segment of a log, with care for there being many of them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def segments(
     verdicts = {place: judge(of, estimates_of(of), [facts[place.policy]] * len(signals)) for place, of in sums.items()}
     rows = []
     for family in _families(sums).values():
-        found = [_rows(place, of, name, signals, level, len(family)) for place, of, name in family]
+        rows_of_segments = [_rows(place, of, name, signals, level, len(family)) for place, of, name in family]
         for k in range(len(signals)):
-            told = [by_signal[k] for by_signal in found]
+            told = [by_signal[k] for by_signal in rows_of_segments]
             adjusted = ADJUSTED[control](np.array([row["p"] for row in told]))
             judged = [verdicts[place][name][k].level.name for place, _, name in family]
             pairs = zip(told, adjusted, judged, strict=True)

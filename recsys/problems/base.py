@@ -28,7 +28,7 @@ MAPPINGS = ("value", "expectation", "sd")  # what a file tells by name; everythi
 
 
 class ProblemConfig(Section):
-    """Where the exact problem is."""
+    """The place of the exact problem."""
 
     path: str | None = Field(None, description="a problem's JSON file; null is the one that comes with Concord")
 
@@ -91,12 +91,12 @@ def distributions(name: str, table: Float[np.ndarray, "*rows choices"]) -> Float
     return table / sums[..., None]
 
 
-def require_answer(name: str, told: Any, found: Any) -> None:
+def require_answer(name: str, told: Any, computed: Any) -> None:
     """Raises InputError where the file's answer is not that of its tables."""
-    told, found = np.asarray(told), np.asarray(found)
-    require_shape(name, told, found.shape, "an answer of shape")
-    gap = float(np.abs(told - found).max())
-    if gap > ROUNDED * max(1.0, float(np.abs(found).max())):
+    told, computed = np.asarray(told), np.asarray(computed)
+    require_shape(name, told, computed.shape, "an answer of shape")
+    gap = float(np.abs(told - computed).max())
+    if gap > ROUNDED * max(1.0, float(np.abs(computed).max())):
         raise InputError(
             f"The problem says {name}, but its tables give another answer: they differ by up to {gap:.3g}. Mend the "
             f"tables, or leave {name.split('.')[0]} out and let it be computed."
@@ -104,7 +104,7 @@ def require_answer(name: str, told: Any, found: Any) -> None:
 
 
 def judge(samples: Float[np.ndarray, " R"], truth: float) -> dict[str, float]:
-    """How replicated estimates lie around the truth: z of the bias is in units of its own standard error."""
+    """The error of replicated estimates: z of the bias is in units of its own standard error."""
     error = samples - truth
     bias, spread = float(error.mean()), float(error.std(ddof=1))
     if spread <= EXACT * max(1.0, abs(truth)):
@@ -129,12 +129,12 @@ def metrics_of(
     prefix: str, samples: Mapping[str, Sequence[float]], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Metric]:
     """`<prefix>/<estimator>/z` and so on; the mean has the interval of the replications."""
-    found = {}
+    metrics = {}
     for row in rows:
         name = row["estimator"]
-        found[f"{prefix}/{name}/mean"] = Metric.mean(samples[name])
-        found |= {f"{prefix}/{name}/{column}": Metric.exact(row[column]) for column in ("z", "rmse", "variance")}
-    return found
+        metrics[f"{prefix}/{name}/mean"] = Metric.mean(samples[name])
+        metrics |= {f"{prefix}/{name}/{column}": Metric.exact(row[column]) for column in ("z", "rmse", "variance")}
+    return metrics
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

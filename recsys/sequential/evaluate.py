@@ -87,7 +87,7 @@ def evaluate_sessions(
 ) -> Evaluation:
     """The same as `evaluate` of the discounted return of whole episodes, for a log with columns episode and step.
 
-    policies: by name what `policies.policy_of` makes one of, or policies; each is asked at every step's row. discount:
+    policies: by name what `recsys.policies.base.policy_of` makes one of, or policies; each is asked at every step's row. discount:
     γ in [0, 1], or one for each signal. Where the log has a column state, estimators with fitted values are computed
     too. Raises InputError for a log without episodes and propensities, and for steps that are missing or occur twice.
     """

@@ -28,13 +28,6 @@ class WeightSums:
     squares: float
     largest: Float[np.ndarray, " m"]
 
-    def __add__(self, later: WeightSums) -> WeightSums:
-        """Of two chunks together. Add chunks in their order and the bits do not depend on who scanned them."""
-        largest = np.sort(np.concatenate([self.largest, later.largest]))[::-1][:KEPT]
-        return WeightSums(
-            self.rows + later.rows, self.total + later.total, self.squares + later.squares, largest.copy()
-        )
-
     @property
     def mean(self) -> float:
         """The mean weight. Where every action that the target may choose can be logged, E w = 1."""

@@ -65,7 +65,7 @@ def overlap_table(drawn: Mapping[str, Histograms]) -> list[dict[str, Any]]:
 
 
 def _octave(x: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
-    """Which of `count` octaves from 2^SMALLEST on; read off the exponent's bits, far faster than frexp."""
+    """The place among `count` octaves from 2^SMALLEST on; read off the exponent's bits, far faster than frexp."""
     exponent = (x.view(np.int64) >> 52).astype(np.int16)
     np.clip(exponent, ONE + SMALLEST, ONE + SMALLEST + count - 1, out=exponent)
     exponent -= np.int16(ONE + SMALLEST)
@@ -73,13 +73,13 @@ def _octave(x: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
 
 
 def _edges(count: int) -> list[tuple[float, float]]:
-    """Where octaves begin and end; the first holds all that is smaller too."""
+    """Ends of octaves; the first holds all that is smaller too."""
     edges = [2.0 ** (SMALLEST + k) for k in range(count + 1)]
     return list(zip([0.0, *edges[1:]], edges[1:], strict=False))
 
 
-def _table(policy: str, edges: list[tuple[float, float]], found: Float[np.ndarray, "2 bins"]) -> list[dict[str, Any]]:
-    rows, weight = found
+def _table(policy: str, edges: list[tuple[float, float]], bins: Float[np.ndarray, "2 bins"]) -> list[dict[str, Any]]:
+    rows, weight = bins
     rows_share, weight_share = rows / rows.sum(), weight / (weight.sum() or 1.0)
     names = ("policy", "low", "high", "rows", "rows_share", "weight_share")
     columns = (rows.tolist(), rows_share.tolist(), weight_share.tolist())
