@@ -94,11 +94,11 @@ def evaluate(
     seed: int = 0,
     workers: int = 2,
 ) -> Evaluation:
-    """Metrics `<signal>/<policy>/<estimator>` and tables of differences, verdicts, what to read, and segments.
+    """The evaluation of policies, each row of the log being one decision; `evaluate_sessions` is of whole episodes.
 
-    A row counts as one decision; `evaluate_sessions` is for what whole episodes earn. policies: by name what
-    `recsys.policies.base.policy_of` makes one of, or policies. logger: what is known of who logged. The reward model takes a scan
-    of its own and `mrdr` one for each policy; all the rest takes one together.
+    policies: by name probabilities, a function of a `Chunk`, or a name such as "uniform" (`policies.base.policy_of`).
+    logger: what is known of who logged. The reward model takes a scan of its own and `mrdr` one for each policy; all
+    the rest takes one together. Raises InputError for a log or a policy that cannot be evaluated.
     """
     settings = EvaluationSettings(
         estimators=estimators or EstimatorsConfig(),
@@ -121,7 +121,7 @@ def evaluate_rows(
     logger: LoggerInfo | None = None,
     facts: Facts | None = None,
 ) -> Evaluation:
-    """The same for a recipe.
+    """The evaluation for a recipe: metrics `<signal>/<policy>/<estimator>`, and tables.
 
     model: the one that `settings.reward_model` asks for, where it is fitted already. facts: more that the verdict
     should know of a signal and a policy, by the names of `Diagnosis`.

@@ -18,7 +18,7 @@ from pydantic import Field
 from envs.core import InputError
 from marl.config.schema import RunConfig, Section
 from marl.output.console import console
-from marl.output.report import Metric
+from marl.output.report import Metric, Report
 from marl.output.tables import print_table
 
 PROBLEMS = Path(__file__).resolve().parents[1] / "data" / "oracles"
@@ -31,6 +31,10 @@ class ProblemConfig(Section):
     """The place of the exact problem."""
 
     path: str | None = Field(None, description="a problem's JSON file; null is the one that comes with Concord")
+
+    def file(self, shipped: str) -> Path:
+        """The problem's file; shipped: the name of the one that comes with Concord."""
+        return Path(self.path) if self.path else PROBLEMS / shipped
 
 
 class OracleConfig(RunConfig):
@@ -137,7 +141,8 @@ def metrics_of(
     return metrics
 
 
-def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table, with digits enough to tell a mean from the truth."""
+def reported(config: OracleConfig, title: str, rows: list[dict[str, Any]], metrics: dict[str, Metric]) -> Report:
+    """The report; its table is printed, with digits enough to tell a mean from the truth."""
     shown = [{key: f"{x:.5g}" if isinstance(x, float) else x for key, x in row.items()} for row in rows]
     print_table(title, shown, console)
+    return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, {"estimators": rows})

@@ -20,15 +20,14 @@ from marl.output.console import TrainingDisplay
 from marl.output.report import Metric, Report
 from marl.training.run import Run
 from recsys.problems.base import (
-    PROBLEMS,
     OracleConfig,
     distributions,
     judgements,
     metrics_of,
     read_problem,
+    reported,
     require_answer,
     require_shape,
-    show,
 )
 from recsys.sequential.estimators import (
     Trajectories,
@@ -193,17 +192,14 @@ class SequentialProblem(Recipe):
 
     def run(self, config: Config, run: Run) -> Report:
         """Estimate from every replication, compare with the truth, tell it as a table and metrics."""
-        path = Path(config.data.path) if config.data.path else PROBLEMS / "sequential.json"
-        problem = FiniteProblem.read(path)
+        problem = FiniteProblem.read(config.data.file("sequential.json"))
         replicated = run.once("replications", lambda: replicate(problem, config, run.stage_seeds("replications")[0]))
         samples, truth = replicated["samples"], problem.value(problem.target)
         rows = judgements(samples, truth)
         for row in rows:
             row["unbiased"] = "yes" if row["estimator"] in UNBIASED else ""
         metrics = metrics_of("sequential", samples, rows) | summary(problem, rows, replicated["gap_to_dp"], config.cap)
-        tables = {"estimators": rows}
-        show(f"{config.replications} logs of {config.trajectories} trajectories", rows)
-        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
+        return reported(config, f"{config.replications} logs of {config.trajectories} trajectories", rows, metrics)
 
 
 def summary(problem: FiniteProblem, rows: list[dict[str, Any]], gap_to_dp: float, cap: float) -> dict[str, Metric]:

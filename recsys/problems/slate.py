@@ -22,15 +22,14 @@ from marl.output.console import TrainingDisplay
 from marl.output.report import Metric, Report
 from marl.training.run import Run
 from recsys.problems.base import (
-    PROBLEMS,
     OracleConfig,
     distributions,
     judgements,
     metrics_of,
     read_problem,
+    reported,
     require_answer,
     require_shape,
-    show,
 )
 from recsys.sequential.estimators import Trajectories
 from recsys.sequential.slate import (
@@ -170,8 +169,7 @@ class SlateEstimators(Recipe):
 
     def run(self, config: Config, run: Run) -> Report:
         """Sum over all slates, estimate from every drawn log, tell it as a table and metrics."""
-        path = Path(config.data.path) if config.data.path else PROBLEMS / "slate.json"
-        problem, answers = SlateProblem.read(path)
+        problem, answers = SlateProblem.read(config.data.file("slate.json"))
         q = problem.cascade_q(config.q_noise, np.random.default_rng(run.stage_seeds("q")[0]))
         exact = expectations(problem, q)
         samples = run.once("replications", lambda: replicate(problem, q, config, run.stage_seeds("replications")[0]))
@@ -182,8 +180,8 @@ class SlateEstimators(Recipe):
             row |= {"expectation": "", "gap": "", "sd": ""} | expected
             metrics |= {f"slate/{row['estimator']}/{name}": Metric.exact(value) for name, value in expected.items()}
         metrics |= gaps_to_file(exact, answers)
-        show(f"{len(problem.slates)} slates enumerated, {config.replications} logs of {config.slates} drawn", rows)
-        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, {"estimators": rows})
+        title = f"{len(problem.slates)} slates enumerated, {config.replications} logs of {config.slates} drawn"
+        return reported(config, title, rows, metrics)
 
 
 def expectations(problem: SlateProblem, q: Q) -> dict[str, dict[str, float]]:

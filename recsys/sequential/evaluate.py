@@ -85,11 +85,12 @@ def evaluate_sessions(
     intervals: IntervalsConfig | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """The same as `evaluate` of the discounted return of whole episodes, for a log with columns episode and step.
+    """The evaluation of policies by what they earn in whole episodes, for a log with columns episode and step.
 
-    policies: by name what `recsys.policies.base.policy_of` makes one of, or policies; each is asked at every step's row. discount:
-    γ in [0, 1], or one for each signal. Where the log has a column state, estimators with fitted values are computed
-    too. Raises InputError for a log without episodes and propensities, and for steps that are missing or occur twice.
+    policies: by name probabilities, a function of a `Chunk`, or a name such as "uniform" (`policies.base.policy_of`);
+    each is asked at every step's row. discount: γ in [0, 1], or one for each signal. Where the log has a column state,
+    estimators with fitted values are computed too. Raises InputError for a log without episodes or propensities, and
+    for steps that are missing or occur twice.
     """
     intervals = intervals or IntervalsConfig()
     if intervals.bounds is not None:
@@ -119,7 +120,7 @@ def evaluate_read(
     intervals: IntervalsConfig,
     seed: int = 0,
 ) -> Evaluation:
-    """The same for sessions that are in memory; the table steps has the weights of the way to each step."""
+    """The evaluation by sessions that are in memory; the table steps has the weights of the way to each step."""
     names = estimators.names or (PLAIN if sessions.state is None else (*PLAIN, *WITH_STATES))
     estimates, steps = [], []
     for policy in policies:

@@ -77,6 +77,7 @@ def test_the_mean_weights_z_by_hand():
     assert weight_sums(np.zeros(5)).max_share == 1
 
 
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [1.0, -0.1]])
 def test_weights_that_are_none_are_refused(bad):
     with pytest.raises(InputError, match="finite numbers of at least 0"):
         weight_sums(np.array(bad))
