@@ -106,10 +106,9 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
         metrics |= {name: Metric.exact(used[name]) for name in ("updates", "wall_seconds", "cpu_seconds")}
         if (problem := problem_of(config.data)) is not None:
             weights = channel_weights(config.learner.weights, len(log.signals)).tolist()
-            earned = [
-                float(problem.value(each).value @ weights) for each in (problem.logging, policy, problem.best(weights))
-            ]
-            metrics["way_to_best"] = Metric.exact((earned[1] - earned[0]) / (earned[2] - earned[0]))
+            ways = (problem.logging, policy, problem.best(weights))
+            logged, learned, best = (float(problem.value(each).value @ weights) for each in ways)
+            metrics["way_to_best"] = Metric.exact((learned - logged) / (best - logged))
         return reported(config, run, metrics, evaluation.tables)
 
     def load_target(self, run: Run) -> Trained:

@@ -18,7 +18,7 @@ from marl.output.report import Metric, Tables
 from recsys.bandit.importance_weights import HALF, WEIGHT, LoggerInfo, weighers_of
 from recsys.bandit.pas_if import pas_if_errors
 from recsys.bandit.scan import Place, Sums, scan
-from recsys.bandit.segments import estimates_of, segments
+from recsys.bandit.segments import finite_estimates, segments
 from recsys.bandit.verdict_facts import consistent, judge
 from recsys.config import EstimatorsConfig, EvaluationSettings, IntervalsConfig, RewardModelConfig, SelectionConfig
 from recsys.evaluation import Evaluation, LogSummary, PolicyEstimates, Reader, evaluation_of
@@ -63,11 +63,11 @@ class ScannedPolicy:
 
     def cluster_sums(self) -> dict[str, ClusterSums]:
         """By estimator, of the estimates that are finite."""
-        return {name: sums.cluster_sums(name) for sums in self.used.values() for name in estimates_of(sums)}
+        return {name: sums.cluster_sums(name) for sums in self.used.values() for name in finite_estimates(sums)}
 
     def consistent(self) -> set[str]:
         """The finite estimates whose intervals are about the truth."""
-        return {name for sums in self.used.values() for name in estimates_of(sums) if consistent(sums, name)}
+        return {name for sums in self.used.values() for name in finite_estimates(sums) if consistent(sums, name)}
 
     def weight_facts(self) -> dict[str, float]:
         """The facts of each kind of weights, such as ess and mips_ess."""

@@ -49,12 +49,17 @@ class View:
         plain = cls(named, log.positions, labels=tuple(log.catalog.labels.to_list()))
         if not named:
             return plain
-        parts = [(len(rows), x.sum(0), np.square(x).sum(0)) for rows in log.chunks() for x in (plain.numbers(rows),)]
-        count, total, squares = (sum(part) for part in zip(*parts, strict=True))
-        mean = np.asarray(total / count)
+        count, total, squares = 0, np.zeros(len(named)), np.zeros(len(named))
+        for rows in log.chunks():
+            x = plain.numbers(rows)
+            count += len(x)
+            total += x.sum(0)
+            squares += np.square(x).sum(0)
+        mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
         deviation[deviation <= 1e-6 * np.abs(mean)] = 1.0  # a constant, up to rounding
-        return replace(plain, middle=tuple(mean.tolist()), scale=tuple(np.where(deviation > 0, deviation, 1).tolist()))
+        scale = np.where(deviation > 0, deviation, 1)
+        return replace(plain, middle=tuple(mean.tolist()), scale=tuple(scale.tolist()))
 
     @property
     def size(self) -> int:
