@@ -13,13 +13,13 @@ from small_logs import ACTIONS, COLUMNS, frame, log_of
 from envs.core import InputError
 from marl.commands.run import run_training
 from marl.config.load import resolve
-from recsys.bandit.evaluate import evaluate
-from recsys.config import EstimatorsConfig, IntervalsConfig, RewardModelConfig
+from recsys.bandit.evaluate import evaluate, evaluate_rows
+from recsys.config import EstimatorsConfig, EvaluationSettings, IntervalsConfig, RewardModelConfig
 from recsys.logs.log import Chunk, Columns, Log
 from recsys.models.cross_fitting import fold_of
 from recsys.models.reward import fit_reward_model, smoothed_mean
 from recsys.models.reward_linear import LinearModel, fit_linear
-from recsys.policies.base import ContextPolicy
+from recsys.policies.base import ContextPolicy, policies_of
 from recsys.problems.bandit import synthetic_bandit
 
 USERS = replace(COLUMNS, user="user")
@@ -190,7 +190,7 @@ def test_any_number_of_workers_gives_the_same_bits_and_the_model_may_be_given() 
     runs = [
         evaluate(log, {"even": "uniform"}, reward_model=config, workers=1),
         evaluate(log, {"even": "uniform"}, reward_model=config, workers=3),
-        evaluate(log, {"even": "uniform"}, given, workers=2),
+        evaluate_rows(log, policies_of({"even": "uniform"}, log), EvaluationSettings(workers=2), given),
     ]
     told = [{name: metric.value for name, metric in run.metrics.items()} for run in runs]
     assert told[0] == told[1] == told[2]
