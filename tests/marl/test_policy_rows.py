@@ -22,10 +22,10 @@ from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.algorithms.mean_field.pathwise import Pathwise
 from marl.algorithms.mean_field.policy import SwarmPolicy, SwarmPolicyConfig
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
-from marl.learning.learner import Chain, Learner
+from marl.learning.learner import Chain, Learner, Progress
 from marl.learning.offline_batch import Logged
 from marl.learning.rollout import Differentiable, OnPolicy
-from marl.learning.scalarization import team
+from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import IndependentPolicy
 from marl.training.policy_rows import join_policies, take_from_checkpoint, take_policy
@@ -79,9 +79,9 @@ def chain(seeds: Sequence[int]) -> Trained:
     env, policy = bayesian(seeds)
     critic = build_critic(env.spec, CriticConfig.model_validate(NETWORK), streams(seeds, 2))
     plan = ScheduleConfig(kind="anneal", begin=0.0, end=0.5)
-    first = ActorCritic(policy, critic, SMALL, team, streams(seeds, 3), 10)
+    first = ActorCritic(policy, critic, SMALL, Team(env.spec.channels), streams(seeds, 3), Progress(10))
     source = OnPolicy(env, policy, steps=SMALL.steps, streams=streams(seeds, 4), seeds=[5 + s for s in seeds])
-    return Trained(Chain([first, GraphSchedule(policy, plan, 10)]), source)
+    return Trained(Chain({"actor_critic": first, "schedule": GraphSchedule(policy, plan, 10)}), source)
 
 
 def distillation(seeds: Sequence[int]) -> Trained:
