@@ -177,11 +177,13 @@ class Decision:
 
     action: integers (discrete) or reals. latent: what else was decided (a graph, a rule), or None.
     log_prob: of each of M deciders, under whoever decided; None if it does not say.
+    counts: what this decision took in each row, by name, such as queries or tokens; the same names at every step.
     """
 
     action: Num[Tensor, "*B N A"]
     latent: Any = None
     log_prob: Float[Tensor, "*B M"] | None = None
+    counts: dict[str, Num[Tensor, "*B"]] | None = None
 
 
 @runtime_checkable
@@ -196,6 +198,16 @@ class Actor(Protocol):
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Decide for all agents of all rows."""
+
+
+@runtime_checkable
+class KeepsRows(Actor, Protocol):
+    """An Actor that keeps something by row beside its memory, as a planner its text: it must always see every row.
+
+    keeps_rows: true. Others may be asked about fewer rows as an evaluation goes on.
+    """
+
+    keeps_rows: bool
 
 
 @runtime_checkable

@@ -63,9 +63,10 @@ def run(
 
 @app.command()
 def resume(folder: RunFolder, assignments: Assignments = None) -> None:
-    """Continue a run or sweep that was interrupted, exactly where its newest checkpoint was taken.
+    """Continue a run or sweep that was interrupted, exactly where its newest checkpoint was taken, or train longer.
 
-    Settings under resume. may be given: resume.restart_episodes=true.
+    train.env_steps=2000000 lets a finished one go on to so many steps. Settings under resume. may be given too:
+    resume.restart_episodes=true.
     """
     from marl.commands.printing import print_report
     from marl.commands.sweep import resume_folder

@@ -1,4 +1,4 @@
-"""How fast offline evaluation is and what memory it takes: `concord bench ope`, and `ope-large` for 100 million rows.
+"""Speed and memory of offline evaluation: `concord bench ope`, and `ope-large` for 100 million rows.
 
 Rows and steps per CPU-second are one worker's, rows and seconds on the clock those of two, told on an idle machine
 only. Logs are drawn: two thousand users, 50 actions at 3 positions, continuous propensities that are true.
@@ -63,14 +63,14 @@ def ope(effort: Effort) -> Findings:
         scans = {name: scan_of(log) for name, log in logs.items()}
         single = {name: partial(scan, 1) for name, scan in scans.items()} | sequences.works()
         double = {name: partial(scan, WORKERS) for name, scan in scans.items()} | sequences.works()
-        found = by_cpu(single, replace(effort, seconds=effort.seconds / 2)) | cpu_seconds(sums, effort)
+        metrics = by_cpu(single, replace(effort, seconds=effort.seconds / 2)) | cpu_seconds(sums, effort)
         idle = machine_is_idle()
-        found |= by_clock(double, sums, effort) if idle else {}
+        metrics |= by_clock(double, sums, effort) if idle else {}
         peaks = [alone("scan_alone", str(path)) for path in (smaller, larger)]
-    found["ope/scan_peak_mb"] = Metric.exact(peaks[1]["peak_mb"])
-    found["ope/scan_peak_mb_ratio"] = Metric.exact(peaks[1]["peak_mb"] / peaks[0]["peak_mb"])
+    metrics["ope/scan_peak_mb"] = Metric.exact(peaks[1]["peak_mb"])
+    metrics["ope/scan_peak_mb_ratio"] = Metric.exact(peaks[1]["peak_mb"] / peaks[0]["peak_mb"])
     clock = [f"ope/{name}/{unit(name)}_per_second" for name in double] + [f"ope/{name}/seconds" for name in sums]
-    return Findings(found, {} if idle else dict.fromkeys(clock, BUSY))
+    return Findings(metrics, {} if idle else dict.fromkeys(clock, BUSY))
 
 
 def large(effort: Effort) -> Findings:
@@ -122,7 +122,7 @@ def _preferences(seed: int) -> np.ndarray:
 
 
 def write(folder: Path, files: int) -> Path:
-    """So many files of FILE_ROWS rows; users are in one file only."""
+    """Write so many files of FILE_ROWS rows; users are in one file only."""
     folder.mkdir()
     for number in range(files):
         part = draw(FILE_ROWS, number * USERS // files, max(1, USERS // files), number)
@@ -209,7 +209,7 @@ def resamples() -> dict[str, Callable[[], object]]:
 
 
 def unit(name: str) -> str:
-    """What a work counts."""
+    """The unit that a work counts."""
     return "rows" if name.startswith("scan") else "steps"
 
 
@@ -217,20 +217,20 @@ def by_cpu(works: Mapping[str, Work], effort: Effort) -> dict[str, Metric]:
     """Speeds per CPU-second, and as they would be on the reference machine."""
     rates = take_turns(works, effort)
     loops = rates.pop("calibrate")
-    found = {f"ope/{name}/{unit(name)}_per_cpu_second": over_rounds(rate) for name, rate in rates.items()}
-    return found | {f"ope/{name}/calibrated": over_rounds(calibrated(rate, loops)) for name, rate in rates.items()}
+    speeds = {f"ope/{name}/{unit(name)}_per_cpu_second": over_rounds(rate) for name, rate in rates.items()}
+    return speeds | {f"ope/{name}/calibrated": over_rounds(calibrated(rate, loops)) for name, rate in rates.items()}
 
 
 def by_clock(works: Mapping[str, Work], sums: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, Metric]:
     """Speeds of works, and seconds of what takes that long, on the clock; each once in each round."""
-    found: dict[str, list[float]] = {}
+    samples: dict[str, list[float]] = {}
     for _ in range(effort.rounds):
         for name, work in works.items():
             rate = speed(work, 0.0, time.perf_counter)
-            found.setdefault(f"ope/{name}/{unit(name)}_per_second", []).append(rate)
+            samples.setdefault(f"ope/{name}/{unit(name)}_per_second", []).append(rate)
         for name, function in sums.items():
-            found.setdefault(f"ope/{name}/seconds", []).append(spent(function, time.perf_counter))
-    return {name: over_rounds(np.array(values)) for name, values in found.items()}
+            samples.setdefault(f"ope/{name}/seconds", []).append(spent(function, time.perf_counter))
+    return {name: over_rounds(np.array(values)) for name, values in samples.items()}
 
 
 def cpu_seconds(sums: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, Metric]:
@@ -242,14 +242,14 @@ def cpu_seconds(sums: Mapping[str, Callable[[], object]], effort: Effort) -> dic
 
 
 def spent(function: Callable[[], object], clock: Callable[[], float]) -> float:
-    """How long it takes once."""
+    """The time that one call takes."""
     start = clock()
     function()
     return clock() - start
 
 
 def alone(function: str, *arguments: str | int) -> dict[str, Any]:
-    """What a function of this module prints, in a fresh process."""
+    """The JSON that a function of this module prints, in a fresh process."""
     program = f"import recsys.bench as b; b.{function}(*{arguments!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if done.returncode:
@@ -276,14 +276,14 @@ def run_alone(path: str, workers: int) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="concord-bench-") as folder:
         report = run_training(resolve(raw, {"workers": workers}), Path(folder) / "run")
-    found = {
+    outcome = {
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "peak_mb": peak_memory(),
         "metrics": {name: repr(metric) for name, metric in report.metrics.items()},
         "tables": repr(report.tables),
     }
-    print(json.dumps(found))
+    print(json.dumps(outcome))
 
 
 def _named(columns: Columns) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What a config asks for: the log, what is known of it, and the policies to evaluate."""
+"""The things that a config asks for: the log, what is known of its logger, and the policies to evaluate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from envs.core import InputError
-from recsys.bandit.importance_weights import Known
+from recsys.bandit.importance_weights import LoggerInfo
 from recsys.bandit.kernel import RealPolicy, real_log
 from recsys.config import COLUMN, TRAINED, TargetConfig
 from recsys.logs import formats
@@ -71,13 +71,13 @@ def open_slice(data: DataConfig, log: Log, more: Sequence[str] = ()) -> tuple[Lo
 
 
 def columns_of_table(data: DataConfig) -> Columns:
-    """What the config calls the columns of a table."""
+    """The columns of a table, as the config names them."""
     assert data.columns is not None
-    return Columns(**data.columns.model_dump(), segments=data.segments)
+    return data.columns.of_log(segments=data.segments)
 
 
-def known_of(data: DataConfig, log: Log) -> Known:
-    """What the config tells of the log beyond its columns; who logged at random is known where the format says so."""
+def logger_of(data: DataConfig, log: Log) -> LoggerInfo:
+    """The config's knowledge of who logged; that this was at random is known where the format says so."""
     logging: Policy | None = None
     problem = problem_of(data)
     if problem is not None:
@@ -89,7 +89,7 @@ def known_of(data: DataConfig, log: Log) -> Known:
     elif data.logging is not None:
         logging = policies.stored_table(log, Path(data.logging), "logging")
     category = None if data.categories is None else formats.categories(log, Path(data.categories))
-    return Known(logging, category, data.loggers or None)
+    return LoggerInfo(logging, category, data.loggers or None)
 
 
 def _random(data: DataConfig) -> bool:
@@ -119,12 +119,12 @@ def _score_columns(target: TargetConfig, log: Log) -> list[str]:
 
 def make_policies(data: DataConfig, target: TargetConfig, log: Log) -> list[Policy]:
     """All that the config asks for. Raises InputError where two would go by one name."""
-    found = [make_policy(name, data, target, log) for name in target.target]
-    names = [policy.name for policy in found]
+    made = [make_policy(name, data, target, log) for name in target.target]
+    names = [policy.name for policy in made]
     for told, name in zip(target.target, names, strict=True):
         if names.count(name) > 1:
             raise InputError(f"policy.target: {told} and another target both go by the name {name}; rename one.")
-    return found
+    return made
 
 
 def make_policy(name: str, data: DataConfig, target: TargetConfig, log: Log) -> Policy:

@@ -1,4 +1,4 @@
-"""What configs of offline evaluation share, and what they say of policies and estimates; `data_config` is of logs."""
+"""Sections that configs of offline evaluation share: policies and estimates; `recsys.logs.config` is of logs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TargetConfig(Section):
 
 
 class EstimatorsConfig(Section):
-    """Which estimators, and their settings."""
+    """The estimators, and their settings."""
 
     names: tuple[str, ...] = Field(
         (), description="those to compute; empty is all that need no more than a row's own columns"
@@ -95,7 +95,7 @@ class RewardModelConfig(Section):
 
 
 class BoundsConfig(Section):
-    """What no row and no user exceeds, known before the log was seen."""
+    """Bounds that no row and no user exceeds, known before the log was seen."""
 
     reward: tuple[float, float] = Field((0.0, 1.0), description="the least and the most that a row can earn")
     weight: float = Field(gt=0, description="the most that a weight can be: the target's over the logger's probability")
@@ -110,7 +110,7 @@ class BoundsConfig(Section):
 
 
 class IntervalsConfig(Section):
-    """How sure the estimates are: by users where the log has them."""
+    """Intervals of the estimates: by users where the log has them."""
 
     method: Literal["bootstrap", "bca", "t", "hoeffding", "bernstein", "empirical_likelihood"] = Field(
         "bootstrap", description="percentiles, corrected ones, Student's, or bounds that hold for any number of users"
@@ -130,7 +130,7 @@ class IntervalsConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Which estimator to read."""
+    """The choice of the estimator to read."""
 
     method: Literal["slope", "pas_if"] = Field(
         "slope",
@@ -142,3 +142,14 @@ class SelectionConfig(Section):
     splits: int = Field(10, ge=1, le=1000, description="of pas_if")
     share: float = Field(0.2, gt=0, lt=1, description="of pas_if: of rows, that the pseudo target policy gets")
     rows: int = Field(20_000, ge=100, description="of pas_if: at most so many, evenly from the log")
+
+
+class EvaluationSettings(Section):
+    """Settings of the evaluation of single decisions: what a recipe's config or a caller's keywords say."""
+
+    estimators: EstimatorsConfig = EstimatorsConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    intervals: IntervalsConfig = IntervalsConfig()
+    selection: SelectionConfig = SelectionConfig()
+    seed: int = Field(0, description="of bootstraps")
+    workers: int = Field(2, ge=1, description="threads that scan the log")

@@ -26,9 +26,9 @@ from marl.models.policies import IndependentPolicy, PolicyConfig
 from marl.output.report import Metric, Report
 from marl.training.run import Run, env_steps_to_updates
 from recsys import ope
-from recsys.bandit.evaluate import Evaluation
 from recsys.build import make_policies, problem_of, read_log, with_columns
 from recsys.config import TRAINED, EstimatorsConfig, IntervalsConfig, RewardModelConfig, TargetConfig
+from recsys.evaluation import Evaluation
 from recsys.logs.config import DataConfig
 from recsys.logs.log import Log
 from recsys.logs.splits import Split
@@ -103,16 +103,15 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
         model = fit_reward_model(held_out, config.reward_model)
         seed = run.stage_seeds("bootstrap")[0]
         kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
-        found = Evaluation.from_json(kept)
-        metrics, used = dict(found.metrics), run.used(STAGE)
+        evaluation = Evaluation.from_json(kept)
+        metrics, used = dict(evaluation.metrics), run.used(STAGE)
         metrics |= {name: Metric.exact(used[name]) for name in ("updates", "wall_seconds", "cpu_seconds")}
         if (problem := problem_of(config.data)) is not None:
             weights = channel_weights(config.learner.weights, len(log.signals)).tolist()
-            earned = [
-                float(problem.value(each).value @ weights) for each in (problem.logging, policy, problem.best(weights))
-            ]
-            metrics["way_to_best"] = Metric.exact((earned[1] - earned[0]) / (earned[2] - earned[0]))
-        return reported(config, run, metrics, found.tables)
+            ways = (problem.logging, policy, problem.best(weights))
+            logged, learned, best = (float(problem.value(each).value @ weights) for each in ways)
+            metrics["way_to_best"] = Metric.exact((learned - logged) / (best - logged))
+        return reported(config, run, metrics, evaluation.tables)
 
     def load_target(self, run: Run) -> Trained:
         """The policy of a run as it was last saved; the log need not be there. Raises InputError for none."""
@@ -127,7 +126,7 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
 
 
 def split_of(run: Run) -> Split:
-    """Who is learned from and who is held out."""
+    """The users, or rows, that are learned from, and those that are held out."""
     config: Any = run.config
     return Split(config.held_out, run.stage_seeds("split")[0])
 
@@ -218,8 +217,8 @@ def columns_of(log: Log, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _deviation(x: np.ndarray) -> np.ndarray:
     """Of each column; 1 where it does not vary."""
-    found = x.std(0)
-    return np.where(found > 0, found, 1.0)
+    deviation = x.std(0)
+    return np.where(deviation > 0, deviation, 1.0)
 
 
 recipe = OfflineLearning()

@@ -6,7 +6,7 @@ bootstrap's intervals do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
@@ -14,20 +14,22 @@ from marl.config.schema import RunConfig
 from marl.output.report import Report
 from marl.training.run import Run
 from recsys.bandit import fitted_propensities, random_slice
-from recsys.bandit.evaluate import Evaluation, evaluate
+from recsys.bandit.evaluate import Facts, evaluate_rows
 from recsys.bandit.fitted_propensities import Fitted
 from recsys.bandit.importance_weights import APART, standard
 from recsys.bandit.kernel import KERNEL
-from recsys.build import known_of, make_policies, open_slice, problem_of, read_log, runs_of, with_columns
+from recsys.build import logger_of, make_policies, open_slice, problem_of, read_log, runs_of, with_columns
 from recsys.config import (
     COLUMN,
     KNOWN,
     EstimatorsConfig,
+    EvaluationSettings,
     IntervalsConfig,
     RewardModelConfig,
     SelectionConfig,
     TargetConfig,
 )
+from recsys.evaluation import Evaluation
 from recsys.logs.config import BehaviorConfig, DataConfig
 from recsys.logs.log import Log
 from recsys.models.reward import RewardModel, fit_reward_model
@@ -110,10 +112,10 @@ class OfflineEvaluation(LogRecipe):
                 return judge(config, log, targets, model, seed)
             return judge_fitted(config, fitted, slice_, targets, model, seed)
 
-        found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
+        evaluation = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
         if log.name != whole.name:
-            found.tables["notes"].append({"note": "Only rows count that no policy here was learned from."})
-        return reported(config, run, found.metrics, found.tables)
+            evaluation = evaluation.with_more(notes=["Only rows count that no policy here was learned from."])
+        return reported(config, run, evaluation.metrics, evaluation.tables)
 
 
 def judge_fitted(
@@ -128,10 +130,10 @@ def judge_fitted(
             fitted.log, slice_, targets, contexts, config.reward_model, level, config.workers
         )
 
-    found = judge(config, fitted.log, targets, model, seed, None if compared is None else compared.facts)
+    evaluation = judge(config, fitted.log, targets, model, seed, None if compared is None else compared.facts)
     known = "propensity_score" if config.data.hide_propensity else None
-    found = fitted_propensities.findings(fitted, targets, found, known, config.workers)
-    return found if compared is None else compared.added_to(found)
+    evaluation = fitted_propensities.findings(fitted, targets, evaluation, known, config.workers)
+    return evaluation if compared is None else compared.added_to(evaluation)
 
 
 def judge(
@@ -140,27 +142,23 @@ def judge(
     targets: Sequence[Policy],
     model: RewardModel,
     seed: int,
-    facts: Callable[[str, str], Mapping[str, int | float]] | None = None,
+    facts: Facts | None = None,
 ) -> Evaluation:
     """The estimates; for a synthetic log with the truth beside them, `<signal>/<policy>/truth`.
 
     facts: more that the verdict should know of a signal and a policy, by the names of `Diagnosis`.
     """
-    found = evaluate(
-        log,
-        targets,
-        model,
-        known_of(config.data, log),
+    settings = EvaluationSettings(
         estimators=config.estimators,
         reward_model=config.reward_model,
         intervals=config.intervals,
         selection=config.selection,
         seed=seed,
         workers=config.workers,
-        facts=facts,
     )
+    evaluation = evaluate_rows(log, targets, settings, model, logger_of(config.data, log), facts)
     problem = problem_of(config.data)
-    return found if problem is None else found.beside(problem.truths(targets))
+    return evaluation if problem is None else evaluation.beside(problem.truths(targets))
 
 
 recipe = OfflineEvaluation()

@@ -1,4 +1,4 @@
-"""What recipes of offline evaluation share: verdicts on the terminal, and a page beside the report."""
+"""The base of recipes of offline evaluation: verdicts on the terminal, and a page beside the report."""
 
 from __future__ import annotations
 

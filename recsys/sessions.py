@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,10 +18,10 @@ from marl.output.console import console
 from marl.output.report import Metric, Report
 from marl.output.tables import print_table
 from marl.training.run import Run
-from recsys.bandit.evaluate import Evaluation, verdict_rows
-from recsys.bandit.importance_weights import LOGGED
-from recsys.build import make_policies, read_log, runs_of, with_columns
-from recsys.config import EstimatorsConfig, IntervalsConfig
+from recsys.build import make_policies, runs_of, with_columns
+from recsys.config import IntervalsConfig
+from recsys.evaluation import Evaluation
+from recsys.logs import formats
 from recsys.logs.config import DataConfig
 from recsys.logs.log import Catalog, Chunk, Columns, Log
 from recsys.policies.base import Policy
@@ -31,12 +30,8 @@ from recsys.problems.base import PROBLEMS
 from recsys.problems.sequential import FiniteProblem
 from recsys.recipe import LogRecipe, reported
 from recsys.sequential.config import Config
-from recsys.sequential.evaluate import Found, by_step, estimate, horizon_histograms, judge, logged_return, to_read
+from recsys.sequential.evaluate import evaluate_read
 from recsys.sequential.log import Sessions, read_sessions
-from recsys.statistics.diagnostics import weight_sums
-from recsys.statistics.histograms import weight_table
-from recsys.statistics.intervals import ClusterSums, cluster_sums
-from recsys.statistics.methods import Intervals
 
 __all__ = ["Config", "recipe"]
 
@@ -53,18 +48,26 @@ class SessionEvaluation(LogRecipe):
         problem = problem_of(config)
         log = open_log(config, problem)
         policies = make_policies(DataConfig(), config.policy, log)
-        sessions = read_sessions(log, config.data.state)  # a bad log leaves no folder behind
+        sessions = read_sessions(log)  # a bad log leaves no folder behind
         seed = run.stage_seeds("bootstrap")[0]
 
         def evaluated() -> Evaluation:
-            found = evaluate(sessions, policies, config, seed)
-            return found if problem is None else with_truth(found, problem, policies, config)
+            evaluation = judge(config, sessions, policies, seed)
+            return evaluation if problem is None else with_truth(evaluation, problem, policies, config)
 
-        found = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
+        evaluation = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
         if problem is None and log.name != config.data.path:
-            found.tables["notes"].append({"note": "Only sessions of users count from whom no policy here was learned."})
-        print_table("weights of the way to each step", found.tables["steps"], console)
-        return reported(config, run, found.metrics, found.tables)
+            evaluation = evaluation.with_more(
+                notes=["Only sessions of users count from whom no policy here was learned."]
+            )
+        print_table("weights of the way to each step", evaluation.tables["steps"], console)
+        return reported(config, run, evaluation.metrics, evaluation.tables)
+
+
+def judge(config: Config, sessions: Sessions, policies: Sequence[Policy], seed: int = 0) -> Evaluation:
+    """The estimates, as the config asks for them."""
+    intervals = IntervalsConfig(**config.intervals.model_dump())
+    return evaluate_read(sessions, policies, config.gamma, config.estimators, intervals, seed)
 
 
 def problem_of(config: Config) -> FiniteProblem | None:
@@ -76,12 +79,15 @@ def problem_of(config: Config) -> FiniteProblem | None:
 
 def open_log(config: Config, problem: FiniteProblem | None) -> Log:
     """The rows of the log, with the columns that policies read."""
-    if problem is None:
-        log = _unseen(read_log(config.data.as_table(), config.seed), config)
+    data = config.data
+    if problem is not None:
+        log = oracle_log(problem, data.sessions, config.seed)
     else:
-        log = oracle_log(problem, config.data.sessions, config.seed)
-    states = () if config.data.state is None else (config.data.state,)
-    return with_columns(config.policy, log.with_context((*config.data.context, *states)))
+        assert data.path is not None
+        assert data.columns is not None
+        log = _unseen(formats.table(data.path, data.columns.of_log(), data.actions), config)
+    states = () if data.state is None else (data.state,)
+    return with_columns(config.policy, log.with_context((*data.context, *states)))
 
 
 def oracle_log(problem: FiniteProblem, sessions: int, seed: int) -> Log:
@@ -93,7 +99,7 @@ def oracle_log(problem: FiniteProblem, sessions: int, seed: int) -> Log:
         scores = np.log(problem.target)[state]
     columns = {"episode": episode, "step": step, "state": state, "action": action, "reward": drawn.reward.ravel()}
     columns |= {"propensity": problem.logging[state, action], **{f"{SCORE}{a}": x for a, x in enumerate(scores.T)}}
-    named = Columns("action", ("reward",), "propensity", episode="episode", step="step")
+    named = Columns("action", ("reward",), "propensity", episode="episode", step="step", state="state")
     return Log(pl.LazyFrame(columns), named, Catalog.numbered(drawn.actions), name="the exact problem's log")
 
 
@@ -114,71 +120,14 @@ def _unseen(log: Log, config: Config) -> Log:
     return splits.pop().evaluation(log)
 
 
-def evaluate(sessions: Sessions, policies: Sequence[Policy], config: Config, seed: int = 0) -> Evaluation:
-    """Metrics `<signal>/<policy>/<estimator>` and tables of differences, verdicts, what to read, weights by step."""
-    signals, gamma = sessions.log.signals, config.gamma
-    how = Intervals(IntervalsConfig(**config.intervals.model_dump()), EstimatorsConfig(), seed, 1)
-    logged = cluster_sums(logged_return(sessions, gamma), None, sessions.cluster)
-    metrics = {"sessions": len(sessions.lengths), "steps": sessions.steps, "clusters": logged.clusters}
-    told = {name: Metric.exact(count) for name, count in metrics.items()}
-    own = how.of({LOGGED: logged})[LOGGED]
-    told |= {f"{signal}/{LOGGED}": metric for signal, metric in zip(signals, own.metrics(), strict=True)}
-    tables: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("recommendations", "verdicts", "differences", "steps", "weights")
-    }
-    first: tuple[str, dict[str, ClusterSums]] | None = None
-    for policy in policies:
-        found = estimate(sessions, policy, config.names, gamma, config.estimators.cap)
-        sums, verdicts = found.sums(sessions), judge(found, sessions)
-        intervals = how.of(sums)
-        for name, interval in intervals.items():
-            told |= {f"{s}/{policy.name}/{name}": m for s, m in zip(signals, interval.metrics(), strict=True)}
-        told |= {f"{signal}/{policy.name}/{name}": x for signal in signals for name, x in weights_of(found).items()}
-        tables["verdicts"] += verdict_rows(policy.name, signals, verdicts)
-        tables["recommendations"] += to_read(policy.name, signals, verdicts, intervals)
-        tables["differences"] += differences(policy.name, sums, logged, first, signals, how)
-        tables["steps"] += by_step(found, sessions)
-        tables["weights"] += weight_table({policy.name: horizon_histograms(found)})
-        first = first or (policy.name, sums)
-    user = sessions.log.columns.user
-    note = f"the sessions of one {user} as one draw" if user else "every session as independent of the others"
-    tables["notes"] = [{"note": f"Intervals take {note}. Weights are those of whole sessions."}]
-    return Evaluation(told, tables)
-
-
-def weights_of(found: Found) -> dict[str, Metric]:
-    """What the weights of whole sessions are like."""
-    of = weight_sums(found.weight[:, -1])
-    facts = {"ess": of.ess, "max_weight": of.max_weight, "mean_weight": of.mean}
-    return {name: Metric.exact(value) for name, value in facts.items()}
-
-
-def differences(
-    policy: str,
-    sums: dict[str, ClusterSums],
-    logged: ClusterSums,
-    first: tuple[str, dict[str, ClusterSums]] | None,
-    signals: Sequence[str],
-    how: Intervals,
-) -> list[dict[str, Any]]:
-    """What a launch would change: the policy minus the log's own return, and minus the first policy; paired."""
-    pairs = {(policy, name, LOGGED, LOGGED): (of, logged) for name, of in sums.items()}
-    if first is not None:
-        pairs |= {(policy, name, first[0], name): (of, first[1][name]) for name, of in sums.items()}
-    return [
-        {"signal": signal, "policy": policy, "against": against, "estimator": name}
-        | {"value": metric.value, "low": metric.low, "high": metric.high}
-        for (_, name, against, _), interval in how.of_differences(pairs).items()
-        for signal, metric in zip(signals, interval.metrics(), strict=True)
-    ]
-
-
-def with_truth(found: Evaluation, problem: FiniteProblem, policies: Sequence[Policy], config: Config) -> Evaluation:
+def with_truth(
+    evaluation: Evaluation, problem: FiniteProblem, policies: Sequence[Policy], config: Config
+) -> Evaluation:
     """With `reward/<policy>/truth` before each policy's estimates, the exact return."""
     discount = float(np.ravel(config.gamma)[0])
     problem = replace(problem, discount=discount)
     truths = {f"reward/{p.name}/truth": Metric.exact(problem.value(by_state(p, problem))) for p in policies}
-    return found.beside({**truths, "reward/truth": Metric.exact(problem.value(problem.logging))})
+    return evaluation.beside({**truths, "reward/truth": Metric.exact(problem.value(problem.logging))})
 
 
 def by_state(policy: Policy, problem: FiniteProblem) -> np.ndarray:

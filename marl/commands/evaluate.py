@@ -25,6 +25,7 @@ HAVE_AN_EFFECT = (
     "evaluation.episodes",
     "evaluation.num_envs",
     "evaluation.patience",
+    "evaluation.load",
     "evaluation.team",
     "seed",
     "device",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from marl.commands.stacking import can_stack, train_stacked
 from marl.config.load import dump, load_recipe, resolve, split_assignments, yaml_text
 from marl.config.schema import RunConfig, TrainingConfig
 from marl.output.console import console, in_words
-from marl.output.report import Report, write_atomically
+from marl.output.report import REPORT, Report, write_atomically
+from marl.training.checkpoints import checkpoints
 from marl.training.folders import refuse_used_folder, sole_trainer
+from marl.training.on_policy import STAGE
 from marl.training.run import Run
 
 SWEEP = "sweep.json"
@@ -72,21 +75,90 @@ def _rehearse(config: RunConfig) -> None:
         follow(config, _Rehearsal.create(Path(folder), config))
 
 
+MAY_BE_SET = ("resume.", "evaluation.", "train.env_steps", "train.cpu_seconds")
+
+
 def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
-    """Continue a run or a sweep. Only how to resume and how to evaluate may change."""
+    """Continue a run or a sweep, with `train.…` beyond its end. How to resume and how to evaluate may change too.
+
+    A new budget is written into the run's config.yaml; the report of the shorter run goes. Whatever follows the steps
+    of training, as a learning rate that fades, from then on follows the new total.
+    """
     points = split_assignments(assignments)
     if len(points) > 1:
         raise InputError("resume takes one setting at a time; got a comma list.")
-    overrides = points[0]
-    foreign = [key for key in overrides if not key.startswith(("resume.", "evaluation."))]
+    foreign = [key for key in points[0] if not key.startswith(MAY_BE_SET) or key == "evaluation.every"]
     if foreign:
         raise InputError(
-            f"A resumed run keeps its config; only resume.… and evaluation.… may be set, not {foreign[0]}."
+            "A resumed run keeps its config; only train.env_steps and train.cpu_seconds, to train longer, resume.… and "
+            f"evaluation.… (but for evaluation.every) may be set, not {foreign[0]}."
         )
+    budget = {key: value for key, value in points[0].items() if key.startswith("train.")}
+    others = {key: value for key, value in points[0].items() if key not in budget}
     if (folder / SWEEP).exists():
-        return _finish_sweep(folder, assignments)
-    run = Run.open(folder, overrides)
+        if budget:
+            _extend_sweep(folder, budget)
+        return _finish_sweep(folder, [word for word in assignments if not word.startswith("train.")])
+    if budget:
+        _write_budget(_with_budget(folder, budget))
+    run = Run.open(folder, others)
     return follow(run.config, run)
+
+
+def _with_budget(folder: Path, budget: dict[str, Any]) -> Run:
+    """A run with another budget, not written yet. Raises InputError where it has used as much already."""
+    run = Run.open(folder, budget)
+    if not isinstance(run.config, TrainingConfig):
+        raise InputError(
+            f"{run.config.recipe} does not train in an environment, and keeps what it found at the end; to train "
+            "longer, begin another run."
+        )
+    stages = sorted(path.name for path in (folder / "checkpoints").glob("*") if checkpoints(path))
+    if len(stages) > 1:
+        later = next(stage for stage in stages if stage != STAGE)
+        raise InputError(
+            f"{folder} has trained {later} from what {STAGE} gave, and would not do so again. Move "
+            f"{folder / 'checkpoints' / later} away first; it is then trained anew."
+        )
+    for stage in stages:
+        used, train = run.used(stage), run.config.train
+        seconds = math.inf if train.cpu_seconds is None else train.cpu_seconds
+        if used["env_steps"] >= train.env_steps or used["cpu_seconds"] >= seconds:
+            raise InputError(
+                f"{folder} has trained {used['env_steps']} env_steps in {used['cpu_seconds']:.1f} cpu_seconds already, "
+                f"so train.env_steps={train.env_steps} and train.cpu_seconds={train.cpu_seconds} leave nothing to "
+                "train; set more."
+            )
+    return run
+
+
+def _write_budget(run: Run) -> None:
+    """Let a run go on with its config: that is what its folder says from now on."""
+    with sole_trainer(run.folder):
+        (run.folder / REPORT).unlink(missing_ok=True)  # first: a run without a report is one that goes on
+        write_atomically(run.folder / "config.yaml", dump(run.config))
+
+
+def _extend_sweep(folder: Path, budget: dict[str, Any]) -> None:
+    """Give every run of a sweep another budget, in its plan. From now on each trains alone.
+
+    Raises InputError where the budget is what the sweep varies, and for seeds that are being trained as one.
+    """
+    plan = _read_plan(folder / SWEEP)
+    varied = [key for key in budget if key in _varying(plan["points"])]
+    if varied:
+        raise InputError(
+            f"This sweep compares values of {varied[0]}, so it cannot be set for all. Resume a point of it by itself."
+        )
+    if any(path.is_dir() for path in folder.glob(".stacked-*")):
+        raise InputError(f"Seeds of {folder} are being trained as one; `concord resume {folder}` first, to their end.")
+    points = [{**point, **budget} for point in plan["points"]]
+    for name in _configs(plan["raws"], points):
+        if (folder / name / "config.yaml").exists():
+            _with_budget(folder / name, budget)
+    with sole_trainer(folder):
+        (folder / REPORT).unlink(missing_ok=True)
+        write_atomically(folder / SWEEP, json.dumps({**plan, "points": points, "alone": True}, indent=2))
 
 
 def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
@@ -96,10 +168,12 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     for name, config in configs.items():
         if not (folder / name / "config.yaml").exists():
             Run.create(folder / name, config).take()
-    for group in _seed_groups(configs):
+        elif plan["alone"] and isinstance(config, TrainingConfig):
+            _follow_plan(folder / name, config)
+    for group in [] if plan["alone"] else _seed_groups(configs):
         if can_stack([configs[name] for name in group]):
             train_stacked(folder, {name: configs[name] for name in group})
-    waiting = [folder / name for name in configs if not (folder / name / "report.json").exists()]
+    waiting = [folder / name for name in configs if not (folder / name / REPORT).exists()]
     _run_processes(waiting, plan["processes"] or usable_cores(), assignments)
     reports = {name: Report.load(folder / name / "report.json") for name in configs}
     variants: dict[tuple[str, ...], list[Report]] = {}
@@ -121,6 +195,13 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     return report
 
 
+def _follow_plan(folder: Path, config: TrainingConfig) -> None:
+    """Write the budget of a sweep's plan where the run has another."""
+    run = Run.open(folder)
+    if run.config.train != config.train:
+        _write_budget(Run(folder, run.config.model_copy(update={"train": config.train})))
+
+
 def usable_cores() -> int:
     """The cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -130,7 +211,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     try:
         plan = json.loads(path.read_text())
         _configs(plan["raws"], plan["points"])
-        return {"processes": None, **plan}
+        return {"processes": None, "alone": False, **plan}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
         raise InputError(
             f"{path} is not a plan that Concord wrote: {in_words(error)} Restore it, or run the sweep anew in another "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -109,6 +109,15 @@ class EvaluationConfig(Section):
         100_000, ge=1, description="steps without any episode's end after which an evaluation gives up"
     )
     film_episodes: int = Field(4, ge=0, description="episodes of the film; 0 makes none")
+    every: int | None = Field(
+        None, ge=1, description="updates between two evaluations while training; null for none before its end"
+    )
+    during_episodes: int = Field(64, ge=1, description="episodes, at least, of each evaluation while training")
+    load: Literal["last", "best"] = Field(
+        "last",
+        description="which policy is judged, played and filmed: as training left it, or the best of the evaluations in "
+        "between (needs every)",
+    )
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
     agents: tuple[int, ...] = Field(
         (),
@@ -119,6 +128,14 @@ class EvaluationConfig(Section):
     zero_action: bool = Field(
         False, description="play the action 0 too, no control, and tell the difference: above_zero_action"
     )
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> EvaluationConfig:
+        if self.load == "best" and self.every is None:
+            raise ValueError(
+                "evaluation.load=best needs evaluations while training: set evaluation.every, such as 20 updates"
+            )
+        return self
 
     @field_validator("agents", mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from envs.core import Actor, ConcordError, Discrete, EnvSpec, InputError, Observation, Streams, VectorEnv
@@ -17,9 +18,11 @@ from envs.world import RandomActor, Scripted
 from marl.evaluation.episodes import Episodes, film, play
 from marl.evaluation.known_returns import known_metrics
 from marl.evaluation.plots import learning_curve, save_gif
+from marl.learning.learner import per_channel
 from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
 from marl.output.report import Metric, Report, Tables
+from marl.training.checkpoints import checkpoints
 from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env, pettingzoo_spec
 from marl.training.on_policy import STAGE
 from marl.training.run import Run, stage_seed
@@ -30,37 +33,38 @@ TWIN_ARGS = "evaluation.twin.args"
 Findings = Callable[[Run, Any, VectorEnv], tuple[dict[str, Metric], Tables]]
 
 
-def judge(run: Run, policy: JointActor, findings: Findings | None = None, stage: str = STAGE) -> Report:
+def judge(run: Run, actor: Actor, findings: Findings | None = None, stage: str = STAGE) -> Report:
     """Evaluate in the training world and its twin, add what `findings` finds, draw the curve and the film.
 
-    stage: the one whose costs are reported, in which the policy was trained.
+    stage: the one whose costs are reported, in which the actor was trained; none of one that is scripted.
     """
     config = run.config.evaluation
-    metrics = {name: Metric.exact(value) for name, value in run.used(stage).items()}
+    trained = bool(checkpoints(run.folder / "checkpoints" / stage))
+    metrics = {name: Metric.exact(value) for name, value in run.used(stage).items()} if trained else {}
     tables: Tables = {}
     with closing(make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)) as env:
-        here = evaluate(run, policy, env)
-        metrics |= here
+        here = played(run, env, actor, config.episodes, "evaluation")
+        metrics |= returns(run, actor, env, here)
         if config.twin is not None:
-            metrics |= _in_twin(run, policy, here["return_per_agent"])
+            metrics |= _in_twin(run, actor, metrics["return_per_agent"])
         if config.random:
-            metrics |= _above(run, env, "random", RandomActor(env.spec), here["return_per_agent"])
+            metrics |= _above(run, env, "random", RandomActor(env.spec), here)
         if config.zero_action:
-            metrics |= _above(run, env, "zero_action", zero_action(env.spec), here["return_per_agent"])
+            metrics |= _above(run, env, "zero_action", zero_action(env.spec), here)
         if findings is not None:
-            found, tables = findings(run, policy, env)
+            found, tables = findings(run, actor, env)
             metrics |= found
-    _draw(run, policy)
+    _draw(run, actor)
     return Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
 
 
-def _draw(run: Run, policy: JointActor) -> None:
+def _draw(run: Run, actor: Actor) -> None:
     """Curve and film; what cannot be drawn, for whatever reason, is told, and is no failure of the run."""
     with optional("curve"):
         learning_curve(run.folder, run.folder / "learning_curve.png")
     if run.config.evaluation.film_episodes:
         with optional("film"):
-            picture(run, policy)
+            picture(run, actor)
 
 
 @contextmanager
@@ -90,12 +94,20 @@ def check_evaluation(run: Run, spec: EnvSpec) -> None:
             )
 
 
-def evaluate(run: Run, policy: JointActor, env: VectorEnv) -> dict[str, Metric]:
-    """Returns of sampled actions, under `mode/` of the most probable ones, and what theory knows of them."""
-    found: dict[str, Metric] = {}
-    for prefix, actor in (("", policy), ("mode/", Greedy(policy))):
-        episodes = played(run, env, actor, run.config.evaluation.episodes, "evaluation")
-        found |= episodes.metrics(env.spec.channels, prefix)
+def evaluate(run: Run, actor: Actor, env: VectorEnv) -> dict[str, Metric]:
+    """Returns of an actor as it acts; see `returns`."""
+    return returns(run, actor, env, played(run, env, actor, run.config.evaluation.episodes, "evaluation"))
+
+
+def returns(run: Run, actor: Actor, env: VectorEnv, acted: Episodes) -> dict[str, Metric]:
+    """Returns of the episodes that were acted, and what theory knows of them.
+
+    Of an actor that gives a distribution also, under `mode/`, those of its most probable actions.
+    """
+    found = acted.metrics(env.spec.channels)
+    if isinstance(actor, JointActor):
+        greedy = played(run, env, Greedy(actor), run.config.evaluation.episodes, "evaluation")
+        found |= greedy.metrics(env.spec.channels, "mode/")
     return found | known_metrics(env, found["return_per_agent"])
 
 
@@ -105,7 +117,14 @@ def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) 
     Raises ConcordError for returns that are no numbers.
     """
     with console.status(f"playing {episodes} episodes"):
-        found = play(env, actor, episodes, stage_seed(run.config.seed, purpose), run.config.evaluation.patience)
+        found = play(
+            env,
+            actor,
+            episodes,
+            stage_seed(run.config.seed, purpose),
+            run.config.evaluation.patience,
+            discounts(run.config, env.spec),
+        )
     finite = np.isfinite(found.returns).reshape(-1, len(env.spec.channels)).all(0)
     if not finite.all():
         bad = ", ".join(channel for channel, good in zip(env.spec.channels, finite) if not good)
@@ -116,27 +135,35 @@ def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) 
     return found
 
 
-def _in_twin(run: Run, policy: JointActor, here: Metric) -> dict[str, Metric]:
+def discounts(config: Any, spec: EnvSpec) -> Float[Tensor, " K"] | None:
+    """The discount of each channel with which this config's learner learns; None where it has none."""
+    discount = getattr(getattr(config, "learner", None), "discount", None)
+    return None if discount is None else per_channel(discount, len(spec.channels))
+
+
+def _in_twin(run: Run, actor: Actor, here: Metric) -> dict[str, Metric]:
     """Returns in the PettingZoo twin, and the difference to the training world."""
     twin = run.config.evaluation.twin
     assert twin is not None
-    env = pettingzoo_env(twin.pettingzoo, twin.args, min(16, twin.episodes), TWIN_ARGS, device=run.device)
-    episodes = played(run, env, policy, twin.episodes, "twin")
-    env.close()
-    found = episodes.metrics(env.spec.channels, "twin/")
-    there = found["twin/return_per_agent"]
-    found["twin/difference"] = gap = _difference(there, here)
+    with closing(
+        pettingzoo_env(twin.pettingzoo, twin.args, min(16, twin.episodes), TWIN_ARGS, device=run.device)
+    ) as env:
+        episodes = played(run, env, actor, twin.episodes, "twin")
+        found = episodes.metrics(env.spec.channels, "twin/")
+    found["twin/difference"] = gap = Metric.difference(found["twin/return_per_agent"], here)
     found["twin/difference_in_intervals"] = Metric.exact(abs(_in_intervals(gap)))
     return found
 
 
-def _above(run: Run, env: VectorEnv, name: str, other: Actor, here: Metric) -> dict[str, Metric]:
-    """Returns of another actor, and what the policy earns above them."""
-    episodes = played(run, env, other, run.config.evaluation.episodes, "evaluation")
-    found = episodes.metrics(env.spec.channels, f"{name}/")
-    found[f"above_{name}"] = gap = _difference(here, found[f"{name}/return_per_agent"])
-    found[f"above_{name}_in_intervals"] = Metric.exact(_in_intervals(gap))
-    return found
+def _above(run: Run, env: VectorEnv, name: str, other: Actor, here: Episodes) -> dict[str, Metric]:
+    """Returns of another actor from the same starts, and what was earned above them, episode by episode."""
+    there = played(run, env, other, run.config.evaluation.episodes, "evaluation")
+    gap = here.above(there)
+    return {
+        **there.metrics(env.spec.channels, f"{name}/"),
+        f"above_{name}": gap,
+        f"above_{name}_in_intervals": Metric.exact(_in_intervals(gap)),
+    }
 
 
 def zero_action(spec: EnvSpec) -> Actor:
@@ -151,12 +178,6 @@ def zero_action(spec: EnvSpec) -> Actor:
         return torch.zeros(*obs.alive.shape, space.size, device=obs.alive.device)
 
     return Scripted(nothing)
-
-
-def _difference(one: Metric, other: Metric) -> Metric:
-    """one - other, with the 95 % interval that theirs make."""
-    gap, half = one.value - other.value, math.hypot(one.value - one.low, other.value - other.low)
-    return Metric(gap, gap - half, gap + half, min(one.n, other.n))
 
 
 def _in_intervals(gap: Metric) -> float:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from envs.core import Actor, EnvSpec, Streams, VectorEnv
+from envs.core import Actor, EnvSpec, InputError, Streams, VectorEnv
 from marl.config.recipe import Recipe
 from marl.evaluation.agent_sweep import check_other_numbers, in_other_numbers
 from marl.evaluation.policy_report import check_evaluation, judge, picture
+from marl.evaluation.probe import EvaluationProbe, best_policy
 from marl.learning.learner import Learner
 from marl.learning.rollout import OnPolicy
 from marl.models.policies import IndependentPolicy
 from marl.output.report import Report
 from marl.training import on_policy
 from marl.training.environments import make_env
-from marl.training.run import Run
+from marl.training.run import Run, env_steps_to_updates
+from marl.training.stage import Probe
 
 
 class OnPolicyRecipe(Recipe):
@@ -24,8 +26,6 @@ class OnPolicyRecipe(Recipe):
 
     Its Config is derived from `ActorCriticConfig`, or from `TrainingConfig` where it has a learner of its own.
     """
-
-    source: ClassVar[type[OnPolicy]] = OnPolicy
 
     def policy(self, config: Any, spec: EnvSpec, streams: Streams) -> Any:
         """A policy that has learned nothing; by default independent agents."""
@@ -44,10 +44,33 @@ class OnPolicyRecipe(Recipe):
         with closing(make_env(config.env, num_envs=1)) as env:
             check_evaluation(run, env.spec)
         check_other_numbers(config)
+        self._check_every(config)
+
+    def _check_every(self, config: Any) -> None:
+        """Raise InputError where training ends before its first evaluation."""
+        updates = env_steps_to_updates(config.train.env_steps, config.learner.steps * config.env.num_envs)
+        if config.evaluation.every is not None and config.evaluation.every > updates:
+            raise InputError(
+                f"evaluation.every: {config.evaluation.every} updates are more than the {updates} that "
+                f"train.env_steps={config.train.env_steps} make; set fewer, or null for no evaluation while training."
+            )
 
     def train(self, config: Any, run: Run) -> Any:
-        """The trained policy; P of them for a run with P seeds."""
-        return on_policy.train(config, run, self.policy, self.learner, self.source)
+        """The trained policy, the last or the best; P of them for a run with P seeds."""
+        policy = on_policy.train(
+            config, run, self.policy, self.learner, self.source(config), lambda policy: self.probes(config, run, policy)
+        )
+        if config.evaluation.load == "best":
+            policy.load_state_dict(best_policy(run))
+        return policy
+
+    def source(self, config: Any) -> type[OnPolicy]:
+        """The kind of batches that the learner learns from."""
+        return OnPolicy
+
+    def probes(self, config: Any, run: Run, policy: Any) -> list[Probe]:
+        """What looks at the policy while it trains: evaluations, where `evaluation.every` asks for them."""
+        return [] if config.evaluation.every is None else [EvaluationProbe(run, policy, self.executed(policy))]
 
     def run(self, config: Any, run: Run) -> Report:
         """Check, train, judge."""
@@ -65,11 +88,12 @@ class OnPolicyRecipe(Recipe):
         return on_policy.STAGE
 
     def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-        """What is executed of the policy as it was last saved, and environments to play it in."""
+        """What is executed of the policy as it was last saved, or of the best, and environments to play it in."""
         config: Any = run.config
         env = make_env(config.env, num_envs=num_envs, device=run.device)
         policy = self.policy(config, env.spec, run.streams("policy"))
-        policy.load_state_dict(run.load(on_policy.STAGE, "policy"))
+        best = config.evaluation.load == "best"
+        policy.load_state_dict(best_policy(run) if best else run.load(on_policy.STAGE, "policy"))
         return self.executed(policy), env
 
     def pictures(self, run: Run) -> list[Path]:

@@ -48,6 +48,24 @@ class Metric:
         half = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n))
         return cls(value, value - half, value + half, n)
 
+    @classmethod
+    def proportion(cls, successes: int, trials: int) -> Metric:
+        """The share of independent trials that succeeded, with the interval of Clopper and Pearson (1934).
+
+        200 of 200 say that the share is at least .982, not that it is 1.
+        """
+        from scipy.stats import binomtest
+
+        interval = binomtest(successes, trials).proportion_ci(0.95)
+        return cls(successes / trials, float(interval.low), float(interval.high), trials)
+
+    @classmethod
+    def difference(cls, one: Metric, other: Metric) -> Metric:
+        """one - other of independent samples, with the 95 % interval that theirs make."""
+        gap = one.value - other.value
+        half = math.hypot(one.value - one.low, other.value - other.low)
+        return cls(gap, gap - half, gap + half, min(one.n, other.n))
+
     def __str__(self) -> str:
         if self.low == self.high:
             return f"{self.value:.6g}"

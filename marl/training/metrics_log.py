@@ -83,13 +83,11 @@ class Tally:
             return {}
         weight = self._stack_outcomes("episodes")
         count = weight.sum(0)
-        total = self._stack_outcomes("total")  # [U,P,N,K]
-        known = ~total.isnan()
-        per_agent = torch.where(known, total, 0.0).sum(-1)
-        per_agent = torch.where(known.any(-1), per_agent, math.nan)
+        per_agent = _sum_of_known(self._stack_outcomes("total"))  # [U,P,N]
         means = {
             "return_per_agent": per_agent.mean(-1),
             "return_team": per_agent.sum(-1),
+            "discounted_return_per_agent": _sum_of_known(self._stack_outcomes("discounted")),
             "episode_length": self._stack_outcomes("length"),
         }
         return {name: (x * weight).sum(0) / count for name, x in means.items()} | {"episodes": count}
@@ -110,6 +108,13 @@ class Tally:
 
     def _stack_outcomes(self, name: str) -> Tensor:
         return torch.stack([getattr(outcome, name) for outcome in self._outcomes])
+
+
+def _sum_of_known(returns: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
+    """The sum over the channels that are known; NaN where none is."""
+    known = ~returns.isnan()
+    total = torch.where(known, returns, 0.0).sum(-1)
+    return torch.where(known.any(-1), total, math.nan)
 
 
 class MetricsLog:

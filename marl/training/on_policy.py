@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import JointPolicy, PolicyConfig
 from marl.training.environments import make_env
 from marl.training.run import Run, env_steps_to_updates
+from marl.training.stage import Probe
 
 STAGE = "train"  # what the stage is called that these recipes fit
 
@@ -80,10 +81,12 @@ def train(
     build: Callable[[Any, EnvSpec, Streams], JointPolicy],
     build_learner: Callable[[Any, Run, EnvSpec, Any, int], Learner] = actor_critic,
     source: type[OnPolicy] = OnPolicy,
+    build_probes: Callable[[Any], Sequence[Probe]] = lambda policy: (),
 ) -> Any:
     """The trained policy that build(config, spec, streams) makes; P of them for a run of P policies.
 
-    build_learner(config, run, spec, policy, updates) gives what improves it, from the batches of such a source.
+    build_learner(config, run, spec, policy, updates) gives what improves it, from the batches of such a source;
+    build_probes(policy) what looks at it in between.
     """
     env = make_env(
         config.env,
@@ -104,7 +107,7 @@ def train(
         seeds=run.stage_seeds(STAGE),
     )
     with closing(env), compiled(config.compile, *_pure(env, policy, learner)):
-        run.fit(STAGE, learner, batches, updates, cpu_seconds=config.train.cpu_seconds)
+        run.fit(STAGE, learner, batches, updates, build_probes(policy), config.train.cpu_seconds)
     return policy
 
 

@@ -84,9 +84,9 @@ def dr(weight: Column, reward: Signals, q_logged: Signals, value: Signals) -> Ra
 
     Source: Dudík, Langford and Li, ICML 2011.
     """
-    found = surprise(weight, reward, q_logged)
-    found += value
-    return Ratio(found)
+    corrected = surprise(weight, reward, q_logged)
+    corrected += value
+    return Ratio(corrected)
 
 
 def capped_dr(weight: Column, reward: Signals, q_logged: Signals, value: Signals, cap: float) -> Ratio:
@@ -203,9 +203,9 @@ def kernel_weight(distance: Column, density: Column, bandwidth: float) -> Column
 
 def surprise(weight: Column, reward: Signals, q_logged: Signals) -> Signals:
     """w (r - q), in one array that stays in the processor's cache."""
-    found = reward - q_logged
-    found *= weight[:, None]
-    return found
+    gap = reward - q_logged
+    gap *= weight[:, None]
+    return gap
 
 
 def optimistic(weight: Column, shrinkage: float) -> Column:

@@ -16,15 +16,15 @@ from jaxtyping import Float
 
 from envs.core import InputError
 from marl.output.report import Metric
-from recsys.bandit.evaluate import Evaluation
-from recsys.bandit.importance_weights import LOGGED
 from recsys.bandit.sensitivity import Groups, scanned
+from recsys.evaluation import Evaluation
 from recsys.logs.config import BehaviorConfig
 from recsys.logs.log import Chunk, Log
 from recsys.models.cross_fitting import Quality
 from recsys.models.propensity_frequency import FrequencyModel
 from recsys.models.propensity_logistic import LogisticModel
 from recsys.policies.base import Policy
+from recsys.statistics.methods import LOGGED
 
 Table = list[dict[str, Any]]
 CLEAR_Z = 4.0  # a calibration beyond it is no accident
@@ -32,7 +32,7 @@ CLEAR_Z = 4.0  # a calibration beyond it is no accident
 
 @runtime_checkable
 class Behavior(Protocol):
-    """Who would have been shown what, fitted without the row's user."""
+    """A model of the logger: who would have been shown what, fitted without the row's user."""
 
     quality: Quality
     temperatures: list[float]
@@ -79,9 +79,9 @@ def fit(log: Log, settings: BehaviorConfig) -> Fitted:
 
 
 def findings(
-    fitted: Fitted, targets: Sequence[Policy], found: Evaluation, known: str | None = None, workers: int = 1
+    fitted: Fitted, targets: Sequence[Policy], evaluation: Evaluation, known: str | None = None, workers: int = 1
 ) -> Evaluation:
-    """`found` with the tables `calibration`, `sensitivity` and `breaking_odds`, notes, and metrics `behavior/…`.
+    """The evaluation with the tables `calibration`, `sensitivity`, `breaking_odds`, notes, and metrics `behavior/…`.
 
     known: the column of the true propensities, where they were only hidden, to be compared with.
     """
@@ -98,7 +98,7 @@ def findings(
         "floored": floored,
         **ratios,
     }
-    broken = breaking(groups, found.metrics)
+    broken = breaking(groups, evaluation.metrics)
     for row in broken:
         if math.isfinite(row["odds"]):
             numbers[f"{row['signal']}/{row['policy']}/breaking_odds"] = row["odds"]
@@ -109,34 +109,33 @@ def findings(
         ],
         "sensitivity": sensitivity(groups, fitted.settings.odds),
         "breaking_odds": broken,
-        "notes": [*found.tables["notes"], *({"note": note} for note in notes(fitted, floored))],
     }
     metrics = {f"behavior/{name}": Metric.exact(value) for name, value in numbers.items()}
-    return Evaluation(found.metrics | metrics, found.tables | tables)
+    return evaluation.with_more(metrics, tables, notes(fitted, floored))
 
 
 def sensitivity(groups: Mapping[tuple[str, str], Groups], odds: Sequence[float]) -> Table:
     """The least and the largest SNIPS estimate at each factor on the odds."""
     rows = []
-    for (policy, signal), found in groups.items():
+    for (policy, signal), by_reward in groups.items():
         for factor in odds:
-            low, high = found.bounds(factor)
+            low, high = by_reward.bounds(factor)
             rows.append({"policy": policy, "signal": signal, "odds": factor, "low": low, "high": high})
     return rows
 
 
 def breaking(groups: Mapping[tuple[str, str], Groups], metrics: Mapping[str, Metric]) -> Table:
-    """By which factor on the odds the bounds of SNIPS reach what the log itself earned."""
+    """The factor on the odds at which the bounds of SNIPS reach what the log itself earned."""
     rows = []
-    for (policy, signal), found in groups.items():
+    for (policy, signal), by_reward in groups.items():
         logged = metrics[f"{signal}/{LOGGED}"].value
-        row = {"policy": policy, "signal": signal, "snips": found.bounds(1)[0], "logged": logged}
-        rows.append({**row, "odds": found.breaking_odds(logged)})
+        row = {"policy": policy, "signal": signal, "snips": by_reward.bounds(1)[0], "logged": logged}
+        rows.append({**row, "odds": by_reward.breaking_odds(logged)})
     return rows
 
 
 def notes(fitted: Fitted, floored: int) -> list[str]:
-    """What a reader has to know."""
+    """Sentences that a reader has to know."""
     log, settings, quality = fitted.log, fitted.settings, fitted.behavior.quality
     named = ", ".join(settings.columns) or "no column"
     told = [
@@ -164,7 +163,7 @@ def notes(fitted: Fitted, floored: int) -> list[str]:
 
 
 def _compared(fitted: Fitted, known: str | None) -> tuple[int, dict[str, float]]:
-    """How many propensities are at the floor; and log(fitted / known) of the logged actions, one scan for both."""
+    """The number of propensities at the floor; and log(fitted / known) of the logged actions, one scan for both."""
     log = fitted.log if known is None else fitted.log.with_context((known,))
     floored, sums = 0, np.zeros(6)
     for rows in log.chunks():

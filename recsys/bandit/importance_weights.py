@@ -22,16 +22,16 @@ from recsys.logs.log import Chunk, Log, require_rows
 from recsys.logs.tables import require_columns
 from recsys.models.reward import RewardModel, TableModel, fitted_means
 from recsys.policies.base import BLOCK, Policy, expected_reward
+from recsys.statistics.methods import LOGGED
 
-LOGGED = "logged"  # the log's own mean reward, beside the estimates
 WEIGHT = "weight"  # the mean weight by cluster
 APART = ("mrdr", "replay", "mips", "sn_mips", "balanced_ips", "sn_balanced_ips")  # what is computed only if named
 HALF = "half"  # the kind of weights with half the bandwidth, which kernel estimates are held against
 
 
 @dataclass(frozen=True)
-class Known:
-    """What may be known of a log beyond its columns.
+class LoggerInfo:
+    """Knowledge of who logged, beyond the columns of the log.
 
     logging: the policy that chose, whole. category: of each action in the catalog. loggers: the column of propensities
     that each of several loggers would have given the logged action, and the share of rows that it logged.
@@ -72,7 +72,7 @@ def standard(settings: EstimatorsConfig) -> dict[str, Callable[[Weighed], Ratio]
 
 
 def used_weights(settings: EstimatorsConfig) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """What the estimators that change weights make of them."""
+    """The weights that estimators use which change them, by name."""
 
     def capped(w: np.ndarray) -> np.ndarray:
         return np.minimum(w, settings.cap)
@@ -92,7 +92,7 @@ def used_weights(settings: EstimatorsConfig) -> dict[str, Callable[[np.ndarray],
 
 
 def weighers_of(
-    log: Log, policy: Policy, model: RewardModel, settings: EstimatorsConfig, known: Known, prior_rows: float
+    log: Log, policy: Policy, model: RewardModel, settings: EstimatorsConfig, logger: LoggerInfo, prior_rows: float
 ) -> list[Weigher]:
     """All that the settings ask for of one policy; the plain weights come first."""
     if isinstance(policy, RealPolicy):
@@ -106,13 +106,15 @@ def weighers_of(
     if "replay" in names:
         chosen["replay"] = lambda x: _replay(policy.name, x)
     used = {name: how for name, how in used_weights(settings).items() if name in chosen}
-    lost = None if known.logging is None else lost_support(known.logging)
+    lost = None if logger.logging is None else lost_support(logger.logging)
 
     def plain(rows: Chunk) -> Weighed:
-        if known.logging is not None:
-            _require_logging(known.logging, rows)
-        found = weigh(rows, policy, model)
-        return found if lost is None else replace(found, unsupported=expected_reward(policy, lost, rows)[:, 0])
+        if logger.logging is not None:
+            _require_logging(logger.logging, rows)
+        weighed = weigh(rows, policy, model)
+        if lost is None:
+            return weighed
+        return replace(weighed, unsupported=expected_reward(policy, lost, rows)[:, 0])
 
     ways = [Weigher(policy.name, plain, chosen, used)]
     if "mrdr" in names:
@@ -120,9 +122,9 @@ def weighers_of(
         more = {LOGGED: _logged, "mrdr": every["dr"]}
         ways.append(Weigher(policy.name, lambda rows: weigh(rows, policy, fitted), more, weights="mrdr"))
     if {"mips", "sn_mips"} & {*names}:
-        ways.append(_by_category(policy, known, names))
+        ways.append(_by_category(policy, logger, names))
     if {"balanced_ips", "sn_balanced_ips"} & {*names}:
-        ways.append(_balanced(log, policy, known, names))
+        ways.append(_balanced(log, policy, logger, names))
     return ways
 
 
@@ -177,9 +179,9 @@ def mrdr_model(log: Log, policy: Policy, prior_rows: float) -> TableModel:
     return fitted_means(log, prior_rows, weight)
 
 
-def _by_category(policy: Policy, known: Known, names: Sequence[str]) -> Weigher:
+def _by_category(policy: Policy, logger: LoggerInfo, names: Sequence[str]) -> Weigher:
     """MIPS: weights of categories, π_e(c|x) / π_b(c|x)."""
-    category, logging = known.category, known.logging
+    category, logging = logger.category, logger.logging
     if category is None or logging is None:
         raise InputError(
             "MIPS weighs categories of actions: it needs data.categories, a category for each action, and "
@@ -203,14 +205,14 @@ def _grouped(policy: Policy, rows: Chunk, member: Float[np.ndarray, "A G"]) -> F
     return np.concatenate([policy.distribution(b) @ member for b in rows.blocks(max(1, BLOCK // policy.actions))])
 
 
-def _balanced(log: Log, policy: Policy, known: Known, names: Sequence[str]) -> Weigher:
+def _balanced(log: Log, policy: Policy, logger: LoggerInfo, names: Sequence[str]) -> Weigher:
     """Weights over the mixture of all loggers: π_e / Σ_l share_l π_l."""
-    if known.loggers is None:
+    if logger.loggers is None:
         raise InputError(
             "balanced_ips is for a log of several loggers: it needs data.loggers, the column of each one's "
             "propensities and the share of rows that it logged."
         )
-    loggers = known.loggers
+    loggers = logger.loggers
     require_columns(list(loggers), log.context, "columns of data.loggers", "the log's context columns")
     for column in loggers:
         if not log.schema[column].is_numeric():
@@ -249,7 +251,10 @@ def _without_model(weight: np.ndarray, rows: Chunk, target: np.ndarray) -> Weigh
 
 
 def _replay(name: str, x: Weighed) -> Ratio:
-    """Where the target's choice was logged. Raises InputError for a target that draws, or a logger with preferences."""
+    """Mean reward where the target's choice was logged.
+
+    Raises InputError for a target that draws, or a logger with preferences.
+    """
     if not np.isin(x.target, (0.0, 1.0)).all():
         raise InputError(f"replay is for policies that always choose the same; {name} draws.")
     propensity = 1 / x.weight[x.target == 1]

@@ -63,12 +63,21 @@ def _weighed(rows: Chunk, split: Split, positions: int, prior_rows: float) -> We
     at = np.flatnonzero(split.logged)
     action, place, reward = rows.action[at], rows.position[at], rows.reward[at]
     target, logging = split.target[at], split.logging[at]
+    # q(position, a) = (Σ r + prior_rows · mean) / (rows + prior_rows), by cells of position and action
     actions = target.shape[1]
     cell = place * actions + action
     count = np.bincount(cell, minlength=positions * actions)
     totals = np.stack([np.bincount(cell, signal, len(count)) for signal in reward.T], 1)
-    q = ((totals + prior_rows * reward.mean(0)) / (count + prior_rows)[:, None]).reshape(positions, actions, -1)
-    chosen = np.take_along_axis(target, action[:, None], 1)[:, 0]
-    weight = chosen / np.take_along_axis(logging, action[:, None], 1)[:, 0]
+    by_cell = (totals + prior_rows * reward.mean(0)) / (count + prior_rows)[:, None]
+    q = by_cell.reshape(positions, actions, -1)
+    # w = π_e / π_b of the logged action, v = Σ_a π_e q
+    row = np.arange(len(action))
+    chosen = target[row, action]
     value = np.stack([np.einsum("na,na->n", target, q[place, :, k]) for k in range(q.shape[2])], 1)
-    return Weighed(weight, reward, q[place, action], value, chosen)
+    return Weighed(
+        weight=chosen / logging[row, action],
+        reward=reward,
+        q_logged=q[place, action],
+        value=value,
+        target=chosen,
+    )

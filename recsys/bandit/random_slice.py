@@ -1,4 +1,4 @@
-"""What a slice of a log that was shown at random says of the same policies, beside what fitted propensities say.
+"""The same policies by a slice of the log that was shown at random, beside what fitted propensities say.
 
 There the propensity is known, 1 over the actions shown, so a difference means confounding that the model's columns
 do not hold, or that both have other rows. A policy is compared by what it does among the slice's actions, and rows are
@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from envs.core import InputError
 from marl.output.report import Metric
 from recsys.bandit import estimators
-from recsys.bandit.evaluate import Evaluation
 from recsys.bandit.scan import Estimators, Sums, sum_up
 from recsys.config import RewardModelConfig
+from recsys.evaluation import Evaluation
 from recsys.logs.log import Chunk, Log
 from recsys.models.cross_fitting import complete
 from recsys.models.propensity_frequency import Contexts
@@ -52,20 +52,16 @@ class Comparison:
                 return {"slice_z": abs(row["z"]) if abs(row["difference"]) > 0.05 * abs(row["random"]) else 0.0}
         return {}
 
-    def added_to(self, found: Evaluation) -> Evaluation:
-        """`found` with the tables, notes and metrics of this."""
+    def added_to(self, evaluation: Evaluation) -> Evaluation:
+        """An evaluation with the tables, notes and metrics of this."""
         metrics = {
             f"random_slice/{row['signal']}/{row['policy']}/{row['estimator']}": Metric(
                 row["difference"], row["low"], row["high"]
             )
             for row in self.differences
         }
-        tables = {
-            "random_slice": self.estimates,
-            "random_slice_differences": self.differences,
-            "notes": [*found.tables["notes"], *({"note": note} for note in self.notes)],
-        }
-        return Evaluation(found.metrics | metrics, found.tables | tables)
+        tables = {"random_slice": self.estimates, "random_slice_differences": self.differences}
+        return evaluation.with_more(metrics, tables, self.notes)
 
 
 def compare(
@@ -112,7 +108,7 @@ def compare(
 
 
 def restricted(policy: Policy, actions: Bool[np.ndarray, " A"]) -> Policy:
-    """What a policy does among some actions: π(a|x) / π(these|x). Raises NothingSharedError where it takes none."""
+    """A policy among some actions: π(a|x) / π(these|x). Raises NothingSharedError where it takes none of them."""
 
     def among(chances: Float[np.ndarray, "n A"]) -> Float[np.ndarray, "n A"]:
         kept = chances * actions

@@ -48,15 +48,21 @@ class Weighed:
 
     def take(self, rows: np.ndarray) -> Weighed:
         """Some of the rows."""
-        columns = (self.weight, self.reward, self.q_logged, self.value, self.target, self.unsupported)
-        return Weighed(*(None if x is None else x[rows] for x in columns))  # type: ignore[arg-type]
+        return Weighed(
+            weight=self.weight[rows],
+            reward=self.reward[rows],
+            q_logged=self.q_logged[rows],
+            value=self.value[rows],
+            target=self.target[rows],
+            unsupported=None if self.unsupported is None else self.unsupported[rows],
+        )
 
 
 Estimators = Mapping[str, Callable[[Weighed], Ratio]]
 
 
 class Place(NamedTuple):
-    """Which sums: of a policy, by the weights of this name, over the whole log or a segment's rows (column, value)."""
+    """The key of sums: a policy, the name of the weights, and the whole log or a segment's rows (column, value)."""
 
     policy: str
     weights: str = ""
@@ -77,13 +83,13 @@ class Weigher:
 
     @property
     def place(self) -> Place:
-        """Where its sums over the whole log are."""
+        """The key of its sums over the whole log."""
         return Place(self.policy, self.weights)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where an estimator's columns lie among the sums; None for a part that it does not have."""
+    """The places of an estimator's columns among the sums; None for a part that it does not have."""
 
     plain: slice | None
     numerator: slice | None
@@ -92,15 +98,15 @@ class Slot:
     def estimate(self, sums: Float[np.ndarray, "*B F"], rows: Float[np.ndarray, "*B"]) -> Float[np.ndarray, "*B K"]:
         """The estimate that sums over `rows` rows make."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = 0.0 if self.plain is None else sums[..., self.plain] / rows[..., None]
+            estimate = 0.0 if self.plain is None else sums[..., self.plain] / rows[..., None]
             if self.numerator is not None:
-                found = found + sums[..., self.numerator] / sums[..., self.denominator, None]
-        return np.asarray(found)
+                estimate = estimate + sums[..., self.numerator] / sums[..., self.denominator, None]
+        return np.asarray(estimate)
 
 
 @dataclass
 class Sums:
-    """What is kept of a log's rows for one policy: sums by cluster of every estimator's columns, and the weights' own.
+    """Sums over a log's rows for one policy: of every estimator's columns by cluster, and the weights' own.
 
     n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [F, C], rows [C]: the same
     for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
@@ -137,7 +143,7 @@ class Sums:
 
     @property
     def weights(self) -> WeightSums:
-        """What diagnostics need to know of the weights."""
+        """The weights as diagnostics need them."""
         return WeightSums(round(self.n), self.weight, self.squared_weight, self.largest)
 
     def cluster_sums(self, name: str) -> ClusterSums:
@@ -147,7 +153,8 @@ class Sums:
         parts = [] if slot.plain is None else [(by_cluster[:, slot.plain], rows)]
         if slot.numerator is not None:
             parts.append((by_cluster[:, slot.numerator], by_cluster[:, slot.denominator]))
-        return ClusterSums(*(np.stack(column, 1) for column in zip(*parts)))
+        numerators, denominators = zip(*parts, strict=True)
+        return ClusterSums(np.stack(numerators, 1), np.stack(denominators, 1))
 
     @property
     def clusters(self) -> tuple[Float[np.ndarray, "C F"], Float[np.ndarray, " C"]]:
@@ -158,15 +165,24 @@ class Sums:
         return self.by_cluster.T[some], self.rows[some]
 
     def add(self, part: Part) -> None:
-        """One more chunk."""
+        """Add one more chunk; in the order of chunks the bits never differ."""
         if not self.slots:
-            self.slots = part.slots
-            self.total = np.zeros_like(part.total)
-            self.by_cluster = np.zeros((len(part.total), 0))
-            self.events = np.zeros_like(part.events)
-            self.event_weight = self.event_squares = np.zeros(len(part.events))
-            self.least, self.most = part.least, part.most
+            self._begin(part)
         part = part if self.numbering is None else self._renumbered(part, self.numbering)
+        self._add_by_cluster(part)
+        self._add_totals(part)
+        self._add_largest(part)
+
+    def _begin(self, part: Part) -> None:
+        """Make room for the columns of the first chunk."""
+        self.slots = part.slots
+        self.total = np.zeros_like(part.total)
+        self.by_cluster = np.zeros((len(part.total), 0))
+        self.events = np.zeros_like(part.events)
+        self.event_weight = self.event_squares = np.zeros(len(part.events))
+        self.least, self.most = part.least, part.most
+
+    def _add_by_cluster(self, part: Part) -> None:
         grown = part.clusters - len(self.rows)
         if grown > 0:  # doubled, so that growing costs no more than filling
             grown = max(grown, len(self.rows))
@@ -178,6 +194,8 @@ class Sums:
         for sums, more in zip(self.by_cluster, part.by_cluster, strict=True):
             sums[part.place] += more
         self.rows[part.place] += part.rows
+
+    def _add_totals(self, part: Part) -> None:
         self.n += part.n
         self.total = self.total + part.total
         self.weight += part.weight
@@ -185,10 +203,13 @@ class Sums:
         self.events = self.events + part.events
         self.event_weight = self.event_weight + part.event_weight
         self.event_squares = self.event_squares + part.event_squares
-        self.least, self.most = np.minimum(self.least, part.least), np.maximum(self.most, part.most)
+        self.least = np.minimum(self.least, part.least)
+        self.most = np.maximum(self.most, part.most)
         self.kept = {name: self.kept.get(name, 0.0) + more for name, more in part.kept.items()}
         self.unsupported += part.unsupported
         self.histograms = self.histograms + part.histograms
+
+    def _add_largest(self, part: Part) -> None:
         if not len(self.largest) or part.largest[0] > self.largest[0]:
             self.largest_row = part.largest_row
         if len(self.largest) < KEPT or part.largest[0] > self.largest[-1]:
@@ -200,13 +221,20 @@ class Sums:
         some = np.flatnonzero(part.rows > 0)
         place = part.place
         ids = (np.arange(place.start, place.stop) if isinstance(place, slice) else place)[some]
-        own, sums = numbering.encode(ids), [column[some] for column in part.by_cluster]
-        return replace(part, place=own, clusters=len(numbering), by_cluster=sums, rows=part.rows[some], ids=ids)
+        own = numbering.encode(ids)
+        return replace(
+            part,
+            place=own,
+            clusters=len(numbering),
+            by_cluster=[column[some] for column in part.by_cluster],
+            rows=part.rows[some],
+            ids=ids,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one chunk adds to `Sums`: `by_cluster` (F columns) and `rows` belong at `place` of all clusters' sums."""
+    """The sums of one chunk: `by_cluster` (F columns) and `rows` belong at `place` of all clusters' `Sums`."""
 
     slots: dict[str, Slot]
     n: float
@@ -234,40 +262,57 @@ def weigh(rows: Chunk, policy: Policy, model: RewardModel) -> Weighed:
     """The columns that estimators need."""
     target = policy.probability(rows)
     value = expected_reward(policy, model, rows)
-    return Weighed(target / rows.propensity, rows.reward, model.predict_logged(rows), value, target)
+    return Weighed(
+        weight=target / rows.propensity,
+        reward=rows.reward,
+        q_logged=model.predict_logged(rows),
+        value=value,
+        target=target,
+    )
 
 
 def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher) -> Part:
     """The sums of some rows."""
+    # Every estimator's columns, each row as often as it counts, summed by cluster.
     slots, columns = _columns(weighed, weigher.estimators)
     columns = [rows.counted(column) for column in columns]
     count = np.ones(len(rows)) if rows.multiplicity is None else rows.multiplicity
     place, (count_by_cluster, *by_cluster) = sums_by_cluster(rows.cluster, [count, *columns])
+    # The weights: Σ w, Σ w², and the same over the rows whose signal is not 0; einsum, for @ may change the bits.
     weight = weighed.weight
     counted_weight = rows.counted(weight)
-    kept = min(KEPT, len(weight))
     happened = (weighed.reward != 0).astype(np.float64)
-    unsupported = math.nan if weighed.unsupported is None else float(rows.counted(weighed.unsupported).sum())
+    kept = {name: float(rows.counted(used(weight)).sum()) for name, used in weigher.used.items()}
+    unsupported = math.nan
+    if weighed.unsupported is not None:
+        unsupported = float(rows.counted(weighed.unsupported).sum())
     return Part(
-        slots,
-        float(count.sum()),
-        np.array([column.sum() for column in by_cluster]),
-        place,
-        int(rows.cluster.max()) + 1,
-        by_cluster,
-        count_by_cluster,
-        float(counted_weight.sum()),
-        float(np.einsum("n,n->", counted_weight, weight)),  # not @, whose threads may change the bits
-        np.sort(np.partition(weight, len(weight) - kept)[len(weight) - kept :])[::-1],
-        int(rows.row_numbers[np.argmax(weight)]) + 1,
-        np.count_nonzero(weighed.reward, axis=0),
-        np.einsum("n,nk->k", counted_weight, happened),
-        np.einsum("n,n,nk->k", counted_weight, weight, happened),
-        weighed.reward.min(0),
-        weighed.reward.max(0),
-        {name: float(rows.counted(used(weight)).sum()) for name, used in weigher.used.items()},
-        unsupported,
+        slots=slots,
+        n=float(count.sum()),
+        total=np.array([column.sum() for column in by_cluster]),
+        place=place,
+        clusters=int(rows.cluster.max()) + 1,
+        by_cluster=by_cluster,
+        rows=count_by_cluster,
+        weight=float(counted_weight.sum()),
+        squared_weight=float(np.einsum("n,n->", counted_weight, weight)),
+        largest=_largest(weight),
+        largest_row=int(rows.row_numbers[np.argmax(weight)]) + 1,
+        events=np.count_nonzero(weighed.reward, axis=0),
+        event_weight=np.einsum("n,nk->k", counted_weight, happened),
+        event_squares=np.einsum("n,n,nk->k", counted_weight, weight, happened),
+        least=weighed.reward.min(0),
+        most=weighed.reward.max(0),
+        kept=kept,
+        unsupported=unsupported,
     )
+
+
+def _largest(weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """At most `KEPT` of the weights, in descending order."""
+    kept = min(KEPT, len(weight))
+    top = np.partition(weight, len(weight) - kept)[len(weight) - kept :]
+    return np.sort(top)[::-1]
 
 
 def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot], list[np.ndarray]]:
@@ -287,10 +332,10 @@ def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot],
         return where
 
     for name, estimator in estimators.items():
-        found = estimator(weighed)
-        plain = None if found.plain is None else place(found.plain)
-        numerator = None if found.numerator is None else place(found.numerator)
-        denominator = None if found.denominator is None else place(found.denominator).start
+        ratio = estimator(weighed)
+        plain = None if ratio.plain is None else place(ratio.plain)
+        numerator = None if ratio.numerator is None else place(ratio.numerator)
+        denominator = None if ratio.denominator is None else place(ratio.denominator).start
         slots[name] = Slot(plain, numerator, denominator)
     return slots, columns
 
@@ -314,8 +359,8 @@ def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[Place,
         raise InputError(f"Policies are told by their names; got {', '.join(weigher.policy for weigher in weighers)}.")
 
     def work(chunk: Chunk) -> dict[Place, Part]:
-        found = {}
-        segments = [(name, *of) for name, values in chunk.segments.items() for of in _by_value(values)]
+        parts: dict[Place, Part] = {}
+        segments = [(name, value, at) for name, values in chunk.segments.items() for value, at in _by_value(values)]
         for weigher in weighers:
             weighed = weigher.weigh(chunk)
             if np.isnan(weighed.weight).any():
@@ -323,11 +368,11 @@ def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[Place,
                     f"{log.name} has no propensities; recsys.bandit.fitted_propensities.fit gives it fitted ones."
                 )
             drawn = histograms(weighed.weight, chunk.propensity, chunk.multiplicity)
-            found[weigher.place] = replace(part_of(chunk, weighed, weigher), histograms=drawn)
+            parts[weigher.place] = replace(part_of(chunk, weighed, weigher), histograms=drawn)
             for segment, value, at in segments:
                 place = weigher.place._replace(segment=(segment, value))
-                found[place] = part_of(chunk.take(at), weighed.take(at), weigher)
-        return found
+                parts[place] = part_of(chunk.take(at), weighed.take(at), weigher)
+        return parts
 
     for parts in in_order(work, log.chunks(), workers):
         for place, part in parts.items():

@@ -1,4 +1,4 @@
-"""What the log says of each segment, with care for there being many of them."""
+"""Estimates in each segment of a log, with care for there being many of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from recsys.bandit.importance_weights import HALF, LOGGED, WEIGHT
+from recsys.bandit.importance_weights import HALF, WEIGHT
 from recsys.bandit.scan import Place, Sums
 from recsys.bandit.verdict_facts import judge
 from recsys.statistics.intervals import ClusterSums, student_t
+from recsys.statistics.methods import LOGGED
 from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
 
 ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
@@ -31,16 +32,18 @@ def segments(
     facts: by policy, what verdicts must know.
     """
     sums = {place: of for place, of in sums.items() if place.segment and place.weights != HALF}
-    verdicts = {place: judge(of, estimates_of(of), [facts[place.policy]] * len(signals)) for place, of in sums.items()}
+    verdicts = {
+        place: judge(of, finite_estimates(of), [facts[place.policy]] * len(signals)) for place, of in sums.items()
+    }
     rows = []
     for family in _families(sums).values():
-        found = [_rows(place, of, name, signals, level, len(family)) for place, of, name in family]
+        by_segment = [_rows(place, of, name, signals, level, family=len(family)) for place, of, name in family]
         for k in range(len(signals)):
-            told = [by_signal[k] for by_signal in found]
-            adjusted = ADJUSTED[control](np.array([row["p"] for row in told]))
-            judged = [verdicts[place][name][k].level.name for place, _, name in family]
-            pairs = zip(told, adjusted, judged, strict=True)
-            rows += [{**row, "adjusted": float(p), "verdict": level} for row, p, level in pairs]
+            of_signal = [segment_rows[k] for segment_rows in by_segment]
+            adjusted = ADJUSTED[control](np.array([row["p"] for row in of_signal]))
+            for row, p, (place, _, name) in zip(of_signal, adjusted, family, strict=True):
+                verdict = verdicts[place][name][k].level.name
+                rows.append({**row, "adjusted": float(p), "verdict": verdict})
     return rows
 
 
@@ -48,12 +51,12 @@ def _families(sums: Mapping[Place, Sums]) -> dict[tuple[str, str], list[tuple[Pl
     """By policy and estimator: the segments where there is such an estimate."""
     families: dict[tuple[str, str], list[tuple[Place, Sums, str]]] = {}
     for place, of in sums.items():
-        for name in estimates_of(of):
+        for name in finite_estimates(of):
             families.setdefault((place.policy, name), []).append((place, of, name))
     return families
 
 
-def estimates_of(of: Sums) -> Iterator[str]:
+def finite_estimates(of: Sums) -> Iterator[str]:
     """The names of finite estimates."""
     for name in of.slots:
         if name not in (LOGGED, WEIGHT) and np.isfinite(of.estimate(name)).all():
@@ -61,23 +64,29 @@ def estimates_of(of: Sums) -> Iterator[str]:
 
 
 def _rows(place: Place, of: Sums, name: str, signals: Sequence[str], level: float, family: int) -> list[dict[str, Any]]:
-    segment = "=".join(place.segment or ())
+    """A row for each signal; family: how many segments the simultaneous intervals are for."""
     sums: ClusterSums = of.cluster_sums(name)
-    alone, together = student_t(sums, level), student_t(sums, 1 - (1 - level) / family)
+    alone = student_t(sums, level)
+    together = student_t(sums, 1 - (1 - level) / family)
     above_log = sums - of.cluster_sums(LOGGED)
     p = p_values(above_log)
+    weights = of.weights.facts
     rows = []
     for k, signal in enumerate(signals):
         row: dict[str, Any] = {
-            "segment": segment,
+            "segment": "=".join(place.segment or ()),
             "signal": signal,
             "policy": place.policy,
             "estimator": name,
+            "rows": of.n,
+            "events": int(of.events[k]),
+            "value": float(alone.value[k]),
+            "low": float(alone.low[k]),
+            "high": float(alone.high[k]),
+            "low_all": float(together.low[k]),
+            "high_all": float(together.high[k]),
+            "difference": float(above_log.value[k]),
+            "p": float(p[k]),
         }
-        row |= {"rows": of.n, "events": int(of.events[k]), "value": float(alone.value[k])}
-        row |= {"low": float(alone.low[k]), "high": float(alone.high[k])}
-        row |= {"low_all": float(together.low[k]), "high_all": float(together.high[k])}
-        row |= {"difference": float(above_log.value[k]), "p": float(p[k])}
-        row |= {"ess": of.weights.ess, "max_weight": of.weights.max_weight, "mean_weight": of.weights.mean}
-        rows.append(row)
+        rows.append({**row, **weights})
     return rows

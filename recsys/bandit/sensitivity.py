@@ -1,4 +1,4 @@
-"""What propensities that are wrong may do to an estimate: bounds of SNIPS under the marginal sensitivity model.
+"""Sensitivity to wrong propensities: bounds of SNIPS under the marginal sensitivity model.
 
 The model lets the true propensity p_i of the shown action have odds within [1/Λ, Λ] times the nominal ones, so
 1/p_i lies in [1 + (1/e_i - 1)/Λ, 1 + Λ (1/e_i - 1)]. Σ π_e r / p over Σ π_e / p is largest with the upper end for
@@ -73,9 +73,7 @@ class Groups:
         return low, high
 
     def breaking_odds(self, threshold: float, most: int | float = 100) -> float:
-        """How wrong propensities would have to be for the estimate to reach a threshold: the least `odds`; inf beyond
-        `most`.
-        """
+        """The least `odds` at which the estimate reaches a threshold; inf beyond `most`."""
         from scipy import optimize
 
         def gap(odds: int | float) -> float:
@@ -99,8 +97,8 @@ def sensitivity_bounds(
     """
     if odds < 1 or (propensity <= 0).any() or (propensity > 1).any():
         raise InputError(f"The factor on odds is at least 1 and propensities lie in (0, 1]; got a factor of {odds}.")
-    found = [Groups.of(column, target, propensity, 53).bounds(odds) for column in reward.T]
-    return np.array([low for low, _ in found]), np.array([high for _, high in found])
+    ranges = [Groups.of(column, target, propensity, 53).bounds(odds) for column in reward.T]
+    return np.array([low for low, _ in ranges]), np.array([high for _, high in ranges])
 
 
 def breaking_odds(
@@ -118,12 +116,12 @@ def scanned(log: Log, policies: Sequence[Policy], workers: int = 1) -> dict[tupl
     """The groups of a whole log by policy and signal, in one scan."""
 
     def work(rows: Chunk) -> dict[tuple[str, str], Groups]:
-        found = {}
+        by_name = {}
         for policy in policies:
             target = rows.counted(policy.probability(rows))
             for signal, reward in zip(log.signals, rows.reward.T, strict=True):
-                found[policy.name, signal] = Groups.of(np.ascontiguousarray(reward), target, rows.propensity)
-        return found
+                by_name[policy.name, signal] = Groups.of(np.ascontiguousarray(reward), target, rows.propensity)
+        return by_name
 
     total: dict[tuple[str, str], Groups] = {}
     for part in in_order(work, log.chunks(), workers):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from recsys.bandit.importance_weights import WEIGHT
 from recsys.bandit.scan import Sums
-from recsys.statistics.diagnostics import diagnose
+from recsys.statistics.diagnostics import diagnose, mean_z
 from recsys.statistics.intervals import ClusterSums, standard_error
 from recsys.statistics.verdict import Verdict, verdict
 
@@ -23,7 +23,7 @@ MODELED = ("dr", "dros")  # how names of estimators end that hand the model what
 def judge(
     sums: Sums, names: Iterable[str], more: Sequence[Mapping[str, Any]] = (), half: Sums | None = None
 ) -> dict[str, list[Verdict]]:
-    """Whether each of these estimates of each signal may be relied on, and why.
+    """Verdicts on these estimates, by estimator and signal.
 
     more: facts of each signal. half: the same estimates by kernels of half the bandwidth, to be held against.
     """
@@ -37,18 +37,18 @@ def judge(
     ]
     if more:
         by_signal = [replace(facts, **told) for facts, told in zip(by_signal, more, strict=True)]
-    found = {}
+    verdicts = {}
     for name in names:
         off = biases(sums, name, None if half is None else half.cluster_sums(name))
-        found[name] = [
+        verdicts[name] = [
             verdict(replace(facts, bias=float(bias), **_changed(sums, name)))
             for facts, bias in zip(by_signal, off, strict=True)
         ]
-    return found
+    return verdicts
 
 
 def biases(sums: Sums, name: str, reference: ClusterSums | None = None) -> Float[np.ndarray, " K"]:
-    """By how many of its own standard errors an estimate is off, by signal; NaN where it is consistent by itself.
+    """Bias of an estimate in its own standard errors, by signal; NaN where it is consistent by itself.
 
     What it is held against has no such bias: SNDR, SNIPS or IPS by the same rows, or the `reference`. 0 where the
     paired difference is within two of its standard errors.
@@ -72,21 +72,21 @@ def biases(sums: Sums, name: str, reference: ClusterSums | None = None) -> Float
 
 
 def consistent(sums: Sums, name: str) -> bool:
-    """Whether the interval of an estimate is about the truth: its weights are as they are, and so no bias is left."""
+    """True where the interval is about the truth: weights are used as they are, and so no bias is left."""
     if name == "dm":
         return False
     return name not in sums.kept or abs(sums.kept[name] - sums.weight) <= 1e-9 * sums.weight
 
 
 def model_share(sums: Sums, name: str) -> float:
-    """How much of the target's choices the reward model alone speaks for in an estimate."""
+    """The share of the target's choices for which the reward model alone speaks in an estimate."""
     if name == "dm":
         return 1.0
     return max(0.0, 1 - _kept(sums, name)) if name.endswith(MODELED) else 0.0
 
 
 def _changed(sums: Sums, name: str) -> dict[str, Any]:
-    """What becomes of the target's choices where an estimator changes weights, or has none."""
+    """The share of the target's choices that is left where an estimator changes weights, or has none."""
     modeled = name == "dm" or name.endswith(MODELED)
     return {"model_share": model_share(sums, name)} if modeled else {"kept": _kept(sums, name)}
 
@@ -94,9 +94,3 @@ def _changed(sums: Sums, name: str) -> dict[str, Any]:
 def _kept(sums: Sums, name: str) -> float:
     """The mean of the weights that an estimator uses, 1 where it changes none."""
     return sums.kept[name] / sums.n if name in sums.kept else 1.0
-
-
-def mean_z(mean: ClusterSums) -> float:
-    """How far a mean weight is from 1, in standard errors over clusters; infinite where it misses 1 without varying."""
-    off, error = float(mean.value[0]) - 1, float(standard_error(mean)[0])
-    return 0.0 if abs(off) < 1e-12 else off / error if error > 0 else math.copysign(math.inf, off)

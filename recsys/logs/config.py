@@ -1,25 +1,38 @@
-"""What configs say of logs: where they are, what their columns mean, how propensities are fitted that nobody kept."""
+"""Configs of logs: where they are, what their columns mean, how propensities are fitted that nobody kept."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from marl.config.schema import Section
 from recsys.logs.formats import KUAIRAND_SIGNALS
+from recsys.logs.log import Columns
 
 
-class ColumnsConfig(Section):
-    """What a table calls its columns."""
+class LoggedColumnsConfig(Section):
+    """The names of columns that any log has or may have; each means what it does in `Columns`."""
 
     action: str = Field(description="what was shown")
     rewards: tuple[str, ...] = Field(min_length=1, description="the signals, one or several")
+    position: str | None = Field(None, description="where it was shown")
+    user: str | None = Field(
+        None, description="whose rows or sessions belong together, such as in a bootstrap; without it each stands alone"
+    )
+
+    def of_log(self, segments: Sequence[str] = (), context: Sequence[str] = ()) -> Columns:
+        """The columns of a log with these names."""
+        return Columns(**self.model_dump(), segments=tuple(segments), context=tuple(context))
+
+
+class ColumnsConfig(LoggedColumnsConfig):
+    """The names of the columns of a table of single decisions."""
+
     propensity: str | None = Field(
         description="the probability at which it was shown, in (0, 1]; null where nobody kept it, see behavior"
     )
-    position: str | None = Field(None, description="where it was shown")
-    user: str | None = Field(None, description="whose rows a bootstrap draws together; without it rows stand alone")
     episode: str | None = Field(None, description="with step: checked that each step occurs once")
     step: str | None = Field(None, description="the place in the episode")
     multiplicity: str | None = Field(None, description="how many rows a row stands for, where the log was thinned")
@@ -155,13 +168,13 @@ class DataConfig(Section):
 
     @property
     def fitted(self) -> bool:
-        """Whether propensities have to be fitted."""
+        """True where propensities have to be fitted."""
         lacking = self.columns is not None and self.columns.propensity is None
         return lacking or self.hide_propensity or self.logged_by == "standard"
 
 
 class BehaviorConfig(Section):
-    """How to fit propensities to a log that has none."""
+    """The model of propensities, for a log that has none."""
 
     model: Literal["frequency", "logistic"] = Field(
         "frequency", description="how often each action was shown in each context; or a multinomial regression"

@@ -1,4 +1,4 @@
-"""Whether each step of each episode was logged once: exact, in memory that does not grow with the log."""
+"""The search for steps of episodes that were logged twice: exact, in memory that does not grow with the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PASS_ROWS = 2**22  # about so many rows are held at a time
 
 
 def repeated_steps(steps: pl.LazyFrame, told: int) -> tuple[int, Int[np.ndarray, " told"]]:
-    """How many rows of [episode, step] are as an earlier one, and the first `told` of them, counted from 0.
+    """The number of rows of [episode, step] that are as an earlier one, and the first `told` of them, counted from 0.
 
     One pass suffices where episodes rise, and steps within each. Any other log is read rows / PASS_ROWS times, and each
     time only the rows of which a hash gives the same remainder are held: equal ones always meet.
@@ -21,13 +21,13 @@ def repeated_steps(steps: pl.LazyFrame, told: int) -> tuple[int, Int[np.ndarray,
     if _rise(steps):
         return 0, np.zeros(0, np.int64)
     passes = math.ceil(steps.select(pl.len()).collect(engine="streaming").item() / PASS_ROWS)
-    found = [_repeated(steps, passes, remainder) for remainder in range(passes)]
-    first = np.sort(np.concatenate([rows[:told] for rows in found]))[:told]
-    return sum(len(rows) for rows in found), first
+    passed = [_repeated(steps, passes, remainder) for remainder in range(passes)]
+    first = np.sort(np.concatenate([rows[:told] for rows in passed]))[:told]
+    return sum(len(rows) for rows in passed), first
 
 
 def _rise(steps: pl.LazyFrame) -> bool:
-    """Whether each row is beyond the one before it; False for missing and incomparable ones."""
+    """True for rows beyond the one before; False for missing and incomparable ones."""
     episode, step = (pl.col(name) for name in steps.collect_schema().names())
     same = (episode == episode.shift()) & (step > step.shift())
     beyond = ((episode > episode.shift()) | same).fill_null(False)

@@ -101,9 +101,9 @@ def categories(log: Log, path: Path) -> Int[np.ndarray, " A"]:
     if sorted(place[place >= 0].tolist()) != list(range(log.actions)) or table[:, 1].has_nulls():
         raise InputError(f"{path} must give each of the {log.actions} actions of the catalog one category.")
     number = table[:, 1].rank("dense").to_numpy() - 1
-    found = np.empty(log.actions, np.int64)
-    found[place[place >= 0]] = number[place >= 0]
-    return found
+    category = np.empty(log.actions, np.int64)
+    category[place[place >= 0]] = number[place >= 0]
+    return category
 
 
 def dataframe(data: Any, *, actions: int | None = None, **columns: Any) -> Log:
@@ -131,14 +131,14 @@ def matching(path: str) -> list[Path]:
     """The files that a path, a folder or a pattern names, by name. Raises InputError for none."""
     place = Path(path)
     if place.is_dir():
-        found = sorted(p for p in place.iterdir() if p.is_file() and _kind(p) in ("csv", "parquet"))
+        files = sorted(p for p in place.iterdir() if p.is_file() and _kind(p) in ("csv", "parquet"))
     elif any(sign in place.name for sign in "*?["):
-        found = sorted(place.parent.glob(place.name))
+        files = sorted(place.parent.glob(place.name))
     else:
-        found = [place]
-    if not found:
+        files = [place]
+    if not files:
         raise InputError(f"{path} matches no file: expected .csv, .csv.gz or .parquet.")
-    return found
+    return files
 
 
 def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segments: Sequence[str] = ()) -> Log:
@@ -150,15 +150,15 @@ def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segmen
     folder = SAMPLE if path is None else path
     stems = (f"{logged_by}_{campaign}.csv", f"{logged_by}/{campaign}/{campaign}.csv")
     options = [folder / f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz")]
-    found = [option for option in options if option.is_file()]
-    if not found:
+    files = [option for option in options if option.is_file()]
+    if not files:
         raise InputError(
             f"{folder} holds no log of {campaign} by {logged_by}: expected {options[1].name} or {stems[1]}."
         )
     columns = Columns("item_id", ("click",), "propensity_score", "position", segments=tuple(segments))
     positions = Catalog.numbered(POSITIONS, 1, "position")
-    name = str(found[0])
-    frame = scan(found[:1], name, columns.numbers())
+    name = str(files[0])
+    frame = scan(files[:1], name, columns.numbers())
     if logged_by == "bts":
         frame = frame.with_columns(_sixteen_decimals(pl.col("propensity_score")))
     return Log(frame, columns, Catalog.numbered(ITEMS[campaign]), positions, name)
@@ -248,11 +248,11 @@ def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
     kind = log.schema[column]
     if not (kind == pl.Boolean or kind.is_integer()):
         raise InputError(f"Column {column!r} of data.random must hold true and false, or 1 and 0; it holds {kind}.")
-    found = log.frame.select(pl.col(column).cast(pl.Int64)).unique().collect(engine="streaming").to_series().to_list()
-    if set(found) != {0, 1}:
+    marks = log.frame.select(pl.col(column).cast(pl.Int64)).unique().collect(engine="streaming").to_series().to_list()
+    if set(marks) != {0, 1}:
         raise InputError(
             f"Column {column!r} of data.random must mark some rows as random and others not, each one; it holds "
-            f"{', '.join(map(str, sorted(found, key=str)[:10]))}."
+            f"{', '.join(map(str, sorted(marks, key=str)[:10]))}."
         )
     random = pl.col(column).cast(pl.Boolean)
     rest = Log(
@@ -266,7 +266,7 @@ def random_slice(frame: pl.LazyFrame, columns: Columns, name: str) -> Log:
 
     By symmetry this holds given the set that is shown, however many there were to draw from.
     """
-    catalog = Catalog.found(frame, columns.action)
+    catalog = Catalog.of_column(frame, columns.action)
     frame = frame.with_columns(slice_propensity=pl.lit(1 / max(len(catalog), 1)))
     return Log(frame, replace(columns, propensity="slice_propensity"), catalog, name=name)
 

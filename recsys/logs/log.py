@@ -26,12 +26,14 @@ _BEYOND = (pl.UInt64, pl.Int128)
 
 @dataclass(frozen=True)
 class Columns:
-    """What a log calls its columns. None and () are what it does not have.
+    """The names of a log's columns. None and () are what it does not have.
 
     propensity: None where nobody kept it (`recsys.bandit.fitted_propensities`). user: whose rows belong together, and
     are drawn together by a bootstrap. episode, step: checked to occur once. multiplicity: how many rows a row stands
     for, where a log was thinned. segments: results are told for each of their values. context: handed to policies and
-    reward models.
+    reward models. state: a discrete column that tells what matters of a step, for values of sessions.
+
+    Configs name the same columns (`recsys.logs.config`, `recsys.sequential.config`).
     """
 
     action: str
@@ -44,6 +46,7 @@ class Columns:
     multiplicity: str | None = None
     segments: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
+    state: str | None = None
 
     def numbers(self) -> list[str]:
         """Those that must hold real numbers."""
@@ -51,8 +54,10 @@ class Columns:
 
     def named(self) -> list[str]:
         """All columns that are read, each once."""
-        single = [self.action, self.propensity, self.position, self.user, self.episode, self.step, self.multiplicity]
-        return list(dict.fromkeys(name for name in (*single, *self.rewards, *self.segments, *self.context) if name))
+        single = [self.action, self.propensity, self.position, self.user]
+        single += [self.episode, self.step, self.multiplicity, self.state]
+        every = (*single, *self.rewards, *self.segments, *self.context)
+        return list(dict.fromkeys(name for name in every if name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +91,23 @@ class Chunk:
 
     def take(self, rows: Any) -> Chunk:
         """Some rows, by slice, mask or indices; their numbers stay true."""
-        first, numbers = self.first, None if self.numbers is None else self.numbers[rows]
+        first = self.first
+        numbers = None if self.numbers is None else self.numbers[rows]
         if isinstance(rows, slice):
             first += rows.start or 0
-        elif numbers is None:
+        elif numbers is None:  # rows that do not follow one another keep their numbers
             numbers = first + (np.flatnonzero(rows) if rows.dtype == bool else rows)
-        segments, context = ({k: x[rows] for k, x in columns.items()} for columns in (self.segments, self.context))
         return Chunk(
-            first,
-            self.action[rows],
-            self.position[rows],
-            self.propensity[rows],
-            self.reward[rows],
-            self.cluster[rows],
-            None if self.multiplicity is None else self.multiplicity[rows],
-            segments,
-            context,
-            numbers,
+            first=first,
+            action=self.action[rows],
+            position=self.position[rows],
+            propensity=self.propensity[rows],
+            reward=self.reward[rows],
+            cluster=self.cluster[rows],
+            multiplicity=None if self.multiplicity is None else self.multiplicity[rows],
+            segments={name: column[rows] for name, column in self.segments.items()},
+            context={name: column[rows] for name, column in self.context.items()},
+            numbers=numbers,
         )
 
     @classmethod
@@ -114,16 +119,16 @@ class Chunk:
             return np.concatenate([of(part) for part in parts])
 
         return cls(
-            first.first,
-            join(lambda c: c.action),
-            join(lambda c: c.position),
-            join(lambda c: c.propensity),
-            join(lambda c: c.reward),
-            join(lambda c: c.cluster),
-            None if first.multiplicity is None else join(lambda c: np.asarray(c.multiplicity)),
-            {name: join(lambda c, name=name: c.segments[name]) for name in first.segments},  # type: ignore[misc]
-            {name: join(lambda c, name=name: c.context[name]) for name in first.context},  # type: ignore[misc]
-            join(lambda c: c.row_numbers),
+            first=first.first,
+            action=join(lambda c: c.action),
+            position=join(lambda c: c.position),
+            propensity=join(lambda c: c.propensity),
+            reward=join(lambda c: c.reward),
+            cluster=join(lambda c: c.cluster),
+            multiplicity=None if first.multiplicity is None else join(lambda c: np.asarray(c.multiplicity)),
+            segments={name: np.concatenate([part.segments[name] for part in parts]) for name in first.segments},
+            context={name: np.concatenate([part.context[name] for part in parts]) for name in first.context},
+            numbers=join(lambda c: c.row_numbers),
         )
 
     def counted(self, column: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
@@ -157,10 +162,12 @@ class Catalog:
         return cls(pl.int_range(first, first + count, eager=True), what)
 
     @classmethod
-    def found(cls, frame: pl.LazyFrame, column: str, what: str = "action") -> Catalog:
-        """What a column holds, sorted; one scan."""
-        found = collect(frame.select(pl.col(column).unique())).to_series().drop_nulls()
-        return cls((found.drop_nans() if found.dtype.is_float() else found).sort(), what)
+    def of_column(cls, frame: pl.LazyFrame, column: str, what: str = "action") -> Catalog:
+        """The values of a column, sorted; one scan."""
+        labels = collect(frame.select(pl.col(column).unique())).to_series().drop_nulls()
+        if labels.dtype.is_float():
+            labels = labels.drop_nans()
+        return cls(labels.sort(), what)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -214,9 +221,9 @@ class Log:
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
         self._require_numbers(columns.numbers())
         self._require_segments()
-        self.catalog = Catalog.found(frame, columns.action) if catalog is None else catalog
+        self.catalog = Catalog.of_column(frame, columns.action) if catalog is None else catalog
         if positions is None and columns.position is not None:
-            positions = Catalog.found(frame, columns.position, "position")
+            positions = Catalog.of_column(frame, columns.position, "position")
         self.position_catalog = positions if columns.position is not None else None
         if not len(self.catalog):
             raise InputError(f"{name} has no rows with an action in column {columns.action!r}.")
@@ -228,7 +235,7 @@ class Log:
 
     @property
     def positions(self) -> int:
-        """How many positions there are; 1 where the log has no such column."""
+        """The number of positions; 1 where the log has no such column."""
         return 1 if self.position_catalog is None else len(self.position_catalog)
 
     @property
@@ -248,44 +255,32 @@ class Log:
 
     def with_columns(self, columns: Columns) -> Log:
         """The same log whose columns mean something else, or are left out."""
-        return self._with(columns, self._changes)
+        return self._with(columns=columns)
 
     def of_rows(self, frame: pl.LazyFrame, name: str | None = None) -> Log:
         """The same columns of other rows: of a part of the log."""
-        return Log(
-            frame,
-            self.columns,
-            self.catalog,
-            self.position_catalog,
-            name or self.name,
-            self._chunk_rows,
-            self._changes,
-            self.facts,
-        )
+        return self._with(frame=frame, name=name or self.name)
 
     def with_change(self, change: Callable[[Chunk], Chunk], facts: Mapping[str, int | float] | None = None) -> Log:
         """The same log, each chunk as `change` gives it: with propensities that were fitted, say.
 
         facts: what every verdict on the changed log must know, by the names of `diagnostics.Diagnosis`.
         """
-        return self._with(self.columns, (*self._changes, change), {**self.facts, **(facts or {})})
+        return self._with(changes=(*self._changes, change), facts={**self.facts, **(facts or {})})
 
-    def _with(
-        self,
-        columns: Columns,
-        changes: tuple[Callable[[Chunk], Chunk], ...],
-        facts: Mapping[str, int | float] | None = None,
-    ) -> Log:
-        return Log(
-            self.frame,
-            columns,
-            self.catalog,
-            self.position_catalog,
-            self.name,
-            self._chunk_rows,
-            changes,
-            self.facts if facts is None else facts,
-        )
+    def _with(self, **changed: Any) -> Log:
+        """The same log but for some of the arguments of `Log`."""
+        arguments = {
+            "frame": self.frame,
+            "columns": self.columns,
+            "catalog": self.catalog,
+            "positions": self.position_catalog,
+            "name": self.name,
+            "chunk_rows": self._chunk_rows,
+            "changes": self._changes,
+            "facts": self.facts,
+        }
+        return Log(**{**arguments, **changed})
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""
@@ -310,17 +305,18 @@ class Log:
             raise InputError(f"{self.name} has no rows{which}.")
 
     def _chunk(self, frame: pl.DataFrame, first: int, users: Clusters) -> Chunk:
+        rows, known = len(frame), frame.columns
         signals = [frame[f"reward{k}"].to_numpy() for k in range(len(self.signals))]
         return Chunk(
-            first,
-            frame["action"].to_numpy(),
-            frame["position"].to_numpy() if "position" in frame.columns else np.zeros(len(frame), np.int64),
-            frame["propensity"].to_numpy() if "propensity" in frame.columns else np.full(len(frame), np.nan),
-            signals[0][:, None] if len(signals) == 1 else np.stack(signals, 1),
-            users.encode(frame["user"].to_numpy()) if "user" in frame.columns else np.zeros(len(frame), np.int64),
-            frame["multiplicity"].to_numpy() if "multiplicity" in frame.columns else None,
-            {name: frame[f"segment{i}"].to_numpy() for i, name in enumerate(self.columns.segments)},
-            {name: frame[f"context{i}"].to_numpy() for i, name in enumerate(self.columns.context)},
+            first=first,
+            action=frame["action"].to_numpy(),
+            position=frame["position"].to_numpy() if "position" in known else np.zeros(rows, np.int64),
+            propensity=frame["propensity"].to_numpy() if "propensity" in known else np.full(rows, np.nan),
+            reward=signals[0][:, None] if len(signals) == 1 else np.stack(signals, 1),
+            cluster=users.encode(frame["user"].to_numpy()) if "user" in known else np.zeros(rows, np.int64),
+            multiplicity=frame["multiplicity"].to_numpy() if "multiplicity" in known else None,
+            segments={name: frame[f"segment{i}"].to_numpy() for i, name in enumerate(self.columns.segments)},
+            context={name: frame[f"context{i}"].to_numpy() for i, name in enumerate(self.columns.context)},
         )
 
     def _look_for_problems(self, problems: Problems, chunk: Chunk, frame: pl.DataFrame) -> None:

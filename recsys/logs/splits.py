@@ -1,4 +1,4 @@
-"""Which rows of a log are learned from and which are held out for the evaluation."""
+"""The split of a log into rows to learn from and rows held out for the evaluation."""
 
 from __future__ import annotations
 

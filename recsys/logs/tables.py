@@ -15,7 +15,7 @@ TOLD_ROWS = 5  # row numbers that an error names
 
 
 class Problems:
-    """What is wrong with a log: how many rows, and which the first are."""
+    """The faults of a log: how many rows, and which the first are."""
 
     def __init__(self, name: str):
         self.name = name
@@ -31,7 +31,7 @@ class Problems:
             self.add(what, int(bad.sum()), first + np.flatnonzero(bad)[:TOLD_ROWS])
 
     def add(self, what: str, count: int, rows: np.ndarray) -> None:
-        """So many more, beginning with these rows."""
+        """Count so many more, beginning with these rows."""
         if count:
             self._counts[what] = self._counts.get(what, 0) + count
             self._rows[what] = (self._rows.get(what, []) + [int(row) + 1 for row in rows])[:TOLD_ROWS]

@@ -1,4 +1,4 @@
-"""What models of fitted propensities share: folds of users, rows whose context is complete, and how good a fit is."""
+"""Pieces of models that are fitted without the row's user: folds of users, complete rows, and the quality of a fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recsys.models.propensity import CalibrationRow, calibration_error
 
 @dataclass(frozen=True)
 class Quality:
-    """How good held-out predictions are: log-loss per row beside that of the actions' frequencies alone, and the
+    """The quality of held-out predictions: log-loss per row beside that of the actions' frequencies alone, and the
     calibration.
 
     rows: that were fitted on. judged: the share of these that the calibration is about. unseen: the share whose context

@@ -55,7 +55,7 @@ def logistic(actions: int, l2: float = 1.0) -> Fit:
 
 
 def frequency(actions: int, strength: float = 10.0) -> Fit:
-    """How often each action was shown in each context, the first feature taken as its number.
+    """Frequencies of each action in each context, the first feature taken as its number.
 
     (count(x, a) + strength · share(a)) / (count(x) + strength), where share(a) is smoothed by one row in all:
     contexts that were never seen get the share of all.
@@ -152,7 +152,7 @@ class CalibrationRow:
 
     @property
     def z(self) -> float:
-        """How many standard errors what was shown is above what was predicted."""
+        """The excess of what was shown over what was predicted, in standard errors."""
         return (self.shown - self.predicted) / self.standard_error if self.standard_error > 0 else 0.0
 
 
@@ -199,10 +199,10 @@ def calibration_table(
     """`Calibration` of rows that are all at hand; differences of more than three standard errors mean propensities that
     are wrong on average.
     """
-    found, shown = Calibration(), np.zeros_like(probability)
+    calibration, shown = Calibration(), np.zeros_like(probability)
     shown[np.arange(len(action)), action] = 1
-    found.add(probability, shown, np.ones(len(action)))
-    return found.table(bins)
+    calibration.add(probability, shown, np.ones(len(action)))
+    return calibration.table(bins)
 
 
 def calibration_error(table: Sequence[CalibrationRow]) -> float:

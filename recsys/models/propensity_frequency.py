@@ -1,4 +1,4 @@
-"""How often each action was shown in each context, for logs of any length: streamed counts by fold.
+"""Frequencies of each action in each context, for logs of any length: streamed counts by fold.
 
 Axes: n rows, A actions, F folds, C contexts, M pairs of a context and an action that occur, N of these by fold.
 Everything that a model of the other folds says of a row follows from the counts of all rows less those of its fold, so
@@ -52,8 +52,8 @@ class Contexts:
         if self._known is None:
             return np.zeros(len(rows), np.int64)
         frame = self._frame(rows)
-        found = frame.join(self._known, on=frame.columns, how="left", maintain_order="left")["context"]
-        return found.fill_null(-1).to_numpy()
+        numbers = frame.join(self._known, on=frame.columns, how="left", maintain_order="left")["context"]
+        return numbers.fill_null(-1).to_numpy()
 
     def sort(self) -> Int[np.ndarray, " C"]:
         """Number them by their values, whatever the order in which they came: the new numbers of the old."""
@@ -70,7 +70,7 @@ class Contexts:
 
 
 class Counts:
-    """How often each key came, sorted by key; pending ones are joined once they are as many as the rest."""
+    """Counts of keys, sorted by key; pending ones are joined once they are as many as the rest."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
@@ -79,8 +79,8 @@ class Counts:
 
     def add(self, key: Int[np.ndarray, " n"], count: Float[np.ndarray, " n"] | None) -> None:
         """One more chunk. Raises InputError where there are more than `MOST_COUNTS` different keys."""
-        found, inverse = np.unique(key, return_inverse=True)
-        self._pending.append((found, np.bincount(inverse, count, len(found)).astype(np.float64)))
+        distinct, inverse = np.unique(key, return_inverse=True)
+        self._pending.append((distinct, np.bincount(inverse, count, len(distinct)).astype(np.float64)))
         if sum(len(keys) for keys, _ in self._pending) > max(len(self._key), BLOCK):
             self.total()
 
@@ -174,7 +174,7 @@ class Frequencies:
         return _least(loss, math.exp(-3), math.exp(3))
 
     def quality(self) -> Quality:
-        """How good the held-out predictions are, over all rows (the calibration: over the most frequent contexts)."""
+        """The quality of the held-out predictions, over all rows (the calibration: over the most frequent contexts)."""
         rows, share = self.count.sum(), self.share[self.fold, self.action[self.pair_of]]
         calibration, judged = self._calibration()
         seen = self.rows.sum(1, keepdims=True) - self.rows
@@ -190,7 +190,7 @@ class Frequencies:
     def _calibration(self) -> tuple[Calibration, float]:
         most = max(1, CALIBRATED_PAIRS // (self.folds * self.actions))
         chosen = np.sort(np.argsort(-self.rows.sum(1), kind="stable")[:most])
-        found, size = Calibration(), max(1, BLOCK // self.actions)
+        calibration, size = Calibration(), max(1, BLOCK // self.actions)
         for fold in range(self.folds):
             others = self._others(fold)
             held_out = self.total - others
@@ -201,8 +201,8 @@ class Frequencies:
                 probability = np.tile(base, (len(block), 1))
                 probability[line, self.action[at]] = worth[at]
                 shown[line, self.action[at]] = held_out[at]
-                found.add(probability / total[block, None], shown, self.rows[block, fold])
-        return found, float(self.rows[chosen].sum())
+                calibration.add(probability / total[block, None], shown, self.rows[block, fold])
+        return calibration, float(self.rows[chosen].sum())
 
 
 def _least(loss: Callable[[float], float], low: float, high: float) -> float:
@@ -210,10 +210,10 @@ def _least(loss: Callable[[float], float], low: float, high: float) -> float:
     from scipy import optimize
 
     bounds = (math.log(low), math.log(high))
-    found = optimize.minimize_scalar(
+    optimum = optimize.minimize_scalar(
         lambda log: loss(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-3}
     )
-    return math.exp(found.x)
+    return math.exp(optimum.x)
 
 
 class FrequencyModel:
@@ -230,12 +230,13 @@ class FrequencyModel:
         context, rest = np.divmod(key, log.actions * folds)
         key = self._contexts.sort()[context] * log.actions * folds + rest
         order = np.argsort(key)
-        self.found = Frequencies(key[order], count[order], len(self._contexts), log.actions, folds, strength)
-        self.quality, self.temperatures = self.found.quality(), self.found.temperatures
+        self._frequencies = Frequencies(key[order], count[order], len(self._contexts), log.actions, folds, strength)
+        self.quality = self._frequencies.quality()
+        self.temperatures = self._frequencies.temperatures
 
     def propensity(self, rows: Chunk) -> Float[np.ndarray, " n"]:
         """p of the logged actions, from the folds that the rows' users are not in."""
-        found = self.found
-        fold = fold_of(rows, self._user, found.folds)
-        key = (self._contexts.number(rows) * found.actions + rows.action) * found.folds + fold
-        return np.exp(found.log_probability[np.searchsorted(found.key, key)])
+        frequencies = self._frequencies
+        fold = fold_of(rows, self._user, frequencies.folds)
+        key = (self._contexts.number(rows) * frequencies.actions + rows.action) * frequencies.folds + fold
+        return np.exp(frequencies.log_probability[np.searchsorted(frequencies.key, key)])

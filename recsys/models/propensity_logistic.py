@@ -49,14 +49,14 @@ class Encoder:
 
     def features(self, frame: pl.DataFrame) -> Float[np.ndarray, "n D"]:
         """Of rows with the same columns."""
-        found = []
+        columns = []
         for name in self.columns:
             if name in self._scale:
                 mean, sd = self._scale[name]
-                found.append((frame[name].cast(pl.Float64).to_numpy() - mean) / sd)
+                columns.append((frame[name].cast(pl.Float64).to_numpy() - mean) / sd)
             else:
-                found += [(frame[name] == value).to_numpy().astype(np.float64) for value in self._values[name]]
-        return np.stack(found, 1) if found else np.zeros((len(frame), 0))
+                columns += [(frame[name] == value).to_numpy().astype(np.float64) for value in self._values[name]]
+        return np.stack(columns, 1) if columns else np.zeros((len(frame), 0))
 
 
 class LogisticModel:
@@ -98,14 +98,14 @@ class LogisticModel:
         from scipy import special
 
         fold, features = fold_of(rows, self._user, self._folds), self._encoder.features(self._frame(rows))
-        found = np.empty(len(rows))
+        propensity = np.empty(len(rows))
         size = max(1, BLOCK // len(self._fitted.held_out[0]))
         for f, (model, t) in enumerate(zip(self._fitted.models, self._fitted.temperatures, strict=True)):
             mine = np.flatnonzero(fold == f)
             for at in (mine[start : start + size] for start in range(0, len(mine), size)):
                 chances = special.softmax(model(features[at]) / t, axis=1)
-                found[at] = chances[np.arange(len(at)), rows.action[at]]
-        return found
+                propensity[at] = chances[np.arange(len(at)), rows.action[at]]
+        return propensity
 
     def _frame(self, rows: Chunk) -> pl.DataFrame:
         return pl.DataFrame({name: rows.context[name] for name in self._columns})

@@ -1,4 +1,4 @@
-"""What a model expects an action to earn: the q of DM, DR and their kin."""
+"""Reward models, the q of DM, DR and their kin: what an action is expected to earn."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TableModel:
 
 
 def fit_reward_model(log: Log, config: RewardModelConfig) -> RewardModel:
-    """What the section `reward_model` asks for. Raises InputError where the log does not allow it."""
+    """The model that the section `reward_model` asks for. Raises InputError where the log does not allow it."""
     if config.kind == "linear":
         return fit_linear(log, config.columns, config.prior_rows, config.l2, config.folds)
     return smoothed_mean(log, config.prior_rows)

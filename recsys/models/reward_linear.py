@@ -34,7 +34,7 @@ class Part:
 
     @property
     def at(self) -> slice:
-        """Where the column's features lie."""
+        """The places of the column's features."""
         return slice(self.start, self.start + self.width)
 
 
@@ -65,7 +65,7 @@ class Features:
 
     def parts(self, rows: Chunk) -> list[Part]:
         """Every column; a value is NaN or infinite where the log's is, NaN where it has none."""
-        found, start = [], 0
+        parts, start = [], 0
         for name, width in zip(self.columns, self._widths, strict=True):
             if name in self._values:
                 text = pl.Series(rows.context[name], dtype=pl.String)
@@ -78,9 +78,9 @@ class Features:
                 value, code = _numbers(rows.context[name]), np.zeros(len(rows), np.int64)
                 shift, scale = self._units.get(name, (0.0, 1.0))
                 value = (value - shift) / scale
-            found.append(Part(name, start, width, code, value))
+            parts.append(Part(name, start, width, code, value))
             start += width
-        return found
+        return parts
 
     def scale(self, parts: Sequence[Part]) -> None:
         """Take the mean and the deviation of these numbers as 0 and 1."""
@@ -92,7 +92,7 @@ class Features:
 
 
 class Moments:
-    """What a ridge regression of each action needs to know of a log, for each fold.
+    """Moments of a log that a ridge regression of each action needs, for each fold.
 
     count [F,A,P], total [F,A,P,D] and reward [F,A,P,K] are sums of 1, features and signals; square [F,A,D,D] and
     product [F,A,D,K] of features by features and by signals.
@@ -146,8 +146,8 @@ class Moments:
         others = [other for other in range(F) if other != fold]  # added up, not subtracted, which would leave traces
 
         def rest(sums: np.ndarray) -> np.ndarray:
-            found: np.ndarray = sum(sums[other] for other in others)
-            return found
+            summed: np.ndarray = sum(sums[other] for other in others)
+            return summed
 
         count, total, reward, product = (rest(x) for x in (self.count, self.total, self.reward, self.product))
         upper = np.triu(rest(self.square))
@@ -199,19 +199,19 @@ class LinearModel:
         fold, x = fold_of(rows, self.user, len(self.base)), np.zeros((len(rows), self.features.size))
         for part in self._parts(rows):
             x[np.arange(len(rows)), part.start + part.code] = part.value
-        found = self.base[fold, rows.position]
+        q = self.base[fold, rows.position]
         for f, slope in enumerate(self.slope):
             at = np.flatnonzero(fold == f)
-            found[at] += np.einsum("nd,dak->nak", x[at], slope)  # not @, whose threads may change the bits
-        return found
+            q[at] += np.einsum("nd,dak->nak", x[at], slope)  # not @, whose threads may change the bits
+        return q
 
     def predict_logged(self, rows: Chunk) -> Float[np.ndarray, "n K"]:
         """q(x, a) of the logged actions."""
         fold = fold_of(rows, self.user, len(self.base))
-        found = self.base[fold, rows.position, rows.action]
+        q = self.base[fold, rows.position, rows.action]
         for part in self._parts(rows):
-            found += part.value[:, None] * self.slope[fold, part.start + part.code, rows.action]
-        return found
+            q += part.value[:, None] * self.slope[fold, part.start + part.code, rows.action]
+        return q
 
     def _parts(self, rows: Chunk) -> list[Part]:
         parts = self.features.parts(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,12 +78,12 @@ class ContextPolicy:
         """As `choose` gives it, checked. Raises InputError where it fails, gives no distribution over the catalog, or
         gives the rows of the first block another one when asked again.
         """
-        found = self._asked(rows)
-        require_distribution(self.name, found, "row", rows.row_numbers)
+        chances = self._asked(rows)
+        require_distribution(self.name, chances, "row", rows.row_numbers)
         if not self._is_steady:
-            self._require_steady(rows, found)
+            self._require_steady(rows, chances)
             self._is_steady = True
-        return found
+        return chances
 
     def _asked(self, rows: Chunk) -> Distribution:
         there = ", ".join(rows.context) or "none (name them in context)"
@@ -98,20 +98,20 @@ class ContextPolicy:
         except Exception as error:
             raise InputError(f"The policy {self.name} failed. {in_words(error)} {wanted}") from error
         try:
-            found = np.asarray(given)
+            chances = np.asarray(given)
         except Exception as error:  # whatever an array of the user's own says of itself
             raise InputError(f"The policy {self.name} gave no array. {in_words(error)} {wanted}") from error
-        if found.dtype.kind not in "biuf":
-            held = type(given).__name__ if found.ndim == 0 else f"an array of {found.dtype}"
+        if chances.dtype.kind not in "biuf":
+            held = type(given).__name__ if chances.ndim == 0 else f"an array of {chances.dtype}"
             raise InputError(f"The policy {self.name} gave {held}. {wanted}")
-        if found.shape != (len(rows), self.actions):
-            raise InputError(f"The policy {self.name} gave an array {list(found.shape)}. {wanted}")
-        return found.astype(np.float64)
+        if chances.shape != (len(rows), self.actions):
+            raise InputError(f"The policy {self.name} gave an array {list(chances.shape)}. {wanted}")
+        return chances.astype(np.float64)
 
-    def _require_steady(self, rows: Chunk, found: Distribution) -> None:
+    def _require_steady(self, rows: Chunk, chances: Distribution) -> None:
         """Ask for the second half of the rows alone: what draws, counts calls or mixes rows does not give the same."""
         half = slice(len(rows) // 2, len(rows))
-        off = np.abs(self._asked(rows.take(half)) - found[half]).max(1)
+        off = np.abs(self._asked(rows.take(half)) - chances[half]).max(1)
         if off.max(initial=0) <= STEADY:
             return
         row = int(rows.row_numbers[half][np.argmax(off)]) + 1
@@ -154,9 +154,9 @@ def popularity(log: Log, name: str = "popularity") -> TablePolicy:
     count = np.zeros(log.actions)
     for chunk in log.chunks():
         count += np.bincount(chunk.action, chunk.multiplicity, log.actions)
-    found = TablePolicy(name, np.tile(count / count.sum(), (log.positions, 1)))
-    found.of_the_log = True
-    return found
+    policy = TablePolicy(name, np.tile(count / count.sum(), (log.positions, 1)))
+    policy.of_the_log = True
+    return policy
 
 
 def stored_table(log: Log, path: Path, name: str = "table") -> TablePolicy:
@@ -238,6 +238,15 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
             f"at all alike; got an array {list(table.shape)}."
         )
     return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
+
+
+def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> list[Policy]:
+    """All policies to evaluate, those given by name as `policy_of` makes them. Raises InputError for none."""
+    if isinstance(policies, Mapping):
+        policies = [policy_of(what, log, name) for name, what in policies.items()]
+    if not policies:
+        raise InputError("There is nothing to evaluate: give at least one policy.")
+    return list(policies)
 
 
 def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np.ndarray, "n K"]:

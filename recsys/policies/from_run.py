@@ -27,7 +27,7 @@ from recsys.policies.base import ContextPolicy
 
 @dataclass(frozen=True)
 class View:
-    """What a policy sees of a logged row: a one-hot of its position where there are several, then columns.
+    """The observation of a logged row: a one-hot of its position where there are several, then columns.
 
     Columns are taken as (x - middle) / scale; without middle and scale as they are. Where there is nothing to see, the
     policy sees a 1. labels: of the catalog that it was learned from, if it knows them.
@@ -49,12 +49,17 @@ class View:
         plain = cls(named, log.positions, labels=tuple(log.catalog.labels.to_list()))
         if not named:
             return plain
-        parts = [(len(rows), x.sum(0), np.square(x).sum(0)) for rows in log.chunks() for x in (plain.numbers(rows),)]
-        count, total, squares = (sum(part) for part in zip(*parts, strict=True))
-        mean = np.asarray(total / count)
+        count, total, squares = 0, np.zeros(len(named)), np.zeros(len(named))
+        for rows in log.chunks():
+            x = plain.numbers(rows)
+            count += len(x)
+            total += x.sum(0)
+            squares += np.square(x).sum(0)
+        mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
         deviation[deviation <= 1e-6 * np.abs(mean)] = 1.0  # a constant, up to rounding
-        return replace(plain, middle=tuple(mean.tolist()), scale=tuple(np.where(deviation > 0, deviation, 1).tolist()))
+        scale = np.where(deviation > 0, deviation, 1)
+        return replace(plain, middle=tuple(mean.tolist()), scale=tuple(scale.tolist()))
 
     @property
     def size(self) -> int:
@@ -62,7 +67,7 @@ class View:
         return max(1, len(self.columns) + (self.positions if self.positions > 1 else 0))
 
     def features(self, rows: Chunk) -> Float[np.ndarray, "n D"]:
-        """What is seen of each row."""
+        """The observation of each row."""
         parts = [] if self.positions == 1 else [np.eye(self.positions)[rows.position]]
         if self.columns:
             x = self.numbers(rows)
@@ -94,7 +99,7 @@ class View:
 
     @classmethod
     def from_json(cls, kept: dict[str, Any]) -> View:
-        """What `to_json` gave."""
+        """The view that `to_json` made plain."""
         lists = {name: tuple(kept[name]) for name in ("columns", "middle", "scale", "labels")}
         return cls(positions=int(kept["positions"]), **lists)
 
@@ -108,7 +113,7 @@ class Origin:
     split: Split
 
     def is_of(self, data: DataConfig, seed: int) -> bool:
-        """Whether this is the same log, as far as its description tells: a copy of a file goes unnoticed."""
+        """True for the same log, as far as its description tells: a copy of a file goes unnoticed."""
         return self.data == data and (self.seed == seed or data.format != "synthetic")
 
 
@@ -177,10 +182,10 @@ def trained(log: Log, path: str, observation: Sequence[str] = ()) -> ContextPoli
     Raises InputError for a folder without a checkpoint, several agents, an action that is not one choice among the
     catalog's, a policy that remembers or whose agents do not choose alone, and observations of another size.
     """
-    found = load(path)
-    view = _view(path, found, observation)
-    _require_fit(path, found, log, view)
-    return as_target(Path(path).name, found.policy, view, log.actions)
+    loaded = load(path)
+    view = _view(path, loaded, observation)
+    _require_fit(path, loaded, log, view)
+    return as_target(Path(path).name, loaded.policy, view, log.actions)
 
 
 def load(path: str) -> Trained:
@@ -196,24 +201,24 @@ def load(path: str) -> Trained:
     return Trained(actor, env.spec)
 
 
-def _view(path: str, found: Trained, observation: Sequence[str]) -> View:
-    if found.view is None:
+def _view(path: str, loaded: Trained, observation: Sequence[str]) -> View:
+    if loaded.view is None:
         if not observation:
             raise InputError(
-                f"The policy of {path} was trained in a world: name the {found.spec.observation_size} columns of the "
+                f"The policy of {path} was trained in a world: name the {loaded.spec.observation_size} columns of the "
                 "log that it sees, in its order: policy.observation=[…]."
             )
         return View(tuple(observation))
-    if observation and len(observation) != len(found.view.columns):
+    if observation and len(observation) != len(loaded.view.columns):
         raise InputError(
-            f"The policy of {path} was learned from {len(found.view.columns)} columns, "
-            f"{', '.join(found.view.columns)}; policy.observation names {len(observation)}."
+            f"The policy of {path} was learned from {len(loaded.view.columns)} columns, "
+            f"{', '.join(loaded.view.columns)}; policy.observation names {len(observation)}."
         )
-    return replace(found.view, columns=tuple(observation) or found.view.columns)
+    return replace(loaded.view, columns=tuple(observation) or loaded.view.columns)
 
 
-def _require_fit(path: str, found: Trained, log: Log, view: View) -> None:
-    spec, what = found.spec, f"The policy of {path} cannot be evaluated on {log.name}"
+def _require_fit(path: str, loaded: Trained, log: Log, view: View) -> None:
+    spec, what = loaded.spec, f"The policy of {path} cannot be evaluated on {log.name}"
     if len(spec.agents) != 1:
         raise InputError(f"{what}: it decides for {len(spec.agents)} agents, and a row of a log has one action.")
     try:
@@ -234,10 +239,10 @@ def _require_fit(path: str, found: Trained, log: Log, view: View) -> None:
         )
     if view.positions > 1 and view.positions != log.positions:
         raise InputError(f"{what}: it was learned with {view.positions} positions, the log has {log.positions}.")
-    if found.policy.initial_memory(1) is not None:
+    if loaded.policy.initial_memory(1) is not None:
         raise InputError(f"{what}: it remembers, and a row of a log stands alone. Train it without memory.")
     try:
-        log_probs(found.policy, np.zeros((1, view.size)))
+        log_probs(loaded.policy, np.zeros((1, view.size)))
     except Exception as error:
         raise InputError(f"{what}: it does not say how likely it takes each action ({error}).") from error
 

@@ -35,7 +35,7 @@ PROBLEM, ROWS, TRUTH = range(3)  # what a seed is for
 
 
 class Truth(NamedTuple):
-    """What a policy earns by signal, [K], and the standard error that averaging over random contexts leaves, [K]."""
+    """The value of a policy by signal, [K], and the standard error that averaging over random contexts leaves, [K]."""
 
     value: Float[np.ndarray, " K"]
     standard_error: Float[np.ndarray, " K"]
@@ -126,14 +126,14 @@ class SyntheticBandit:
 
     def truths(self, policies: Sequence[Policy]) -> dict[str, Metric]:
         """The metrics `<signal>/<policy>/truth`, with the intervals that Monte Carlo leaves."""
-        found = {}
+        metrics = {}
         for policy in policies:
             truth = self.value(policy)
             for name, value, error in zip(self.signals, *truth, strict=True):
-                found[f"{name}/{policy.name}/truth"] = Metric(
+                metrics[f"{name}/{policy.name}/truth"] = Metric(
                     value, value - 1.96 * error, value + 1.96 * error, FRESH_ROWS
                 )
-        return found
+        return metrics
 
     def log(self, seed: int = 0) -> Log:
         """`settings.rows` logged rows: action, propensity, user, x0 …, and the signals by name."""

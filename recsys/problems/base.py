@@ -18,7 +18,7 @@ from pydantic import Field
 from envs.core import InputError
 from marl.config.schema import RunConfig, Section
 from marl.output.console import console
-from marl.output.report import Metric
+from marl.output.report import Metric, Report
 from marl.output.tables import print_table
 
 PROBLEMS = Path(__file__).resolve().parents[1] / "data" / "oracles"
@@ -28,9 +28,13 @@ MAPPINGS = ("value", "expectation", "sd")  # what a file tells by name; everythi
 
 
 class ProblemConfig(Section):
-    """Where the exact problem is."""
+    """The place of the exact problem."""
 
     path: str | None = Field(None, description="a problem's JSON file; null is the one that comes with Concord")
+
+    def file(self, shipped: str) -> Path:
+        """The problem's file; shipped: the name of the one that comes with Concord."""
+        return Path(self.path) if self.path else PROBLEMS / shipped
 
 
 class OracleConfig(RunConfig):
@@ -91,12 +95,12 @@ def distributions(name: str, table: Float[np.ndarray, "*rows choices"]) -> Float
     return table / sums[..., None]
 
 
-def require_answer(name: str, told: Any, found: Any) -> None:
+def require_answer(name: str, told: Any, computed: Any) -> None:
     """Raises InputError where the file's answer is not that of its tables."""
-    told, found = np.asarray(told), np.asarray(found)
-    require_shape(name, told, found.shape, "an answer of shape")
-    gap = float(np.abs(told - found).max())
-    if gap > ROUNDED * max(1.0, float(np.abs(found).max())):
+    told, computed = np.asarray(told), np.asarray(computed)
+    require_shape(name, told, computed.shape, "an answer of shape")
+    gap = float(np.abs(told - computed).max())
+    if gap > ROUNDED * max(1.0, float(np.abs(computed).max())):
         raise InputError(
             f"The problem says {name}, but its tables give another answer: they differ by up to {gap:.3g}. Mend the "
             f"tables, or leave {name.split('.')[0]} out and let it be computed."
@@ -104,7 +108,7 @@ def require_answer(name: str, told: Any, found: Any) -> None:
 
 
 def judge(samples: Float[np.ndarray, " R"], truth: float) -> dict[str, float]:
-    """How replicated estimates lie around the truth: z of the bias is in units of its own standard error."""
+    """The error of replicated estimates: z of the bias is in units of its own standard error."""
     error = samples - truth
     bias, spread = float(error.mean()), float(error.std(ddof=1))
     if spread <= EXACT * max(1.0, abs(truth)):
@@ -129,15 +133,16 @@ def metrics_of(
     prefix: str, samples: Mapping[str, Sequence[float]], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Metric]:
     """`<prefix>/<estimator>/z` and so on; the mean has the interval of the replications."""
-    found = {}
+    metrics = {}
     for row in rows:
         name = row["estimator"]
-        found[f"{prefix}/{name}/mean"] = Metric.mean(samples[name])
-        found |= {f"{prefix}/{name}/{column}": Metric.exact(row[column]) for column in ("z", "rmse", "variance")}
-    return found
+        metrics[f"{prefix}/{name}/mean"] = Metric.mean(samples[name])
+        metrics |= {f"{prefix}/{name}/{column}": Metric.exact(row[column]) for column in ("z", "rmse", "variance")}
+    return metrics
 
 
-def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table, with digits enough to tell a mean from the truth."""
+def reported(config: OracleConfig, title: str, rows: list[dict[str, Any]], metrics: dict[str, Metric]) -> Report:
+    """The report; its table is printed, with digits enough to tell a mean from the truth."""
     shown = [{key: f"{x:.5g}" if isinstance(x, float) else x for key, x in row.items()} for row in rows]
     print_table(title, shown, console)
+    return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, {"estimators": rows})

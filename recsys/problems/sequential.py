@@ -20,15 +20,14 @@ from marl.output.console import TrainingDisplay
 from marl.output.report import Metric, Report
 from marl.training.run import Run
 from recsys.problems.base import (
-    PROBLEMS,
     OracleConfig,
     distributions,
     judgements,
     metrics_of,
     read_problem,
+    reported,
     require_answer,
     require_shape,
-    show,
 )
 from recsys.sequential.estimators import (
     Trajectories,
@@ -120,7 +119,7 @@ class FiniteProblem:
         return float(self.start @ state_value(self.q(policy), policy)[0, :, 0])
 
     def visits(self, policy: Float[np.ndarray, "S A"]) -> Float[np.ndarray, "T S"]:
-        """How probable each state is at each step."""
+        """The probability of each state at each step."""
         return occupancy(self.transition, self.start, policy, self.horizon)
 
     def weight(self) -> Float[np.ndarray, "S A"]:
@@ -194,21 +193,18 @@ class SequentialProblem(Recipe):
 
     def run(self, config: Config, run: Run) -> Report:
         """Estimate from every replication, compare with the truth, tell it as a table and metrics."""
-        path = Path(config.data.path) if config.data.path else PROBLEMS / "sequential.json"
-        problem = FiniteProblem.read(path)
-        found = run.once("replications", lambda: replicate(problem, config, run.stage_seeds("replications")[0]))
-        samples, truth = found["samples"], problem.value(problem.target)
+        problem = FiniteProblem.read(config.data.file("sequential.json"))
+        replicated = run.once("replications", lambda: replicate(problem, config, run.stage_seeds("replications")[0]))
+        samples, truth = replicated["samples"], problem.value(problem.target)
         rows = judgements(samples, truth)
         for row in rows:
             row["unbiased"] = "yes" if row["estimator"] in UNBIASED else ""
-        metrics = metrics_of("sequential", samples, rows) | summary(problem, rows, found["gap_to_dp"], config.cap)
-        tables = {"estimators": rows}
-        show(f"{config.replications} logs of {config.trajectories} trajectories", rows)
-        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
+        metrics = metrics_of("sequential", samples, rows) | summary(problem, rows, replicated["gap_to_dp"], config.cap)
+        return reported(config, f"{config.replications} logs of {config.trajectories} trajectories", rows, metrics)
 
 
 def summary(problem: FiniteProblem, rows: list[dict[str, Any]], gap_to_dp: float, cap: float) -> dict[str, Metric]:
-    """What is claimed of all together."""
+    """Metrics of all estimators together."""
     by_name = {row["estimator"]: row for row in rows}
     of_dr, of_pdis = by_name["dr_exact_q"]["variance"], by_name["pdis"]["variance"]
     ratio = of_dr / of_pdis if of_pdis > 0 else 1.0 if of_dr == 0 else float("inf")
@@ -223,7 +219,7 @@ def summary(problem: FiniteProblem, rows: list[dict[str, Any]], gap_to_dp: float
 
 
 def ncis_limit(problem: FiniteProblem, cap: float) -> float:
-    """What NCIS tends to with more and more data: Σ_t γ^t E_b[min(w_t, c) r_t] / E_b[min(w_t, c)]."""
+    """The limit of NCIS with more and more data: Σ_t γ^t E_b[min(w_t, c) r_t] / E_b[min(w_t, c)]."""
     chance = problem.visits(problem.logging)[..., None] * problem.logging * np.minimum(problem.weight(), cap)
     mean_reward = (chance * problem.reward_mean).sum((1, 2)) / chance.sum((1, 2))
     return float(problem.discount ** np.arange(problem.horizon) @ mean_reward)

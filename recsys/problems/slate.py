@@ -22,15 +22,14 @@ from marl.output.console import TrainingDisplay
 from marl.output.report import Metric, Report
 from marl.training.run import Run
 from recsys.problems.base import (
-    PROBLEMS,
     OracleConfig,
     distributions,
     judgements,
     metrics_of,
     read_problem,
+    reported,
     require_answer,
     require_shape,
-    show,
 )
 from recsys.sequential.estimators import Trajectories
 from recsys.sequential.slate import (
@@ -105,7 +104,7 @@ class SlateProblem:
         return problem, {name: tables.get(name, {}) for name in ("expectation", "sd")}
 
     def slot_probability(self, policy: Float[np.ndarray, "T I"]) -> Float[np.ndarray, "M T"]:
-        """How probable each slot's item is."""
+        """The probability of each slot's item."""
         return policy[np.arange(self.slates.shape[1]), self.slates]
 
     @property
@@ -171,39 +170,38 @@ class SlateEstimators(Recipe):
 
     def run(self, config: Config, run: Run) -> Report:
         """Sum over all slates, estimate from every drawn log, tell it as a table and metrics."""
-        path = Path(config.data.path) if config.data.path else PROBLEMS / "slate.json"
-        problem, answers = SlateProblem.read(path)
+        problem, answers = SlateProblem.read(config.data.file("slate.json"))
         q = problem.cascade_q(config.q_noise, np.random.default_rng(run.stage_seeds("q")[0]))
         exact = expectations(problem, q)
         samples = run.once("replications", lambda: replicate(problem, q, config, run.stage_seeds("replications")[0]))
         rows = judgements(samples, problem.truth)
         metrics = {"slate/truth": Metric.exact(problem.truth)} | metrics_of("slate", samples, rows)
         for row in rows:
-            found = exact.get(row["estimator"], {})
-            row |= {"expectation": "", "gap": "", "sd": ""} | found
-            metrics |= {f"slate/{row['estimator']}/{name}": Metric.exact(value) for name, value in found.items()}
+            expected = exact.get(row["estimator"], {})
+            row |= {"expectation": "", "gap": "", "sd": ""} | expected
+            metrics |= {f"slate/{row['estimator']}/{name}": Metric.exact(value) for name, value in expected.items()}
         metrics |= gaps_to_file(exact, answers)
-        show(f"{len(problem.slates)} slates enumerated, {config.replications} logs of {config.slates} drawn", rows)
-        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, {"estimators": rows})
+        title = f"{len(problem.slates)} slates enumerated, {config.replications} logs of {config.slates} drawn"
+        return reported(config, title, rows, metrics)
 
 
 def expectations(problem: SlateProblem, q: Q) -> dict[str, dict[str, float]]:
     """Exact expectation under the logging policy, its gap to the truth, and the spread of one slate's contribution."""
     probability = problem.slot_probability(problem.logging).prod(1)
-    found = {}
+    exact = {}
     for name, estimator in MEANS.items():
         contribution = estimator(problem.log, q)[:, 0]
         mean = float(probability @ contribution)
         spread = float(np.sqrt(probability @ (contribution - mean) ** 2))
-        found[name] = {"expectation": mean, "gap": mean - problem.truth, "sd": spread}
-    return found
+        exact[name] = {"expectation": mean, "gap": mean - problem.truth, "sd": spread}
+    return exact
 
 
 def gaps_to_file(exact: dict[str, dict[str, float]], answers: dict[str, Any]) -> dict[str, Metric]:
-    """How far expectation and spread are from those that the file tells, where it does."""
+    """Gaps of expectation and spread to those that the file tells, where it does."""
     return {
-        f"slate/{name}/{column}_gap_to_file": Metric.exact(found[column] - float(answers[column][name]))
-        for name, found in exact.items()
+        f"slate/{name}/{column}_gap_to_file": Metric.exact(moments[column] - float(answers[column][name]))
+        for name, moments in exact.items()
         for column in ("expectation", "sd")
         if isinstance(answers[column], dict) and name in answers[column]
     }

@@ -62,7 +62,7 @@ class Axis:
         return round(MARGIN + (WIDTH - 2 * MARGIN) * min(max(share, 0.0), 1.0), 1)
 
     def holds(self, value: float) -> bool:
-        """Whether it lies between the ends."""
+        """True for a number between the ends."""
         return self.low <= value <= self.high
 
 
@@ -169,7 +169,7 @@ def _scale(axis: Axis) -> Element:
 
 
 def _cut(bars: Sequence[Bar], axis: Axis) -> Element | None:
-    """What the axis does not show."""
+    """A note on marks that the axis does not show."""
     outside = sum(math.isfinite(bar.value) and not axis.holds(bar.value) for bar in bars)
     longer = sum(bar.low < axis.low or bar.high > axis.high for bar in bars)
     if not outside and not longer:

@@ -16,8 +16,8 @@ MINUS = str.maketrans("-", "−")
 
 def tag(name: str, /, *children: Child, **attributes: object) -> Element:
     """An element: `class_` means class, `aria_label` aria-label; children and attributes that are None are left out."""
-    found = {key.rstrip("_").replace("_", "-"): _text(value) for key, value in attributes.items() if value is not None}
-    element = Element(name, found)
+    named = {key.rstrip("_").replace("_", "-"): _text(value) for key, value in attributes.items() if value is not None}
+    element = Element(name, named)
     for child in children:
         if isinstance(child, Element):
             element.append(child)
@@ -30,7 +30,12 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Element:
 
 def html(root: Element) -> str:
     """The document, in ASCII: whatever writes or reads it, no letter is lost."""
-    return "<!DOCTYPE html>\n" + ElementTree.tostring(root, encoding="us-ascii", method="html").decode() + "\n"
+    return f"<!DOCTYPE html>\n{fragment(root)}\n"
+
+
+def fragment(root: Element) -> str:
+    """An element in ASCII, as a part of a document."""
+    return ElementTree.tostring(root, encoding="us-ascii", method="html").decode()
 
 
 def table(header: Sequence[Child], rows: Iterable[Sequence[Child]], class_: str = "") -> Element:
@@ -47,7 +52,7 @@ def cell_of(cell: Child) -> Element:
 
 
 def details(summary: str, *inside: Child) -> Element:
-    """What opens on a click."""
+    """Elements that open on a click."""
     return tag("details", tag("summary", summary), *inside)
 
 
@@ -92,7 +97,7 @@ def percent(share: int | float) -> str:
 
 
 def decimals_for(widths: Iterable[float]) -> int:
-    """How many decimals intervals of these widths deserve: two digits of a typical one, one more for narrow ones."""
+    """Decimals that intervals of these widths deserve: two digits of a typical one, one more for narrow ones."""
     finite = sorted(width for width in widths if math.isfinite(width) and width > 0)
     if not finite:
         return 4

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from marl.output.report import Metric, Report
 from recsys.report.markup import number, rounded
+from recsys.statistics.diagnostics import WEIGHT_FACTS
+from recsys.statistics.methods import LOGGED
 
-LOGGED = "logged"
-FACTS = ("ess", "max_weight", "mean_weight")  # of weights, beside the estimates among a report's metrics
+COUNTED = ("rows", "sessions")  # metrics, one of which says how much a log holds
 Rows = list[dict[str, Any]]
 
 
@@ -25,9 +27,9 @@ class Results:
         self.facts: dict[str, dict[str, float]] = {}
         for key, metric in report.metrics.items():
             signal, policy, name = self.parts(key)
-            if policy and name in FACTS:
+            if policy and name in WEIGHT_FACTS:
                 self.facts.setdefault(policy, {})[name] = metric.value
-            elif policy:
+            elif policy and not name.endswith(WEIGHT_FACTS):  # mips_ess is of other weights, and no estimate
                 self.estimates[signal, policy, name] = metric
         self.policies = list(dict.fromkeys(policy for _, policy, _ in self.estimates))
         self.verdicts = {self.parts(row["estimate"]): row for row in self.tables.get("verdicts", [])}
@@ -41,6 +43,14 @@ class Results:
     def logged(self, signal: str) -> Metric:
         """The log's own mean."""
         return self.report.metrics[f"{signal}/{LOGGED}"]
+
+    def rows(self) -> Rows:
+        """A row an estimate: signal, policy, estimator, value, low, high, n, verdict."""
+        rows = []
+        for key, metric in self.estimates.items():
+            row = dict(zip(("signal", "policy", "estimator"), key, strict=True))
+            rows.append({**row, **asdict(metric), "verdict": self.verdict(*key)})
+        return rows
 
     def verdict(self, signal: str, policy: str, estimator: str) -> str:
         """RELIABLE, CAUTION or UNRELIABLE; empty where none was given."""
@@ -58,16 +68,16 @@ class Results:
 
     @property
     def interval(self) -> str:
-        """What intervals are called."""
+        """The name of intervals, with their level."""
         return f"{rounded(100 * self.level)} % interval"
 
 
 def grouped(rows: Rows, *keys: str) -> list[tuple[Any, Rows]]:
     """Rows by the values of one column, or of several, as they first come."""
-    found: dict[Any, Rows] = {}
+    groups: dict[Any, Rows] = {}
     for row in rows:
-        found.setdefault(row[keys[0]] if len(keys) == 1 else tuple(row[key] for key in keys), []).append(row)
-    return list(found.items())
+        groups.setdefault(row[keys[0]] if len(keys) == 1 else tuple(row[key] for key in keys), []).append(row)
+    return list(groups.items())
 
 
 def numbers(rows: Rows) -> Rows:

@@ -11,8 +11,9 @@ from typing import Any
 from marl.config.load import flatten, yaml_text
 from recsys.report.charts import Bar, calibration, chip, intervals, shares
 from recsys.report.markup import Child, Element, details, exact, number, percent, rounded, table, tag
-from recsys.report.results import FACTS, LOGGED, Results, Rows, grouped, numbers
-from recsys.statistics.diagnostics import Diagnosis
+from recsys.report.results import COUNTED, Results, Rows, grouped, numbers
+from recsys.statistics.diagnostics import WEIGHT_FACTS, Diagnosis
+from recsys.statistics.methods import LOGGED
 from recsys.statistics.verdict import verdict
 
 DIGITS = re.compile(r"(\d+)")
@@ -20,18 +21,20 @@ LONGEST = 40  # segments in one table
 IDLE = ("train.", "evaluation.", "resume.", "compile")  # settings that offline evaluation has no use for
 
 
-def _headline(results: Results) -> Iterable[Element]:
+def headline(results: Results) -> Iterable[Element]:
+    """The estimator to read for each signal and policy, and why."""
     rows = results.tables.get("recommendations", [])
     if not rows:
         return
     cells: list[list[Child]] = []
     for row in rows:
         signal, policy, estimator = row["signal"], row["policy"], row["estimator"]
-        found = results.estimates.get((signal, policy, estimator))
+        estimate = results.estimates.get((signal, policy, estimator))
         told: list[Child] = [tag("b", "none"), None, chip("UNRELIABLE")]
-        if found is not None:
-            between = tag("span", f"[{rounded(found.low)}, {rounded(found.high)}]", class_="n")
-            told = [exact(found.value, rounded(found.value)), between, chip(results.verdict(signal, policy, estimator))]
+        if estimate is not None:
+            between = tag("span", f"[{rounded(estimate.low)}, {rounded(estimate.high)}]", class_="n")
+            level = chip(results.verdict(signal, policy, estimator))
+            told = [exact(estimate.value, rounded(estimate.value)), between, level]
         logged = results.logged(signal).value
         cells.append([signal, policy, estimator or "–", *told, exact(logged, rounded(logged)), row["sentence"]])
     header = ["signal", "policy", "read", "estimate", results.interval, "verdict", "the log's mean", "why"]
@@ -56,10 +59,10 @@ def _estimates(results: Results) -> Iterable[Element]:
 
 
 def _bar(results: Results, signal: str, policy: str, estimator: str) -> Bar:
-    found = results.estimates[signal, policy, estimator]
+    estimate = results.estimates[signal, policy, estimator]
     level = results.verdict(signal, policy, estimator)
     chosen = results.recommended(signal, policy) == estimator
-    return Bar((estimator,), found.value, found.low, found.high, level, chosen=chosen)
+    return Bar((estimator,), estimate.value, estimate.low, estimate.high, level, chosen=chosen)
 
 
 def _differences(results: Results) -> Iterable[Element]:
@@ -88,15 +91,16 @@ def _weights(results: Results) -> Iterable[Element]:
 
 
 def _weights_in_words(results: Results, policy: str) -> str:
-    known = results.report.metrics.get("rows")
-    facts = results.facts.get(policy)
-    if facts is None or known is None:
+    metrics, facts = results.report.metrics, results.facts.get(policy)
+    unit = next((name for name in COUNTED if name in metrics), None)
+    if facts is None or unit is None:
         return ""
-    ess, largest, mean = (facts[name] for name in FACTS)
-    share = largest / (mean * known.value) if mean > 0 else math.nan
+    count = metrics[unit].value
+    ess, largest, mean = (facts[name] for name in WEIGHT_FACTS)
+    share = largest / (mean * count) if mean > 0 else math.nan
     return (
-        f"The weights leave an effective sample of {rounded(ess)} of {rounded(known.value)} rows "
-        f"({percent(ess / known.value)}). The largest weight is {rounded(largest)}, {percent(share)} of all. "
+        f"The weights leave an effective sample of {rounded(ess)} of {rounded(count)} {unit} "
+        f"({percent(ess / count)}). The largest weight is {rounded(largest)}, {percent(share)} of all. "
         f"The mean weight is {rounded(mean)}; where the log holds all that the target does, it should be near 1."
     )
 
@@ -112,7 +116,7 @@ def _overlap(results: Results) -> Iterable[Element]:
 
 
 def _overlap_in_words(rows: Rows) -> str:
-    """Where half of the target's weight lies."""
+    """The part of the rows that holds half of the target's weight."""
     if len(rows) == 1:
         return f"All was logged with a probability between {rounded(rows[0]['low'])} and {rounded(rows[0]['high'])}."
     below = weight = 0.0
@@ -168,8 +172,8 @@ def _segment_bar(row: dict[str, Any], logged: float, column: str) -> Bar:
 
 
 def _level_of(row: dict[str, Any]) -> str:
-    """What a segment's own numbers allow; what is not known of it raises no flag."""
-    rows, ess, largest, mean, events = (number(row[name]) for name in ("rows", *FACTS, "events"))
+    """The verdict that a segment's own numbers allow; what is not known of it raises no flag."""
+    rows, ess, largest, mean, events = (number(row[name]) for name in ("rows", *WEIGHT_FACTS, "events"))
     share = largest / (mean * rows) if mean > 0 else 1.0
     nan = math.nan
     facts = Diagnosis(round(rows), round(rows), ess, largest, share, mean, nan, nan, events=events)
@@ -222,7 +226,8 @@ def _verdicts(results: Results) -> Iterable[Element]:
         yield table(["signal", "policy", "estimators", "verdict", "reason"], cells)
 
 
-def _notes(results: Results) -> Iterable[Element]:
+def notes(results: Results) -> Iterable[Element]:
+    """The sentences of the table `notes`."""
     for row in results.tables.get("notes", []):
         yield tag("p", row["note"])
 
@@ -281,7 +286,7 @@ class Section:
 
 
 SECTIONS = (
-    Section("headline", "What to read", _headline),
+    Section("headline", "What to read", headline),
     Section("estimates", "Estimates", _estimates),
     Section("differences", "Differences between policies", _differences),
     Section("weights", "Importance weights", _weights),
@@ -291,7 +296,7 @@ SECTIONS = (
     Section("sensitivity", "If propensities are wrong", _sensitivity),
     Section("random_slice", "Against the random slice", _random_slice),
     Section("verdicts", "Verdicts", _verdicts),
-    Section("notes", "Notes", _notes),
+    Section("notes", "Notes", notes),
     Section("settings", "Settings", _settings),
     Section("versions", "Versions", _versions),
 )

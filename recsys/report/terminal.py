@@ -65,8 +65,8 @@ def _read_differences(
     for row in rows:
         signal, policy, against = row["signal"], row["policy"], row["against"]
         read = {chosen[signal, policy], chosen.get((signal, against), chosen[signal, policy])}
-        found = widest.get((signal, policy, against))
-        wider = found is None or _width(row) > _width(found)
+        known = widest.get((signal, policy, against))
+        wider = known is None or _width(row) > _width(known)
         if None not in read and row["estimator"] in read and wider:
             widest[signal, policy, against] = row
     return list(widest.values())

@@ -1,4 +1,4 @@
-"""What configs say of sessions: the log, its columns, the estimators and their intervals."""
+"""Configs of sessions: the log, its columns, the estimators and their intervals."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from pydantic import Field, model_validator
 
 from marl.config.schema import RunConfig, Section
 from recsys.config import COLUMN, KNOWN, TargetConfig
-from recsys.logs.config import ColumnsConfig, DataConfig
-from recsys.sequential.evaluate import PLAIN, WITH_STATES
+from recsys.logs.config import LoggedColumnsConfig
+from recsys.sequential.estimators import PLAIN, WITH_STATES
 
 
-class SessionColumnsConfig(Section):
-    """What a table of steps calls its columns; one row is one step of one session."""
+class SessionColumnsConfig(LoggedColumnsConfig):
+    """The names of the columns of a table of steps; one row is one step of one session."""
 
     episode: str = Field(description="which session")
     step: str = Field(description="the place in the session: whole numbers that go up by one")
-    action: str = Field(description="what was shown")
-    rewards: tuple[str, ...] = Field(min_length=1, description="the signals, one or several")
     propensity: str = Field(description="the probability at which it was shown, in (0, 1]")
-    user: str | None = Field(None, description="whose sessions belong together; without it sessions stand alone")
-    position: str | None = Field(None, description="where it was shown")
     state: str | None = Field(
         None, description="a discrete column that tells what matters of a step, for fqe, seq_dr, wdr, magic"
     )
@@ -57,22 +53,16 @@ class SessionDataConfig(Section):
         """The column of states."""
         return "state" if self.columns is None else self.columns.state
 
-    def as_table(self) -> DataConfig:
-        """What the recipes of single decisions would call it."""
-        assert self.columns is not None
-        columns = ColumnsConfig(**self.columns.model_dump(exclude={"state"}))
-        return DataConfig(format="table", path=self.path, columns=columns, actions=self.actions, context=self.context)
-
 
 class SessionEstimatorsConfig(Section):
-    """Which estimators, and their settings."""
+    """The estimators, and their settings."""
 
     names: tuple[str, ...] = Field((), description="those to compute; empty is all that the log's columns allow")
     cap: float = Field(10.0, gt=0, description="largest weight of a step in ncis")
 
 
 class SessionIntervalsConfig(Section):
-    """How sure the estimates are: by users where the log has them, else by sessions."""
+    """Intervals of the estimates: by users where the log has them, else by sessions."""
 
     method: Literal["bootstrap", "bca", "t", "empirical_likelihood"] = Field(
         "bootstrap", description="percentiles, corrected ones, Student's, or empirical likelihood"
@@ -110,8 +100,3 @@ class Config(RunConfig):
     def gamma(self) -> float | np.ndarray:
         """The discount as estimators take it."""
         return self.discount if isinstance(self.discount, float) else np.array(self.discount)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The estimators to compute."""
-        return self.estimators.names or (PLAIN if self.data.state is None else (*PLAIN, *WITH_STATES))

@@ -1,4 +1,4 @@
-"""What a policy would have earned in episodes that another one logged.
+"""Estimators of what a policy would have earned in episodes that another one logged.
 
 n trajectories, T steps (shorter ones are padded), K signals. w_t = π_e(a_t | s_t) / π_b(a_t | s_t) is the weight of a
 step, ρ_t = w_0 ⋯ w_t that of the way there. Every estimator gives one contribution a trajectory and signal, [n,K],
@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from envs.core import InputError
 
 Discount = float | Float[np.ndarray, " K"]
+PLAIN = ("tis", "wis", "pdis", "cwpdis", "ncis")  # need weights only
+WITH_STATES = ("fqe", "seq_dr", "wdr", "magic")  # need fitted values too
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,10 @@ def self_normalized(
     mean = weight.mean(0)
     share = weight / np.where(mean > 0, mean, 1.0)
     estimate = np.einsum("n...,n...k->...k", share, values) / len(weight)
-    found = values - estimate
-    found *= share[..., None]
-    found += estimate
-    return found
+    contributions = values - estimate
+    contributions *= share[..., None]
+    contributions += estimate
+    return contributions
 
 
 def tis(log: Trajectories, discount: Discount) -> Float[np.ndarray, "n K"]:

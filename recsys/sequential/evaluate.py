@@ -1,22 +1,28 @@
-"""What a policy would have earned in the sessions of a log: estimates, verdicts, and what to read.
+"""The evaluation of policies by the sessions of a log; docs/ope_sequential.md has the equations.
 
-Every estimate is the mean of the contributions that `recsys.sequential` gives, one a session and signal [n,K], so users
-(or sessions, where there are none) are the clusters of every interval.
+Every estimate is the mean of the contributions that `recsys.sequential.estimators` gives, one a session and signal
+[n,K], so users (or sessions, where there are none) are the clusters of every interval.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from recsys.bandit.verdict_facts import mean_z
-from recsys.policies.base import Policy
+from envs.core import InputError
+from recsys.config import EstimatorsConfig, IntervalsConfig
+from recsys.evaluation import Evaluation, LogSummary, PolicyEstimates, Reader, evaluation_of
+from recsys.logs.log import Log
+from recsys.policies.base import Policy, policies_of
+from recsys.sequential.config import SessionEstimatorsConfig
 from recsys.sequential.estimators import (
+    PLAIN,
+    WITH_STATES,
     Discount,
     cwpdis,
     discounted,
@@ -29,18 +35,18 @@ from recsys.sequential.estimators import (
     wdr,
     wis,
 )
-from recsys.sequential.log import Sessions
+from recsys.sequential.log import Sessions, read_sessions
 from recsys.sequential.tabular import TabularLog, fqe, looked_up
-from recsys.statistics.diagnostics import diagnose, effective_events, weight_sums
-from recsys.statistics.histograms import Histograms, histograms
+from recsys.statistics.diagnostics import diagnose, effective_events, mean_z, weight_sums
+from recsys.statistics.histograms import histograms
 from recsys.statistics.intervals import ClusterSums, Interval, cluster_sums
+from recsys.statistics.methods import Intervals
+from recsys.statistics.selection import Recommendation, recommend_narrowest
 from recsys.statistics.verdict import Level, Verdict, verdict
 
-PLAIN = ("tis", "wis", "pdis", "cwpdis", "ncis")
-WITH_STATES = ("fqe", "seq_dr", "wdr", "magic")
 READ = ("pdis", "cwpdis", "seq_dr", "wdr")  # what may be recommended: consistent, and of little variance
 FOLDS = 5
-# What no interval contains, and no weight shows.
+# Biases that no interval contains, and no weight shows.
 BIASED = {
     "ncis": ("states", "It takes states as they were logged and caps the weights of steps; no interval has that bias"),
     "fqe": ("model", "The fitted values alone speak for the policy, and no interval has their error"),
@@ -50,19 +56,93 @@ Values = tuple[Float[np.ndarray, "n T K"], Float[np.ndarray, "n T K"]]
 
 
 @dataclass(frozen=True)
-class Found:
+class Contributions:
     """One policy's contributions by estimator, [n,K] each; weight [n,T] that of the way to each step."""
 
     policy: Policy
-    contributions: dict[str, Float[np.ndarray, "n K"]]
+    by_estimator: dict[str, Float[np.ndarray, "n K"]]
     weight: Float[np.ndarray, "n T"]
 
-    def sums(self, sessions: Sessions) -> dict[str, ClusterSums]:
-        """Of every estimate, by cluster."""
-        return {name: cluster_sums(x, None, sessions.cluster) for name, x in self.contributions.items()}
+    @property
+    def whole(self) -> Float[np.ndarray, " n"]:
+        """ρ_{T-1}, the weights of whole sessions."""
+        return np.ascontiguousarray(self.weight[:, -1])
+
+    def estimates(self, sessions: Sessions) -> PolicyEstimates:
+        """The policy as evaluations take it."""
+        sums = {name: cluster_sums(x, None, sessions.cluster) for name, x in self.by_estimator.items()}
+        verdicts, weights = judge(self, sessions), weight_sums(self.whole).facts
+        drawn = histograms(self.whole, np.ones_like(self.whole))
+        return PolicyEstimates(self.policy.name, sums, verdicts, weights, drawn, reader(sums, verdicts))
 
 
-def estimate(sessions: Sessions, policy: Policy, names: Sequence[str], discount: Discount, cap: float) -> Found:
+def evaluate_sessions(
+    log: Log,
+    policies: Sequence[Policy] | Mapping[str, Any],
+    *,
+    discount: float | Sequence[float] = 1.0,
+    estimators: SessionEstimatorsConfig | None = None,
+    intervals: IntervalsConfig | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """The evaluation of policies by what they earn in whole episodes, for a log with columns episode and step.
+
+    policies: by name probabilities, a function of a `Chunk`, or a name such as "uniform" (`policies.base.policy_of`);
+    each is asked at every step's row. discount: γ in [0, 1], or one for each signal. Where the log has a column state,
+    estimators with fitted values are computed too. Raises InputError for a log without episodes or propensities, and
+    for steps that are missing or occur twice.
+    """
+    intervals = intervals or IntervalsConfig()
+    if intervals.bounds is not None:
+        raise InputError(
+            f"intervals.method={intervals.method} needs bounds of a whole session's return and weight, which a product "
+            "of weights does not have: take bootstrap, bca, t or empirical_likelihood."
+        )
+    log = log if log.columns.state is None else log.with_context((log.columns.state,))
+    chosen, settings = policies_of(policies, log), estimators or SessionEstimatorsConfig()
+    gamma = float(discount) if isinstance(discount, int | float) else np.array(discount, dtype=np.float64)
+    evaluation = evaluate_read(read_sessions(log), chosen, gamma, settings, intervals, seed)
+    told = {
+        "recipe": "recsys.evaluate_sessions",
+        "discount": np.asarray(discount).tolist(),
+        "estimators": settings.model_dump(mode="json"),
+        "intervals": intervals.model_dump(mode="json"),
+        "seed": seed,
+    }
+    return replace(evaluation, settings=told)
+
+
+def evaluate_read(
+    sessions: Sessions,
+    policies: Sequence[Policy],
+    discount: Discount,
+    estimators: SessionEstimatorsConfig,
+    intervals: IntervalsConfig,
+    seed: int = 0,
+) -> Evaluation:
+    """The evaluation by sessions that are in memory; the table steps has the weights of the way to each step."""
+    names = estimators.names or (PLAIN if sessions.state is None else (*PLAIN, *WITH_STATES))
+    estimates, steps = [], []
+    for policy in policies:
+        contributions = estimate(sessions, policy, names, discount, estimators.cap)
+        estimates.append(contributions.estimates(sessions))
+        steps += by_step(contributions, sessions)
+    summary = summary_of(sessions, discount)
+    evaluation = evaluation_of(summary, estimates, Intervals(intervals, EstimatorsConfig(), seed, workers=1))
+    return evaluation.with_more(tables={"steps": steps})
+
+
+def summary_of(sessions: Sessions, discount: Discount) -> LogSummary:
+    """The log by itself: what its sessions earned, Σ_t γ^t r_t."""
+    logged = cluster_sums(discounted(sessions.reward, discount), None, sessions.cluster)
+    counts = {"sessions": len(sessions.lengths), "steps": sessions.steps, "clusters": logged.clusters}
+    user = sessions.log.columns.user
+    draw = f"the sessions of one {user} as one draw" if user else "every session as independent of the others"
+    independence = f"Intervals take {draw}. Weights are those of whole sessions."
+    return LogSummary(sessions.log.signals, counts, logged, independence)
+
+
+def estimate(sessions: Sessions, policy: Policy, names: Sequence[str], discount: Discount, cap: float) -> Contributions:
     """The contributions of the named estimators; those that use fitted values need states.
 
     `fqe` is fitted to all sessions; the others take values for each fold of users that were fitted to the rest, so that
@@ -76,7 +156,7 @@ def estimate(sessions: Sessions, policy: Policy, names: Sequence[str], discount:
         "cwpdis": lambda: cwpdis(log, discount),
         "ncis": lambda: ncis(log, discount, cap),
     }
-    if set(names) & set(WITH_STATES):
+    if set(names) & set(WITH_STATES) and sessions.state is not None:
         table, chances = sessions.table(), sessions.distribution(policy)
         values = cross_fitted(table, chances, sessions.cluster, discount)
         known |= {
@@ -85,7 +165,13 @@ def estimate(sessions: Sessions, policy: Policy, names: Sequence[str], discount:
             "wdr": lambda: wdr(log, *values, discount),
             "magic": lambda: magic(log, *values, discount),
         }
-    return Found(policy, {name: known[name]() for name in names}, prefix_weight(log))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"The estimators of sessions are {', '.join(known)}; got {', '.join(unknown)}. Those with fitted values, "
+            f"{', '.join(WITH_STATES)}, need a log with a column state."
+        )
+    return Contributions(policy, {name: known[name]() for name in names}, prefix_weight(log))
 
 
 def cross_fitted(
@@ -106,30 +192,25 @@ def _take(log: TabularLog, rows: np.ndarray) -> TabularLog:
     return TabularLog(log.state[rows], log.action[rows], log.reward[rows], log.mask[rows], log.states, log.actions)
 
 
-def logged_return(sessions: Sessions, discount: Discount) -> Float[np.ndarray, "n K"]:
-    """What each session earned, Σ_t γ^t r_t."""
-    return discounted(sessions.reward, discount)
-
-
-def judge(found: Found, sessions: Sessions) -> dict[str, list[Verdict]]:
+def judge(contributions: Contributions, sessions: Sessions) -> dict[str, list[Verdict]]:
     """By estimator and signal: the checks of single decisions on the weights of whole sessions, ρ_{T-1}.
 
     Events are sessions that earned something.
     """
-    whole = found.weight[:, -1]
+    whole = contributions.whole
     sums = cluster_sums(whole[:, None], None, sessions.cluster)
     earned = (sessions.reward != 0).any(1).astype(np.float64)
     effective, events = effective_events(whole, earned), earned.sum(0)
-    judged: dict[str, list[Verdict]] = {name: [] for name in found.contributions}
+    verdicts: dict[str, list[Verdict]] = {name: [] for name in contributions.by_estimator}
     for count, weighted in zip(events.tolist(), effective.tolist(), strict=True):
         facts = diagnose(
             weight_sums(whole), sums.clusters, mean_z=mean_z(sums), events=count, effective_events=weighted
         )
         told = _of_sessions(verdict(facts))
-        for name, by_signal in judged.items():
+        for name, by_signal in verdicts.items():
             biased = name in BIASED and told.level <= Level.CAUTION
             by_signal.append(Verdict(Level.CAUTION, BIASED[name][0], f"{BIASED[name][1]}.") if biased else told)
-    return judged
+    return verdicts
 
 
 def _of_sessions(told: Verdict) -> Verdict:
@@ -137,46 +218,24 @@ def _of_sessions(told: Verdict) -> Verdict:
     return Verdict(told.level, told.check, re.sub(r"\b([Rr])ow(s?)\b", r"session\2", told.reason))
 
 
-def to_read(
-    policy: str,
-    signals: Sequence[str],
-    verdicts: Mapping[str, Sequence[Verdict]],
-    intervals: Mapping[str, Interval],
-) -> list[dict[str, Any]]:
-    """Of the consistent estimators with the best verdict the one with the narrowest interval, for each signal."""
-    rows = []
-    for k, signal in enumerate(signals):
-        row: dict[str, Any] = {"signal": signal, "policy": policy, "estimator": None}
-        names = [name for name in READ if name in intervals]
+def reader(sums: Mapping[str, ClusterSums], verdicts: Mapping[str, Sequence[Verdict]]) -> Reader:
+    """The choice among the consistent estimators that were computed: of the best verdict the narrowest interval."""
+    names = [name for name in READ if name in sums]
+
+    def read(k: int, intervals: Mapping[str, Interval]) -> Recommendation:
         if not names:
-            rows.append({**row, "sentence": f"None of {', '.join(READ)} was computed, so none is recommended."})
-            continue
-        best = min(verdicts[name][k].level for name in names)
-        names = [name for name in names if verdicts[name][k].level == best]
-        told = verdicts[names[0]][k]
-        if best is Level.UNRELIABLE:
-            rows.append({**row, "sentence": f"Read none of these estimates. {told.reason}"})
-            continue
+            return Recommendation(None, f"None of {', '.join(READ)} was computed, so none is recommended.")
         width = {name: float(intervals[name].high[k] - intervals[name].low[k]) for name in names}
-        chosen = min(names, key=lambda name: width[name])
-        sentence = f"Read {chosen}: its interval is the narrowest of {', '.join(names)}"
-        if best is Level.CAUTION:
-            sentence += f"; but with caution: {told.reason[0].lower()}{told.reason[1:].removesuffix('.')}"
-        rows.append({**row, "estimator": chosen, "sentence": f"{sentence}."})
-    return rows
+        return recommend_narrowest({name: verdicts[name][k] for name in names}, width)
+
+    return read
 
 
-def by_step(found: Found, sessions: Sessions) -> list[dict[str, Any]]:
-    """What the weights of the way to each step are like; a session that has ended keeps its own."""
+def by_step(contributions: Contributions, sessions: Sessions) -> list[dict[str, Any]]:
+    """Rows of the table steps: the weights of the way to each step; a session that has ended keeps its own."""
     rows = []
-    for step in range(found.weight.shape[1]):
-        of = weight_sums(found.weight[:, step])
-        row = {"policy": found.policy.name, "step": step, "sessions": int(sessions.mask[:, step].sum())}
-        rows.append({**row, "ess": of.ess, "max_share": of.max_share, "mean_weight": of.mean})
+    for step in range(contributions.weight.shape[1]):
+        weights = weight_sums(contributions.weight[:, step])
+        row = {"policy": contributions.policy.name, "step": step, "sessions": int(sessions.mask[:, step].sum())}
+        rows.append({**row, "ess": weights.ess, "max_share": weights.max_share, "mean_weight": weights.mean})
     return rows
-
-
-def horizon_histograms(found: Found) -> Histograms:
-    """Of the weights of whole sessions."""
-    whole = np.ascontiguousarray(found.weight[:, -1])
-    return histograms(whole, np.ones_like(whole))

@@ -43,7 +43,7 @@ class Sessions:
 
     @property
     def steps(self) -> int:
-        """How many rows the log has."""
+        """The number of the log's rows."""
         return len(self.order)
 
     def trajectories(self, policy: Policy) -> Trajectories:
@@ -79,14 +79,16 @@ def require_room(numbers: int, what: str) -> None:
         )
 
 
-def read_sessions(log: Log, state: str | None = None) -> Sessions:
+def read_sessions(log: Log) -> Sessions:
     """All sessions of a log with episodes and steps; the rows may come in any order.
 
-    Raises InputError where a step is missing or occurs twice, where users change within a session, and for whatever
-    `Log.chunks` refuses.
+    Raises InputError for a log without episodes, steps and propensities, where a step is missing or occurs twice, where
+    users change within a session, and for whatever `Log.chunks` refuses.
     """
+    _require_session_columns(log)
+    state = log.columns.state
     chunks = list(log.chunks())
-    place = _places(log, state)
+    place = _places(log)
     action, cluster = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("action", "cluster"))
     reward = np.concatenate([c.reward for c in chunks])
     episode, step = place["episode"].to_numpy(), place["step"].to_numpy()
@@ -109,9 +111,25 @@ def read_sessions(log: Log, state: str | None = None) -> Sessions:
     return Sessions(log, order, lengths, own, pad(action[order], lengths)[0], rewards, mask, numbers, labels)
 
 
-def _places(log: Log, state: str | None) -> pl.DataFrame:
+def _require_session_columns(log: Log) -> None:
+    """Raise InputError for a log that does not say which rows are a session, or how likely its actions were."""
+    columns = log.columns
+    lacking = [name for name in ("episode", "step", "propensity") if getattr(columns, name) is None]
+    if lacking:
+        raise InputError(
+            f"Sessions are judged by episode, step and propensity; {log.name} names no {' and no '.join(lacking)}. "
+            'Name them where the log is made, such as recsys.dataframe(…, episode="visit", step="n", propensity="p").'
+        )
+    if columns.multiplicity is not None:
+        raise InputError(
+            f"Sessions count once each, and the rows of {log.name} count as {columns.multiplicity} says: repeat the "
+            "sessions instead, or leave multiplicity out."
+        )
+
+
+def _places(log: Log) -> pl.DataFrame:
     """Each row's episode, numbered in the order of names, its step, and its state."""
-    episode, step = log.columns.episode, log.columns.step
+    episode, step, state = log.columns.episode, log.columns.step, log.columns.state
     assert episode is not None
     assert step is not None
     if not log.schema[step].is_integer():
@@ -121,15 +139,15 @@ def _places(log: Log, state: str | None) -> pl.DataFrame:
         )
     named = {"episode": episode, "step": step} | ({} if state is None else {"state": state})
     wanted = log.frame.select(pl.col(name).alias(what) for what, name in named.items())
-    found = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name))
+    places = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name))
     problems = Problems(log.name)
     for what, name in named.items():
-        missing = found[what].is_null().to_numpy()
-        if found[what].dtype.is_float():
-            missing |= ~found[what].is_finite().fill_null(False).to_numpy()
+        missing = places[what].is_null().to_numpy()
+        if places[what].dtype.is_float():
+            missing |= ~places[what].is_finite().fill_null(False).to_numpy()
         problems.look(f"{name} missing", missing, 0)
     problems.tell()
-    return found.with_columns(pl.col("episode").rank("dense").cast(pl.Int64), pl.col("step").cast(pl.Int64))
+    return places.with_columns(pl.col("episode").rank("dense").cast(pl.Int64), pl.col("step").cast(pl.Int64))
 
 
 def _require_whole(

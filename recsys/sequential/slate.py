@@ -1,9 +1,9 @@
-"""What a policy would have earned with slates: several items shown at once, in slots.
+"""Estimators of what a policy would have earned with slates: several items shown at once, in slots.
 
 A slate is a short trajectory: slot k is step k, without a discount. So logs are `Trajectories` with weight [n,T] the
 ratio π_e/π_b of slot k's item given the items before it, and reward [n,T,K] what the slot earned; slates of unequal
 length are padded. Value is the expected sum over slots; to weigh slots, scale their rewards. Every function gives
-contributions [n,K] whose mean is the estimate, as in `recsys.sequential`. All need right weights, and π_b > 0 wherever
+contributions [n,K] whose mean is the estimate, as in `.estimators`. All need right weights, and π_b > 0 wherever
 π_e > 0.
 """
 

@@ -58,7 +58,7 @@ class TabularLog:
 
     @property
     def goes_on(self) -> Bool[np.ndarray, "n T"]:
-        """Whether a step is followed by another."""
+        """True for a step that is followed by another."""
         return np.concatenate([self.mask[:, 1:], np.zeros_like(self.mask[:, :1])], axis=1)
 
     def pair(self, step: int) -> Int[np.ndarray, " n"]:

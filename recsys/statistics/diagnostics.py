@@ -1,4 +1,4 @@
-"""What speaks for and against an off-policy estimate: facts about weights and events. `verdict` judges them.
+"""Facts about weights and events that speak for or against an off-policy estimate. `verdict` judges them.
 
 All of it is computed from sums, counts and the largest weights, which a scan of a log adds up chunk by chunk.
 """
@@ -12,28 +12,21 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
+from recsys.statistics.intervals import ClusterSums, standard_error
 from recsys.statistics.pareto_tail import pareto_k
 
+WEIGHT_FACTS = ("ess", "max_weight", "mean_weight")  # of weights, beside the estimates among metrics
 KEPT = 10_000  # largest weights that a scan keeps: the whole PSIS tail of logs up to 11 million rows
 
 
 @dataclass(frozen=True)
 class WeightSums:
-    """What a scan keeps of the weights w = pi_e / pi_b of the logged actions: n, Σ w, Σ w², and the largest,
-    descending.
-    """
+    """Sums of the weights w = pi_e / pi_b of the logged actions: n, Σ w, Σ w², and the largest, descending."""
 
     rows: int
     total: float
     squares: float
     largest: Float[np.ndarray, " m"]
-
-    def __add__(self, later: WeightSums) -> WeightSums:
-        """Of two chunks together. Add chunks in their order and the bits do not depend on who scanned them."""
-        largest = np.sort(np.concatenate([self.largest, later.largest]))[::-1][:KEPT]
-        return WeightSums(
-            self.rows + later.rows, self.total + later.total, self.squares + later.squares, largest.copy()
-        )
 
     @property
     def mean(self) -> float:
@@ -59,6 +52,11 @@ class WeightSums:
         return self.max_weight / self.total if self.total > 0 else 1.0
 
     @property
+    def facts(self) -> dict[str, float]:
+        """The numbers that are told of weights, by name."""
+        return dict(zip(WEIGHT_FACTS, (self.ess, self.max_weight, self.mean), strict=True))
+
+    @property
     def mean_z(self) -> float:
         """(mean w - 1) / standard error: large where propensities are wrong or actions are missing from the log.
 
@@ -82,16 +80,12 @@ def weight_sums(weight: Float[np.ndarray, " n"]) -> WeightSums:
     return WeightSums(len(weight), float(weight.sum()), float((weight**2).sum()), np.sort(top)[::-1].copy())
 
 
-def unsupported_mass(
-    target: Float[np.ndarray, "n A"], logging: Float[np.ndarray, "n A"], eps: float | None = None
-) -> float:
-    """The target policy's mean probability of actions whose logging probability is below eps.
-
-    No weight repairs this: what such actions earn is not in the log, and IPS counts it as 0. The default eps is a
-    hundredth of 1/A, so that long catalogs are not called unsupported for being long.
-    """
-    least = 0.01 / target.shape[1] if eps is None else eps
-    return float(np.where(logging < least, target, 0.0).sum(axis=1).mean())
+def mean_z(mean: ClusterSums) -> float:
+    """(mean weight - 1) / standard error over clusters; infinite where it misses 1 without varying."""
+    off, error = float(mean.value[0]) - 1, float(standard_error(mean)[0])
+    if abs(off) < 1e-12:
+        return 0.0
+    return off / error if error > 0 else math.copysign(math.inf, off)
 
 
 def effective_events(weight: Float[np.ndarray, " n"], reward: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:

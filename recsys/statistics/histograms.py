@@ -45,27 +45,27 @@ def histograms(
     return Histograms(joint.sum(2), joint.sum(1))
 
 
-def weight_table(found: Mapping[str, Histograms]) -> list[dict[str, Any]]:
+def weight_table(drawn: Mapping[str, Histograms]) -> list[dict[str, Any]]:
     """By policy, for each bin with any rows: low ≤ w < high (both 0 for w = 0), its rows, its shares of rows and of
     all weight.
     """
     edges = [(0.0, 0.0), *_edges(WEIGHT_BINS - 1)]
     edges[-1] = (edges[-1][0], math.inf)
-    return [row for policy, of in found.items() for row in _table(policy, edges, of.weights)]
+    return [row for policy, of in drawn.items() for row in _table(policy, edges, of.weights)]
 
 
-def overlap_table(found: Mapping[str, Histograms]) -> list[dict[str, Any]]:
+def overlap_table(drawn: Mapping[str, Histograms]) -> list[dict[str, Any]]:
     """By policy, for each bin of propensities with any rows: low, high, its rows, its shares of rows and of weight.
 
     The share of weight estimates how often the target shows what was logged with such a propensity.
     """
     edges = _edges(PROPENSITY_BINS)
     edges[-1] = (1.0, 1.0)
-    return [row for policy, of in found.items() for row in _table(policy, edges, of.overlap)]
+    return [row for policy, of in drawn.items() for row in _table(policy, edges, of.overlap)]
 
 
 def _octave(x: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
-    """Which of `count` octaves from 2^SMALLEST on; read off the exponent's bits, far faster than frexp."""
+    """The place among `count` octaves from 2^SMALLEST on; read off the exponent's bits, far faster than frexp."""
     exponent = (x.view(np.int64) >> 52).astype(np.int16)
     np.clip(exponent, ONE + SMALLEST, ONE + SMALLEST + count - 1, out=exponent)
     exponent -= np.int16(ONE + SMALLEST)
@@ -73,13 +73,13 @@ def _octave(x: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " n"]:
 
 
 def _edges(count: int) -> list[tuple[float, float]]:
-    """Where octaves begin and end; the first holds all that is smaller too."""
+    """Ends of octaves; the first holds all that is smaller too."""
     edges = [2.0 ** (SMALLEST + k) for k in range(count + 1)]
     return list(zip([0.0, *edges[1:]], edges[1:], strict=False))
 
 
-def _table(policy: str, edges: list[tuple[float, float]], found: Float[np.ndarray, "2 bins"]) -> list[dict[str, Any]]:
-    rows, weight = found
+def _table(policy: str, edges: list[tuple[float, float]], bins: Float[np.ndarray, "2 bins"]) -> list[dict[str, Any]]:
+    rows, weight = bins
     rows_share, weight_share = rows / rows.sum(), weight / (weight.sum() or 1.0)
     names = ("policy", "low", "high", "rows", "rows_share", "weight_share")
     columns = (rows.tolist(), rows_share.tolist(), weight_share.tolist())

@@ -1,4 +1,4 @@
-"""How sure an off-policy estimate is: sums over independent clusters, and intervals in closed form.
+"""Intervals of off-policy estimates in closed form, from sums over independent clusters.
 
 Axes: n rows, C clusters (users; rows where a log has no user), J ratios in one estimate, K signals. Rows of one user
 are not independent, clusters are: every interval here, in `bootstrap` and in `empirical_likelihood` sees clusters
@@ -125,7 +125,7 @@ def cluster_sums(
 
 
 def influence(sums: ClusterSums) -> Float[np.ndarray, "C K"]:
-    """How far each cluster pulls the estimate, to first order: Σ_j (numerator_cj - R_j denominator_cj) / mean
+    """The pull of each cluster on the estimate, to first order: Σ_j (numerator_cj - R_j denominator_cj) / mean
     denominator_j.
 
     They add up to 0, and for a plain mean over clusters they are the deviations from it. (Taylor linearization of

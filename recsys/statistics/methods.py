@@ -17,6 +17,7 @@ Name = TypeVar("Name", bound=Hashable)
 Pair = tuple[str, str, str, str]  # a policy and its estimator, minus another's
 Bounds = tuple[Range, Range]  # of a cluster's numerator and denominator
 WITH_MODEL = ("dm", "dr", "capped_dr", "switch_dr", "dros", "subgaussian_dr", "mrdr")
+LOGGED = "logged"  # the log's own mean reward, beside the estimates
 NORMALIZED = ("snips", "ncis", "replay", "sn_mips", "sn_balanced_ips")
 
 
@@ -72,12 +73,12 @@ class Intervals:
         return empirical_bernstein(sums, numerator, bounds[0][1], level)
 
     def _bounds(self, name: str) -> Bounds:
-        """What a cluster's sums cannot exceed: rewards and weights within their bounds, for all its rows."""
+        """Bounds of a cluster's sums: rewards and weights within their bounds, for all its rows."""
         known = self.config.bounds
         assert known is not None  # as the config requires
         (least, most), rows = known.reward, known.rows * self.dealt
         capped = min(known.weight, self.estimators.cap) if name in ("capped_ips", "ncis", "capped_dr") else known.weight
-        if name == "logged":
+        if name == LOGGED:
             each = (least, most)
         elif name in WITH_MODEL:
             reach = 0.0 if name == "dm" else capped * (most - least)

@@ -12,7 +12,7 @@ LEAST = 5  # tail values without which nothing can be said
 
 
 def tail_length(rows: int) -> int:
-    """How many of the largest weights PSIS calls the tail: min(n/5, 3 √n)."""
+    """The number of largest weights that PSIS calls the tail: min(n/5, 3 √n)."""
     return math.ceil(min(rows / 5, 3 * math.sqrt(rows)))
 
 

@@ -1,4 +1,4 @@
-"""Which estimator, or which of its settings, to read: SLOPE, cross-validation, and PAS-IF, in pure functions.
+"""The choice of an estimator, or of its settings: SLOPE, cross-validation, and PAS-IF, in pure functions.
 
 Axes: M candidates, K signals, n rows, A actions, C clusters.
 """
@@ -176,15 +176,14 @@ def recommend(
     error: Mapping[str, float],
     mse: Mapping[str, float] | None = None,
 ) -> Recommendation:
-    """Which estimator to read: of those with the best verdict, that of least estimated error, or else SLOPE's.
+    """The estimator to read: of those with the best verdict, that of least estimated error, or else SLOPE's.
 
     `error` are standard errors, for SLOPE; `mse` are estimates such as those of `pas_if` or `cross_validated_mse`.
     Where all are UNRELIABLE none is recommended, for picking among them would only pick an error.
     """
-    best = min(verdict.level for verdict in verdicts.values())
-    names = [name for name, verdict in verdicts.items() if verdict.level == best]
-    if best is Level.UNRELIABLE:
-        return Recommendation(None, f"Read none of these estimates. {verdicts[names[0]].reason}")
+    names = _of_best_verdict(verdicts)
+    if verdicts[names[0]].level is Level.UNRELIABLE:
+        return _none_of(verdicts[names[0]])
     if mse is not None:
         known = {name: mse[name] for name in names if np.isfinite(mse.get(name, np.nan))}
         if known:
@@ -195,6 +194,25 @@ def recommend(
     chosen = names[int(slope(values, widths)[0])]
     how = f"its interval is the narrowest of {len(names)} that agrees with all wider ones (SLOPE)"
     return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
+
+
+def recommend_narrowest(verdicts: Mapping[str, Verdict], width: Mapping[str, float]) -> Recommendation:
+    """The estimator to read among consistent ones: of those with the best verdict, that of the narrowest interval."""
+    names = _of_best_verdict(verdicts)
+    if verdicts[names[0]].level is Level.UNRELIABLE:
+        return _none_of(verdicts[names[0]])
+    chosen = min(names, key=lambda name: width[name])
+    how = f"its interval is the narrowest of {', '.join(names)}"
+    return Recommendation(chosen, _sentence(chosen, how, verdicts[names[0]]))
+
+
+def _of_best_verdict(verdicts: Mapping[str, Verdict]) -> list[str]:
+    best = min(verdict.level for verdict in verdicts.values())
+    return [name for name, verdict in verdicts.items() if verdict.level == best]
+
+
+def _none_of(verdict: Verdict) -> Recommendation:
+    return Recommendation(None, f"Read none of these estimates. {verdict.reason}")
 
 
 def _sentence(name: str, how: str, verdict: Verdict) -> str:

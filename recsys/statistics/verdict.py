@@ -11,7 +11,7 @@ from recsys.statistics.diagnostics import Diagnosis
 
 
 class Level(IntEnum):
-    """How far an estimate may be trusted; the larger the worse."""
+    """Trust in an estimate; the larger the worse."""
 
     RELIABLE = 0
     CAUTION = 1

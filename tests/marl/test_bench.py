@@ -13,7 +13,7 @@ import torch
 
 from envs.core import InputError
 from marl import bench
-from marl.bench import BENCHMARKS, QUICK, SLOW, networks, stepping, swarm, timing, training
+from marl.bench import BENCHMARKS, QUICK, SLOW, networks, playing, stepping, swarm, timing, training
 from marl.bench.timing import Effort
 from marl.bench.training import Watch
 from marl.output.report import Report
@@ -167,3 +167,11 @@ def test_memory_is_that_of_each_agent_beyond_a_small_swarm_s(monkeypatch: pytest
     found = swarm.memory()
     assert found["swarm/bytes_per_agent_1000000"].value == pytest.approx(400)
     assert found["swarm/memory_ratio"].value == pytest.approx(1)
+
+
+def test_an_evaluation_asks_for_useful_decisions_only():
+    metrics = playing.playing(TINY).metrics
+    assert metrics["playing/decisions_per_useful"].value <= 1.05
+    assert 0.4 < metrics["playing/useful_share"].value < 0.6
+    assert 0 < metrics["playing/acting_share"].value < 1
+    assert set(metrics) >= {"playing/acting_above_useful_share", "playing/cost_share"}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from small_runs import Mortals
+from small_runs import GRU, Mortals
 from torch import Tensor
 from worlds import Walk
 
-from envs.core import Discrete, EnvSpec, InputError, Observation, Streams
+from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observation, Streams, Tree
 from envs.games import Constant
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
-from marl.evaluation.episodes import CHUNK, play
+from marl.evaluation.episodes import CHUNK, play, play_policies
 from marl.models.distributions import ActionUnits, IndependentGaussian
+from marl.models.policies import IndependentPolicy, PolicyConfig
+from marl.output.report import Metric
 
 
 class Lottery(World[Tensor]):
@@ -118,7 +122,7 @@ def test_actions_and_world_do_not_share_their_random_numbers() -> None:
     drawn: dict[str, list[Tensor]] = {"action": [], "noise": []}
 
     def act(obs: Observation, streams: Streams) -> Tensor:
-        shape = (500, 2, 2)
+        shape = (*obs.alive.shape, 2)
         policy = IndependentGaussian(torch.zeros(shape), torch.zeros(shape), ActionUnits.of(env.spec.actions))
         drawn["action"].append(policy.sample(streams).action)
         return drawn["action"][-1]
@@ -130,5 +134,155 @@ def test_actions_and_world_do_not_share_their_random_numbers() -> None:
 
     env.world = Watched()
     play(env, Scripted(act), 500, 0)
+    steps = [step for step, action in enumerate(drawn["action"]) if len(action) == 500]
+    drawn = {name: [values[step] for step in steps] for name, values in drawn.items()}
     pairs = torch.stack([torch.stack(drawn[name]).flatten() for name in ("action", "noise")])
     assert abs(float(torch.corrcoef(pairs)[0, 1])) < 0.05
+
+
+class Asked:
+    """Plays as another actor does, and counts in how many rows it was asked, how often, and that as what it took."""
+
+    def __init__(self, actor: Actor, keeps_rows: bool = False):
+        self.actor, self.decisions, self.shown_alive = actor, 0, 0
+        if keeps_rows:
+            self.keeps_rows = True
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        return self.actor.initial_memory(num_envs)
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        decision, memory = self.actor.act(obs, memory, streams)
+        self.decisions += len(obs.alive)
+        self.shown_alive += int(obs.alive.any(-1).sum())
+        queries = torch.arange(len(obs.alive)) * 0 + 2
+        return Decision(decision.action, counts={"queries": queries}), memory
+
+
+def test_rows_that_have_finished_cost_no_decision() -> None:
+    """One episode in each of 256 rows, of 1 to 40 steps: half of the decisions would be for nothing."""
+    world = Mortals(agents=1, longest=40)
+    actor = Asked(RandomActor(world.spec))
+    episodes = play(TensorEnv(world, 256), actor, 256, 0)
+    useful = int(episodes.lengths.sum())
+    assert useful < 0.6 * 256 * episodes.lengths.max()
+    assert actor.decisions <= 1.05 * useful
+    assert actor.shown_alive == useful
+    assert episodes.counts["queries"].tolist() == (2 * episodes.lengths).tolist()
+    assert episodes.metrics(world.spec.channels)["count/queries"].value == pytest.approx(2 * episodes.lengths.mean())
+
+
+def test_an_actor_that_keeps_rows_sees_all_of_them_but_nobody_alive_in_those_that_have_finished() -> None:
+    world = Mortals(agents=1, longest=40)
+    actor = Asked(RandomActor(world.spec), keeps_rows=True)
+    episodes = play(TensorEnv(world, 64), actor, 64, 0)
+    assert actor.decisions == 64 * episodes.lengths.max()
+    assert actor.shown_alive == episodes.lengths.sum()
+    assert episodes.counts["queries"].tolist() == (2 * episodes.lengths).tolist()
+
+
+def test_rows_and_their_sums_stay_together_as_rows_finish() -> None:
+    """The age channel pays 1 + 2 + … + length."""
+    world = Mortals(agents=1, longest=12)
+    env = TensorEnv(world, 32)
+    policy = IndependentPolicy(env.spec, PolicyConfig(**GRU), Streams([0]))
+    few = play(env, policy, 32, 3)
+    assert few.returns[:, 1].tolist() == (few.lengths * (few.lengths + 1) / 2).tolist()
+    many = play(env, policy, 96, 3)
+    assert many.lengths.reshape(32, 3)[:, 0].tolist() == few.lengths.tolist()
+
+
+class Remembers:
+    """Bets 2 exactly where its memory says how old the episode is and what its row saw first."""
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        return torch.zeros(num_envs, 2)
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        age, first = memory.unbind(-1)
+        assert torch.equal(age, obs.state[:, 0])
+        first = torch.where(age == 0, obs.state[:, 1], first)
+        return Decision(torch.zeros(*obs.alive.shape, 1, dtype=torch.int64)), torch.stack([age + 1, first], -1)
+
+
+def test_memory_follows_the_rows_that_are_left() -> None:
+    world = Mortals(agents=1, longest=12)
+    play(TensorEnv(world, 32), Remembers(), 64, 1)
+
+
+@pytest.mark.parametrize("policy", [{}, GRU], ids=["feed-forward", "recurrent"])
+def test_policies_that_play_together_play_as_each_would_alone(policy: dict[str, Any]) -> None:
+    seeds, world = (5, 6, 7), Mortals()
+    spec = TensorEnv(world, 1).spec
+    together = play_policies(
+        TensorEnv(world, 24), IndependentPolicy(spec, PolicyConfig(**policy), Streams(seeds)), 16, seeds
+    )
+    for seed, of_stack in zip(seeds, together, strict=True):
+        alone = play(TensorEnv(world, 8), IndependentPolicy(spec, PolicyConfig(**policy), Streams([seed])), 16, seed)
+        assert of_stack.lengths.tolist() == alone.lengths.tolist()
+        np.testing.assert_allclose(of_stack.returns, alone.returns, atol=1e-5)
+
+
+def test_returns_are_discounted_by_channel() -> None:
+    episodes = play(
+        TensorEnv(Constant(agents=2, horizon=4), 3),
+        RandomActor(Constant(2, 4).spec),
+        6,
+        0,
+        discount=torch.tensor([0.5]),
+    )
+    assert episodes.discounted is not None
+    assert episodes.discounted.tolist() == [[1.875]] * 6
+    world = Mortals(agents=1)
+    env = TensorEnv(world, 4)
+    paid = play(env, RandomActor(world.spec), 8, 0, discount=torch.tensor([1.0, 0.0]))
+    assert paid.discounted is not None
+    np.testing.assert_allclose(paid.discounted[:, 0], paid.returns[:, 0])
+    assert paid.discounted[:, 1].tolist() == [1.0] * 8
+    names = paid.metrics(world.spec.channels)
+    assert {"discounted_return_per_agent", "discounted_return_per_agent/age"} <= set(names)
+    assert names["discounted_return_per_agent/age"].value == 1
+
+
+class Draws(World[Tensor]):
+    """One step that pays what the start has drawn, of deviation 10, plus the action, 0 or 1."""
+
+    def __init__(self) -> None:
+        self.spec = EnvSpec(("only",), (0,), ("pay",), (1,), (Discrete((2,)),), 1)
+
+    def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
+        return 10 * torch.randn(num, 1, generator=generator)
+
+    def initial(self, noise: Tensor) -> Tensor:
+        return noise
+
+    def transition(self, state: Tensor, action: Tensor, noise: None) -> Transition:
+        return Transition(state, (state.unsqueeze(-1) + action), torch.ones(len(state), 1, dtype=torch.bool))
+
+    def observe(self, state: Tensor) -> Observation:
+        return Observation(state.unsqueeze(-1), state, torch.ones(len(state), 1, dtype=torch.bool))
+
+
+def test_episodes_from_common_starts_are_compared_pair_by_pair() -> None:
+    def always(choice: int) -> Scripted:
+        return Scripted(lambda obs, streams: torch.full((*obs.alive.shape, 1), choice))
+
+    env = TensorEnv(Draws(), 16)
+    one, other = (play(env, always(choice), 64, 3) for choice in (1, 0))
+    gap = one.above(other)
+    assert (gap.value, gap.n) == (pytest.approx(1), 64)
+    assert gap.high - gap.low < 1e-4
+    apart = one.above(play(env, always(0), 128, 3))
+    assert (apart.high - apart.low, apart.n) == (pytest.approx(2 * 3.5, rel=0.5), 64)
+
+
+def test_a_share_s_interval_is_clopper_and_pearson_s() -> None:
+    all_of_them = Metric.proportion(200, 200)
+    assert (all_of_them.value, all_of_them.high) == (1, 1)
+    assert all_of_them.low == pytest.approx(0.025 ** (1 / 200))
+    assert str(all_of_them) == "1.000 [0.982, 1.000]"
+    none = Metric.proportion(0, 10)
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(1 - 0.025**0.1))
+    half = Metric.proportion(5, 10)
+    assert half.low == pytest.approx(0.18709, abs=1e-5)
+    assert math.isclose(half.high, 1 - half.low)

@@ -6,17 +6,25 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import fake_vmas
 import pytest
 
-from envs.core import ConcordError, InputError
+from envs.core import Actor, ConcordError, InputError, VectorEnv
 from envs.swarm import LinearQuadratic
 from envs.swarm.riccati import LinearRule
+from envs.world import RandomActor
 from marl.__main__ import main
 from marl.commands.evaluate import evaluate_folder
 from marl.commands.run import run_training
 from marl.config.load import resolve
+from marl.config.recipe import Recipe
+from marl.config.schema import TrainingConfig
+from marl.evaluation.policy_report import judge
+from marl.output.report import Report
+from marl.training.environments import make_env
+from marl.training.run import Run
 
 SMALL = ["learner.steps=16", "policy.network.hidden=[8]", "critic.network.hidden=[8]"]
 
@@ -36,8 +44,8 @@ def test_random_play_is_reported_beside_with_the_difference(tmp_path: Path, monk
     here, there, gap = (metrics[name] for name in ("return_per_agent", "random/return_per_agent", "above_random"))
     assert there["value"] == pytest.approx(-31 / 9, abs=2)  # the mean of nine payoffs between -30 and 11
     assert gap["value"] == pytest.approx(here["value"] - there["value"])
-    half = math.hypot(here["value"] - here["low"], there["value"] - there["low"])
-    assert gap["low"] == pytest.approx(gap["value"] - half)
+    half = gap["value"] - gap["low"]
+    assert half < math.hypot(here["value"] - here["low"], there["value"] - there["low"]), "random numbers are common"
     assert metrics["above_random_in_intervals"]["value"] == pytest.approx(gap["value"] / half)
 
 
@@ -48,10 +56,11 @@ def test_a_swarm_without_control_is_reported_beside(tmp_path: Path) -> None:
     metrics = run_training(resolve(raw, settings), tmp_path / "run").metrics
     cost = LinearQuadratic(20, 5).problem.cost(LinearRule([0.0] * 5, [0.0] * 5), 20)
     assert metrics["zero_action/return_per_agent"].low < -cost < metrics["zero_action/return_per_agent"].high
-    assert (
-        metrics["above_zero_action"].value
-        == metrics["return_per_agent"].value - metrics["zero_action/return_per_agent"].value
+    here, there, gap = (
+        metrics[name] for name in ("return_per_agent", "zero_action/return_per_agent", "above_zero_action")
     )
+    assert gap.value == pytest.approx(here.value - there.value)
+    assert gap.high - gap.low < 0.9 * math.hypot(here.high - here.low, there.high - there.low), "starts are common"
     with pytest.raises(InputError, match=r"evaluation\.zero_action plays the action 0"):
         run_training(resolve({**raw, "env": {"world": "envs.swarm:SIS"}}, settings), tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -87,3 +96,36 @@ def test_returns_that_are_no_numbers_are_no_result(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("evaluations/*"))
     with pytest.raises(ConcordError, match=r"Training stopped at update 1: .* became NaN or infinite"):
         run_training(resolve(raw, {"device": "cpu", "env.args.noise": 1e38}), tmp_path / "broken")
+
+
+class RandomTeam(Recipe):
+    """A recipe that trains nobody: `load` gives a plain Actor, which has no distribution and cannot be called."""
+
+    config = TrainingConfig
+
+    def run(self, config: Any, run: Run) -> Report:
+        run.begin()
+        actor, env = self.load(run, 1)
+        env.close()
+        return judge(run, actor)
+
+    def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
+        env = make_env(run.config.env, num_envs=num_envs, device=run.device)
+        return RandomActor(env.spec), env
+
+
+recipe = RandomTeam()
+
+
+def test_a_plain_actor_is_judged_and_played_without_a_mode(tmp_path: Path) -> None:
+    raw = {
+        "recipe": "tests.marl.test_judging",
+        "env": {"world": "envs.games:climbing"},
+        "evaluation": {"episodes": 64, "film_episodes": 0, "random": True},
+    }
+    metrics = run_training(resolve(raw, {"device": "cpu"}), tmp_path / "run").metrics
+    assert (metrics["above_random"].value, metrics["above_random"].high) == (0, 0)
+    assert not any(name.startswith(("mode/", "discounted")) for name in metrics)
+    report, _ = evaluate_folder(tmp_path / "run", ["evaluation.episodes=32"])
+    assert report.metrics["return_per_agent"].n == 32
+    assert not any(name.startswith("mode/") for name in report.metrics)

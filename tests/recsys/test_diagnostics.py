@@ -6,7 +6,7 @@ import pytest
 from open_bandit_logs import open_bandit
 
 from envs.core import InputError
-from recsys.statistics.diagnostics import KEPT, Diagnosis, diagnose, effective_events, unsupported_mass, weight_sums
+from recsys.statistics.diagnostics import Diagnosis, diagnose, effective_events, weight_sums
 from recsys.statistics.pareto_tail import generalized_pareto, pareto_k, tail_length
 from recsys.statistics.verdict import CHECKS, Level, verdict
 
@@ -77,16 +77,6 @@ def test_the_mean_weights_z_by_hand():
     assert weight_sums(np.zeros(5)).max_share == 1
 
 
-def test_weights_of_chunks_add_up_to_those_of_the_log():
-    weight = np.random.default_rng(0).lognormal(0, 2, 3 * KEPT)
-    parts = [weight_sums(part) for part in np.split(weight, [100, KEPT, 2 * KEPT + 7])]
-    total, whole = parts[0] + parts[1] + parts[2] + parts[3], weight_sums(weight)
-    np.testing.assert_array_equal(total.largest, whole.largest)
-    assert total.rows == whole.rows
-    assert total.ess == pytest.approx(whole.ess, rel=1e-12)
-    assert diagnose(total).tail_k == diagnose(whole).tail_k == pareto_k(weight, len(weight))
-
-
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [1.0, -0.1]])
 def test_weights_that_are_none_are_refused(bad):
     with pytest.raises(InputError, match="finite numbers of at least 0"):
@@ -131,13 +121,6 @@ def test_short_tails_are_shrunk_to_a_half():
     weight = np.random.default_rng(0).random(100)
     tail = np.sort(weight)[-20:] - np.sort(weight)[-21]
     assert pareto_k(weight, 100) == pytest.approx((20 * generalized_pareto(tail)[0] + 5) / 30)
-
-
-def test_unsupported_mass_is_the_targets_probability_where_the_logger_has_next_to_none():
-    logging = np.array([[0.5, 0.5, 0.0], [0.0, 0.001, 0.999]])
-    target = np.array([[0.5, 0.3, 0.2], [0.4, 0.5, 0.1]])
-    assert unsupported_mass(target, logging) == pytest.approx((0.2 + 0.9) / 2)
-    assert unsupported_mass(target, logging, eps=1e-6) == pytest.approx((0.2 + 0.4) / 2)
 
 
 def test_effective_events_discount_weights():

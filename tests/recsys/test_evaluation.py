@@ -12,7 +12,7 @@ from small_logs import ACTIONS, CONTEXTS, bandit, frame, log_of
 import recsys
 from envs.core import InputError
 from recsys.bandit.evaluate import evaluate
-from recsys.bandit.importance_weights import Known
+from recsys.bandit.importance_weights import LoggerInfo
 from recsys.bandit.pas_if import pas_if_errors
 from recsys.config import BoundsConfig, EstimatorsConfig, IntervalsConfig, SelectionConfig
 from recsys.logs.log import Columns
@@ -80,7 +80,9 @@ def test_verdicts_know_what_is_ignored_unsupported_and_modeled() -> None:
     logging = TablePolicy("logging", np.array([[0.5, 0.5, 0.0, 0.0]] * CONTEXTS))
     table = frame(4000).filter(pl.col("item") < 2).with_columns(p=pl.lit(0.5))
     settings = EstimatorsConfig(cap=0.5)
-    found = evaluate(log_of(table), {"new": [0.25] * 4}, known=Known(logging), estimators=settings, intervals=FAST)
+    found = evaluate(
+        log_of(table), {"new": [0.25] * 4}, logger=LoggerInfo(logging), estimators=settings, intervals=FAST
+    )
     told = {row["estimate"]: row for row in found.tables["verdicts"]}
     assert told["click/new/ips"]["verdict"] == "UNRELIABLE"  # half of what it shows was never shown
     assert told["click/new/ips"]["check"] in ("mean_weight", "support")
@@ -97,7 +99,7 @@ def test_unsupported_choices_count_where_the_logger_reads_rows_too() -> None:
     table = frame(300).with_columns(item=pl.Series(np.arange(300) % 2), p=pl.lit(0.5))
     new = {"new": [0.85, 0.0, 0.05, 0.1]}
     for logging in (reads, TablePolicy("logging", np.tile(chances, (CONTEXTS, 1)))):
-        found = evaluate(log_of(table), new, known=Known(logging), intervals=FAST)
+        found = evaluate(log_of(table), new, logger=LoggerInfo(logging), intervals=FAST)
         assert "15.0%" in " ".join(row["reason"] for row in found.tables["verdicts"] if row["check"] == "support")
 
 
@@ -179,9 +181,9 @@ def test_popularity_is_not_blamed_for_being_made_of_the_log() -> None:
 
 
 def test_a_logger_that_would_not_have_chosen_so_is_refused() -> None:
-    known = Known(TablePolicy("logging", np.full((CONTEXTS, ACTIONS), 0.25)))
+    logger = LoggerInfo(TablePolicy("logging", np.full((CONTEXTS, ACTIONS), 0.25)))
     with pytest.raises(InputError, match=r"data\.logging gives"):
-        evaluate(log_of(frame(400)), {"new": "uniform"}, known=known)
+        evaluate(log_of(frame(400)), {"new": "uniform"}, logger=logger)
 
 
 def test_what_to_read_is_of_the_best_verdict_and_never_the_model_alone() -> None:
@@ -196,25 +198,25 @@ def test_what_to_read_is_of_the_best_verdict_and_never_the_model_alone() -> None
 
 
 def test_pas_if_reads_the_log_that_it_cuts_and_needs_to_know_who_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Known(TablePolicy("logging", bandit().logging))
+    logger = LoggerInfo(TablePolicy("logging", bandit().logging))
     settings = EstimatorsConfig(cap=0.1)  # nobody should read what is capped like this
     how = SelectionConfig(method="pas_if", rows=1500)
     target = {"target": bandit().target}
-    found = evaluate(log_of(frame(4000)), target, known=known, estimators=settings, intervals=FAST, selection=how)
-    again = evaluate(log_of(frame(4000)), target, known=known, estimators=settings, intervals=FAST, selection=how)
+    found = evaluate(log_of(frame(4000)), target, logger=logger, estimators=settings, intervals=FAST, selection=how)
+    again = evaluate(log_of(frame(4000)), target, logger=logger, estimators=settings, intervals=FAST, selection=how)
     assert found.tables["recommendations"] == again.tables["recommendations"]
     for row in found.tables["recommendations"]:
         assert "estimated error is the least" in row["sentence"]
         assert row["estimator"] not in ("capped_ips", "dm")
     errors = pas_if_errors(
-        log_of(frame(4000)), TablePolicy("t", bandit().target), known.logging, settings, how, prior_rows=50.0, seed=0
+        log_of(frame(4000)), TablePolicy("t", bandit().target), logger.logging, settings, how, prior_rows=50.0, seed=0
     )
     assert (errors["capped_ips"] > 3 * errors["ips"]).all()
     seen: list[Any] = []
     monkeypatch.setattr("recsys.bandit.pas_if.subsample", lambda *a: seen.append(a[4]) or subsample(*a))
     for columns in (WITH_USERS, Columns("item", ("click",), "p", "place")):
         log = log_of(frame(400), columns)
-        pas_if_errors(log, TablePolicy("t", bandit().target), known.logging, settings, how, prior_rows=50.0, seed=0)
+        pas_if_errors(log, TablePolicy("t", bandit().target), logger.logging, settings, how, prior_rows=50.0, seed=0)
     assert len(np.unique(seen[0])) == frame(400)["user"].n_unique()  # a user falls to one side
     assert seen[-1] is None
     with pytest.raises(InputError, match="tell it with"):
@@ -230,9 +232,9 @@ def test_a_policy_that_shows_nothing_that_was_logged_has_no_estimate_by_ratio_an
 
 def test_mips_weighs_categories_and_needs_support_of_categories_only() -> None:
     category = np.array([0, 0, 1, 1])
-    known = Known(TablePolicy("logging", bandit().logging), category)
+    logger = LoggerInfo(TablePolicy("logging", bandit().logging), category)
     settings = EstimatorsConfig(names=("mips", "sn_mips", "ips"))
-    found = evaluate(log_of(frame(500)), {"new": bandit().target}, known=known, estimators=settings, intervals=FAST)
+    found = evaluate(log_of(frame(500)), {"new": bandit().target}, logger=logger, estimators=settings, intervals=FAST)
     table = frame(500)
     same = category[table["item"].to_numpy()][:, None] == category
     at = table["place"].to_numpy()
@@ -242,16 +244,16 @@ def test_mips_weighs_categories_and_needs_support_of_categories_only() -> None:
     assert found.metrics["click/new/sn_mips"].value == pytest.approx(expected / weight.mean(), rel=1e-12)
     assert found.metrics["click/new/mips_ess"].value == pytest.approx(weight.sum() ** 2 / (weight**2).sum(), rel=1e-12)
     reads = ContextPolicy("new", ACTIONS, lambda rows: bandit().target[rows.position])
-    again = evaluate(log_of(frame(500)), [reads], known=known, estimators=settings, intervals=FAST)
+    again = evaluate(log_of(frame(500)), [reads], logger=logger, estimators=settings, intervals=FAST)
     assert again.metrics["click/new/mips"].value == pytest.approx(expected, rel=1e-12)
 
 
 def test_balanced_weights_are_over_the_mixture_of_loggers() -> None:
     table = frame(400).with_columns(p2=pl.col("p") * 0.5)
     log = log_of(table).with_context(["p", "p2"])
-    known = Known(loggers={"p": 0.7, "p2": 0.3})
+    logger = LoggerInfo(loggers={"p": 0.7, "p2": 0.3})
     settings = EstimatorsConfig(names=("balanced_ips",))
-    found = evaluate(log, {"new": "uniform"}, known=known, estimators=settings, intervals=FAST)
+    found = evaluate(log, {"new": "uniform"}, logger=logger, estimators=settings, intervals=FAST)
     weight = 0.25 / (0.7 * table["p"] + 0.3 * table["p2"])
     assert found.metrics["click/new/balanced_ips"].value == pytest.approx((weight * table["click"]).mean(), rel=1e-12)
 

@@ -94,7 +94,7 @@ def test_a_data_frame_without_propensities_is_fitted() -> None:
     table = frame(2000).drop("p")
     for columns in ({}, {"propensity": None}):
         log = recsys.dataframe(table, action="item", rewards=["click"], position="place", user="user", **columns)
-        with pytest.raises(InputError, match=r"recsys\.unknown\.fit gives it fitted ones"):
+        with pytest.raises(InputError, match=r"recsys\.bandit\.fitted_propensities\.fit gives it fitted ones"):
             recsys.evaluate(log, {"even": "uniform"})
     fitted = fitted_propensities.fit(log, BehaviorConfig(columns=("place",)))
     found = recsys.evaluate(fitted.log, {"even": "uniform"})

@@ -153,7 +153,7 @@ def test_a_view_is_standardized_and_needs_finite_numbers() -> None:
         ({"held_out": 1.0}, "held_out: expected less than 1"),
         ({"policy.observation": ["x0", "x9"]}, "Missing columns: 'x9'"),
         ({"policy.network.kind": "gru"}, "a policy cannot remember"),
-        ({"evaluation.episodes": 5}, "evaluation says nothing here: this recipe does not use it"),
+        ({"evaluation.episodes": 5}, "Unknown key evaluation"),
         ({"data.path": "log.csv"}, "path and segments say nothing of format=synthetic"),
         ({"data.synthetic.actoins": 5}, "Did you mean data.synthetic.actions"),
     ],

@@ -171,7 +171,7 @@ def test_kuairands_random_slice(tmp_path: Path) -> None:
         ({"data.actions": 3}, "actions is for format=table; this is open_bandit"),
         ({"data.format": "table"}, "needs path and columns"),
         ({"data.format": "kuairand"}, "needs path"),
-        ({"train.env_steps": 5}, "train says nothing here"),
+        ({"train.env_steps": 5}, "Unknown key train"),
         ({"env.world": "envs.games:climbing"}, "env"),
     ],
 )

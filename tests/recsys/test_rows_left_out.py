@@ -13,7 +13,7 @@ from small_logs import ACTIONS, COLUMNS, bandit, frame, log_of
 
 import recsys
 from envs.core import InputError
-from recsys.bandit.importance_weights import Known
+from recsys.bandit.importance_weights import LoggerInfo
 from recsys.config import EstimatorsConfig, IntervalsConfig
 from recsys.logs import formats
 from recsys.logs.log import Chunk, Columns, Log
@@ -83,7 +83,7 @@ def test_rows_that_are_left_out_are_checked_and_keep_the_others_numbers() -> Non
 def test_propensities_of_loggers_are_checked(values: list[object], told: str) -> None:
     table = pl.DataFrame({"item": [0, 1, 0], "click": [0.0, 1.0, 1.0], "p": [0.5] * 3, "other": values}, strict=False)
     log = recsys.dataframe(table, action="item", rewards="click", propensity="p", context=("p", "other"))
-    how = {"known": Known(loggers={"p": 0.5, "other": 0.5}), "intervals": QUICK}
+    how = {"logger": LoggerInfo(loggers={"p": 0.5, "other": 0.5}), "intervals": QUICK}
     with pytest.raises(InputError, match=told):
         recsys.evaluate(log, {"even": "uniform"}, estimators=EstimatorsConfig(names=("balanced_ips",)), **how)
 
@@ -91,9 +91,9 @@ def test_propensities_of_loggers_are_checked(values: list[object], told: str) ->
 def test_columns_of_loggers_are_context_and_shares_add_up() -> None:
     settings = EstimatorsConfig(names=("balanced_ips",))
     with pytest.raises(InputError, match=r"Missing columns of data\.loggers: 'q'"):
-        recsys.evaluate(log_of(frame(40)), [TARGET], known=Known(loggers={"q": 1.0}), estimators=settings)
+        recsys.evaluate(log_of(frame(40)), [TARGET], logger=LoggerInfo(loggers={"q": 1.0}), estimators=settings)
     with pytest.raises(InputError, match="add up to 1"):
-        Known(loggers={"p": 0.7})
+        LoggerInfo(loggers={"p": 0.7})
 
 
 @pytest.mark.parametrize(

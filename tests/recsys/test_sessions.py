@@ -25,7 +25,7 @@ from recsys.sequential.estimators import Trajectories
 from recsys.sequential.evaluate import FOLDS
 from recsys.sequential.log import read_sessions
 from recsys.sequential.tabular import TabularLog, fqe, looked_up
-from recsys.sessions import evaluate, open_log, problem_of
+from recsys.sessions import judge, open_log, problem_of
 
 SHIPPED = read_yaml(find_config("ope/sessions"))
 GAMMA = 0.95
@@ -80,7 +80,7 @@ def padded(table: pl.DataFrame) -> tuple[Trajectories, TabularLog, np.ndarray]:
 
 
 def by_hand(log: Trajectories, table: TabularLog, cluster: np.ndarray, gamma: Any) -> dict[str, np.ndarray]:
-    """Every estimate from the functions of `recsys.sequential` and `recsys.sequential.tabular`."""
+    """Every estimate from the functions of `recsys.sequential.estimators` and `recsys.sequential.tabular`."""
     target = ORACLE.target
     fold = np.unique(cluster, return_inverse=True)[1] % FOLDS
     q_logged, value = np.zeros((2, *log.reward.shape))
@@ -91,8 +91,8 @@ def by_hand(log: Trajectories, table: TabularLog, cluster: np.ndarray, gamma: An
         q = fqe(TabularLog.of(*a, 5, 3), target, gamma)
         q_logged[fold == k], value[fold == k] = looked_up(q, target, TabularLog.of(*b, 5, 3))
     names = ("tis", "wis", "pdis", "cwpdis", "ncis")
-    found = {name: getattr(sequential, name)(log, gamma) for name in names}
-    found |= {name: getattr(sequential, name)(log, q_logged, value, gamma) for name in ("seq_dr", "wdr", "magic")}
+    found = {name: getattr(estimators, name)(log, gamma) for name in names}
+    found |= {name: getattr(estimators, name)(log, q_logged, value, gamma) for name in ("seq_dr", "wdr", "magic")}
     found["fqe"] = looked_up(fqe(table, target, gamma), target, table)[1][:, 0]
     return {name: x.mean(0) for name, x in found.items()}
 
@@ -114,9 +114,10 @@ def test_intervals_hold_the_truth() -> None:
     for seed in range(50):
         asked = config.model_copy(update={"seed": seed})
         log = open_log(asked, problem_of(asked))
-        found = evaluate(read_sessions(log, "state"), make_policies(DataConfig(), asked.policy, log), asked).metrics
+        policies = make_policies(DataConfig(), asked.policy, log)
+        metrics = judge(asked, read_sessions(log), policies).metrics
         for name in held:
-            metric = found[f"reward/softmax/{name}"]
+            metric = metrics[f"reward/softmax/{name}"]
             held[name] += metric.low <= ORACLE.value(ORACLE.target) <= metric.high
     assert min(held.values()) >= 45, held
 

@@ -182,7 +182,7 @@ def metrics(found: dict[str, Any], agents: int) -> dict[str, Metric]:
     """Over the starts: the share that is optimal, J/J*, and both gaps in units of J; J is what every agent earns."""
     ratio, gap, bn_gap, best = found["ratio"][-1], found["nash_gap"], found["bn_nash_gap"], found["optimum"]
     return {
-        "share_optimal": share(sum(x >= OPTIMAL for x in ratio), len(ratio)),
+        "share_optimal": Metric.proportion(sum(x >= OPTIMAL for x in ratio), len(ratio)),
         "ratio_mean": Metric.mean(ratio),
         "ratio_min": Metric.exact(min(ratio)),
         "nash_gap": Metric.mean(gap),
@@ -194,14 +194,6 @@ def metrics(found: dict[str, Any], agents: int) -> dict[str, Metric]:
         "optimum": Metric.exact(best),
         "cpu_seconds": Metric.exact(found["cpu_seconds"]),
     }
-
-
-def share(successes: int, trials: int) -> Metric:
-    """A share with its 95 % interval (Clopper and Pearson, 1934)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, trials).proportion_ci(0.95)
-    return Metric(successes / trials, float(interval.low), float(interval.high), trials)
 
 
 def tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -34,7 +34,6 @@ from marl.learning.scalarization import TeamAdvantageConfig
 from marl.models.critics import CriticConfig
 from marl.models.policies import JointPolicy
 from marl.output.report import Metric, Tables
-from marl.training import on_policy
 from marl.training.environments import make_env, rows_at_once
 from marl.training.on_policy import ActorCriticConfig
 from marl.training.run import Run
@@ -115,9 +114,12 @@ class MeanField(OnPolicyRecipe):
         """The trained policy; P of them for a run with P seeds."""
         if config.gradient == "pathwise":
             self._require_path(config, run)
-        source = OnPolicy if config.gradient == "score" else Differentiable
-        policy: SwarmPolicy = on_policy.train(config, run, self.policy, self.learner, source)
+        policy: SwarmPolicy = super().train(config, run)
         return policy
+
+    def source(self, config: Config) -> type[OnPolicy]:
+        """Batches whose rewards carry their gradient, where that is followed."""
+        return OnPolicy if config.gradient == "score" else Differentiable
 
     def _require_path(self, config: Config, run: Run) -> None:
         """Raise InputError where no gradient can pass through the world."""

@@ -1,0 +1,224 @@
+"""The evaluation of policies by a log: one way from sums by cluster to what a reader is told.
+
+Estimates as sums by cluster become intervals, intervals become metrics; beside them stand verdicts, the estimator to
+read, and differences to the log and to the first policy. `recsys.bandit.evaluate` (rows) and
+`recsys.sequential.evaluate` (sessions) hand over `PolicyEstimates` and know nothing of each other.
+
+Axes: C clusters, K signals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from envs.core import InputError
+from marl.output.console import console
+from marl.output.report import Metric, Report, Tables
+from marl.output.tables import print_metrics
+from recsys.report import summary, write_page
+from recsys.report.results import Results
+from recsys.report.terminal import print_judgments
+from recsys.statistics.histograms import Histograms, weight_table
+from recsys.statistics.intervals import ClusterSums, Interval
+from recsys.statistics.methods import LOGGED, Intervals, Pair
+from recsys.statistics.selection import Recommendation
+from recsys.statistics.verdict import Verdict
+
+Reader = Callable[[int, Mapping[str, Interval]], Recommendation]  # of a signal's number, and intervals by estimator
+
+
+@dataclass(frozen=True)
+class LogSummary:
+    """A log by itself: its signals, counts such as rows and clusters, and its own mean reward or return by cluster.
+
+    independence: a sentence on what intervals take as independent. events: of each signal, how many rows earned
+    something; None leaves them out.
+    """
+
+    signals: tuple[str, ...]
+    counts: Mapping[str, int | float]
+    logged: ClusterSums
+    independence: str
+    events: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class PolicyEstimates:
+    """One policy by a log.
+
+    sums: every finite estimate by cluster. verdicts: by estimator, one a signal, also of estimates that are not finite.
+    weights: what is told of the weights, by name. histograms: of the weights. read: the choice of an estimator.
+    """
+
+    policy: str
+    sums: Mapping[str, ClusterSums]
+    verdicts: Mapping[str, Sequence[Verdict]]
+    weights: Mapping[str, float]
+    histograms: Histograms
+    read: Reader
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers by name, `<signal>/<policy>/<estimator>`, and tables by name, each a list of rows.
+
+    settings: what the numbers were computed with, for the page; a run has its config instead.
+    """
+
+    metrics: dict[str, Metric]
+    tables: Tables
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def table(self) -> pl.DataFrame:
+        """A row an estimate: signal, policy, estimator, value, low, high, n, verdict."""
+        names = ("signal", "policy", "estimator", "value", "low", "high", "n", "verdict")
+        return pl.DataFrame(self._results().rows(), schema=names, infer_schema_length=None)
+
+    def show(self) -> None:
+        """Print the estimates with their intervals and verdicts, as `concord run` does."""
+        print_metrics(self.metrics, "evaluation", console)
+        print_judgments(self.tables, console)
+
+    def save(self, path: str | Path) -> None:
+        """Write a page, where the path ends with .html, or all numbers, with .json. Raises InputError for others."""
+        path = Path(path)
+        if path.suffix == ".html":
+            write_page(self._report(), path)
+        elif path.suffix == ".json":
+            self._report().save(path)
+        else:
+            raise InputError(f"An evaluation is saved as a page, .html, or as numbers, .json; got {path.name}.")
+
+    def _repr_html_(self) -> str:
+        """The estimates to read with their verdicts and reasons, and all others on a click: for notebooks."""
+        return summary(self._results())
+
+    def _results(self) -> Results:
+        return Results(self._report(versions={}))
+
+    def _report(self, **more: Any) -> Report:
+        """The same as a run would keep it."""
+        settings = {"recipe": "recsys.evaluate", "seed": 0, **self.settings}
+        return Report(settings["recipe"], settings["seed"], settings, self.metrics, self.tables, **more)
+
+    def with_more(
+        self,
+        metrics: Mapping[str, Metric] | None = None,
+        tables: Mapping[str, list[dict[str, Any]]] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Evaluation:
+        """With further metrics, tables and notes."""
+        told = [*self.tables.get("notes", []), *({"note": note} for note in notes)]
+        return replace(
+            self, metrics=self.metrics | dict(metrics or {}), tables={**self.tables, **(tables or {}), "notes": told}
+        )
+
+    def beside(self, truths: Mapping[str, Metric]) -> Evaluation:
+        """With each truth, `<signal>/<policy>/truth`, before the estimates of it."""
+        metrics: dict[str, Metric] = {}
+        for name, metric in self.metrics.items():
+            truth = f"{name.rpartition('/')[0]}/truth"
+            metrics |= {truth: truths[truth]} if truth in truths else {}
+            metrics[name] = metric
+        return replace(self, metrics=metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, that a run keeps."""
+        plain = {name: (metric.value, metric.low, metric.high, metric.n) for name, metric in self.metrics.items()}
+        return {"metrics": plain, "tables": self.tables}
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> Evaluation:
+        """The evaluation that `to_json` made plain."""
+        return cls({name: Metric(*values) for name, values in kept["metrics"].items()}, kept["tables"])
+
+
+def evaluation_of(log: LogSummary, policies: Sequence[PolicyEstimates], intervals: Intervals) -> Evaluation:
+    """Metrics, and the tables recommendations, verdicts, differences, weights and notes (where a method has none)."""
+    metrics = logged_metrics(log, intervals)
+    tables: Tables = {"recommendations": [], "verdicts": []}
+    for estimates in policies:
+        by_estimator = intervals.of(estimates.sums)
+        metrics |= policy_metrics(log, estimates, by_estimator)
+        tables["recommendations"] += recommendations(log.signals, estimates, by_estimator)
+        tables["verdicts"] += verdict_rows(log.signals, estimates)
+    tables["differences"] = differences(log, policies, intervals)
+    tables["weights"] = weight_table({estimates.policy: estimates.histograms for estimates in policies})
+    return Evaluation(metrics, tables).with_more(notes=[log.independence, *_without_note(intervals)])
+
+
+def logged_metrics(log: LogSummary, intervals: Intervals) -> dict[str, Metric]:
+    """Counts, `<signal>/logged` and `<signal>/events`."""
+    metrics = {name: Metric.exact(count) for name, count in log.counts.items()}
+    own = intervals.of({LOGGED: log.logged})[LOGGED].metrics()
+    for k, signal in enumerate(log.signals):
+        metrics[f"{signal}/{LOGGED}"] = own[k]
+        if log.events is not None:
+            metrics[f"{signal}/events"] = Metric.exact(log.events[k])
+    return metrics
+
+
+def policy_metrics(log: LogSummary, estimates: PolicyEstimates, intervals: Mapping[str, Interval]) -> dict[str, Metric]:
+    """Every estimate of one policy with its interval, NaN where it is not finite, and the facts of the weights."""
+    metrics: dict[str, Metric] = {}
+    endless = [Metric(math.nan, -math.inf, math.inf, log.logged.clusters)] * len(log.signals)
+    for name in estimates.verdicts:
+        by_signal = intervals[name].metrics() if name in intervals else endless
+        for signal, metric in zip(log.signals, by_signal, strict=True):
+            metrics[f"{signal}/{estimates.policy}/{name}"] = metric
+    for signal in log.signals:
+        for name, value in estimates.weights.items():
+            metrics[f"{signal}/{estimates.policy}/{name}"] = Metric.exact(value)
+    return metrics
+
+
+def verdict_rows(signals: Sequence[str], estimates: PolicyEstimates) -> list[dict[str, Any]]:
+    """Each estimate's verdict, the check that decided, and the reason."""
+    rows = []
+    for name, by_signal in estimates.verdicts.items():
+        for signal, verdict in zip(signals, by_signal, strict=True):
+            row = {"estimate": f"{signal}/{estimates.policy}/{name}", "verdict": verdict.level.name}
+            rows.append({**row, "check": verdict.check, "reason": verdict.reason})
+    return rows
+
+
+def recommendations(
+    signals: Sequence[str], estimates: PolicyEstimates, intervals: Mapping[str, Interval]
+) -> list[dict[str, Any]]:
+    """The estimator to read for each signal, None for none of them, and why."""
+    rows = []
+    for k, signal in enumerate(signals):
+        best = estimates.read(k, intervals)
+        row = {"signal": signal, "policy": estimates.policy}
+        rows.append({**row, "estimator": best.estimator, "sentence": best.sentence})
+    return rows
+
+
+def differences(log: LogSummary, policies: Sequence[PolicyEstimates], intervals: Intervals) -> list[dict[str, Any]]:
+    """Changes that a launch would bring: each policy minus the log itself, and minus the first; paired by cluster."""
+    rows = []
+    first = policies[0]
+    for place, estimates in enumerate(policies):
+        pairs: dict[Pair, tuple[ClusterSums, ClusterSums]] = {}
+        for name, sums in estimates.sums.items():
+            pairs[estimates.policy, name, LOGGED, LOGGED] = (sums, log.logged)
+            if place and name in first.sums:
+                pairs[estimates.policy, name, first.policy, name] = (sums, first.sums[name])
+        for (policy, name, against, _), interval in intervals.of_differences(pairs).items():
+            for signal, metric in zip(log.signals, interval.metrics(), strict=True):
+                row = {"signal": signal, "policy": policy, "against": against, "estimator": name}
+                rows.append({**row, "value": metric.value, "low": metric.low, "high": metric.high})
+    return rows
+
+
+def _without_note(intervals: Intervals) -> list[str]:
+    if not intervals.without:
+        return []
+    names = ", ".join(sorted(intervals.without))
+    return [f"{intervals.config.method} bounds one ratio of sums, so there is no such interval of {names}."]
