@@ -20,7 +20,7 @@ from envs.core import EnvSpec, InputError, Streams
 from marl.config.schema import LearningConfig, Section, TrainConfig
 from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig, channel_weights
 from marl.learning.offline_batch import Logged, chooser_spec, transitions
-from marl.models.critics import ActionCritic
+from marl.models.action_critic import ActionCritic
 from marl.models.layers import NetworkConfig
 from marl.models.policies import IndependentPolicy, PolicyConfig
 from marl.output.report import Metric, Report

@@ -22,7 +22,9 @@ from envs.core import ConcordError, InputError
 from marl.claims.entries import Claim, Measured, dump_claims, figure, read_claims, read_systems, renew_tables
 from marl.claims.history import Checkout
 from marl.output.console import console
-from marl.output.report import Report, machine, write_atomically
+from marl.output.files import write_atomically
+from marl.output.report import Report
+from marl.output.versions import machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIERS = ("quick", "slow", "all")

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from marl.commands.compare import Group
-from marl.config.catalog import Entry, describe
+from marl.config.catalog import Entry
+from marl.config.describe import describe
 from marl.config.load import load_recipe
 from marl.config.recipe import Recipe
 from marl.config.schema import RunConfig

@@ -6,14 +6,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.core import ConcordError, InputError
 from marl.config.load import load_recipe, read_yaml
 from marl.config.schema import RunConfig
 from marl.output.console import in_words
-from marl.output.report import REPORT, Report
 from marl.training.run import Run
+
+if TYPE_CHECKING:
+    from marl.output.report import Report
 
 
 def run_training(config: RunConfig, folder: Path) -> Report:
@@ -35,6 +37,8 @@ def follow(config: RunConfig, run: Run) -> Report:
             f"What the config asks for cannot be built: {in_words(error)} Mend the value that this comes from, such as "
             "a dotted path or an argument; CONCORD_TRACEBACK=1 shows the whole way to it."
         ) from error
+    from marl.output.report import REPORT, Report  # once there is something to report
+
     if not isinstance(report, Report):
         raise InputError(
             f"{config.recipe}: run must return a marl.output.report.Report; got a {type(report).__name__}."

@@ -12,9 +12,10 @@ from pathlib import Path
 from marl.config.load import dump, flatten, load_recipe
 from marl.config.schema import RunConfig, TrainingConfig
 from marl.output.console import console
-from marl.output.report import write_atomically
+from marl.output.files import write_atomically
 from marl.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
-from marl.training.metrics_log import draw_row, events_writer, read_rows
+from marl.training.events import draw_row, events_writer
+from marl.training.metrics_log import read_rows
 from marl.training.policy_rows import take_from_checkpoint
 from marl.training.population import tag_prefix
 from marl.training.run import Run

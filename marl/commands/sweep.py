@@ -22,7 +22,8 @@ from marl.commands.stacking import can_stack, train_stacked
 from marl.config.load import dump, load_recipe, resolve, split_assignments, yaml_text
 from marl.config.schema import RunConfig, TrainingConfig
 from marl.output.console import console, in_words
-from marl.output.report import REPORT, Report, write_atomically
+from marl.output.files import write_atomically
+from marl.output.report import REPORT, Report
 from marl.training.checkpoints import checkpoints
 from marl.training.folders import refuse_used_folder, sole_trainer
 from marl.training.on_policy import STAGE

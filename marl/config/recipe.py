@@ -11,9 +11,9 @@ from rich.console import Console
 
 from envs.core import Actor, InputError, VectorEnv
 from marl.config.schema import RunConfig
-from marl.output.report import Metric, Report, Tables
 
 if TYPE_CHECKING:
+    from marl.output.report import Metric, Report, Tables
     from marl.training.run import Run
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Actor, ConcordError, Discrete, EnvSpec, InputError, Observation, Streams, VectorEnv
-from envs.world import RandomActor, Scripted
+from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
+from envs.world import RandomActor
+from marl.evaluation.checks import TWIN_ARGS, zero_action
 from marl.evaluation.episodes import Episodes, film, play
 from marl.evaluation.known_returns import known_metrics
 from marl.evaluation.plots import learning_curve, save_gif
@@ -23,12 +23,9 @@ from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
 from marl.output.report import Metric, Report, Tables
 from marl.training.checkpoints import checkpoints
-from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env, pettingzoo_spec
+from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
 from marl.training.on_policy import STAGE
 from marl.training.run import Run, stage_seed
-
-TWIN_ARGS = "evaluation.twin.args"
-
 
 Findings = Callable[[Run, Any, VectorEnv], tuple[dict[str, Metric], Tables]]
 
@@ -75,23 +72,6 @@ def optional(what: str) -> Iterator[None]:
     except Exception as error:  # a world's own `frame` may raise anything
         reason = str(error) if isinstance(error, ConcordError) else in_words(error)
         console.print(f"no {what}: {reason}", markup=False)
-
-
-def check_evaluation(run: Run, spec: EnvSpec) -> None:
-    """Raise InputError, before training, where the twin is another task, or where no action is 0."""
-    if run.config.evaluation.zero_action:
-        zero_action(spec)
-    twin = run.config.evaluation.twin
-    if twin is None:
-        return
-    other = pettingzoo_spec(twin.pettingzoo, twin.args, TWIN_ARGS)
-    for field in ("observation_sizes", "actions"):
-        here, there = getattr(spec, field), getattr(other, field)
-        if here != there:
-            raise InputError(
-                f"evaluation.twin is another task: its {field} are {there}, those of env are {here}. Mend its args, or "
-                "set evaluation.twin=null."
-            )
 
 
 def evaluate(run: Run, actor: Actor, env: VectorEnv) -> dict[str, Metric]:
@@ -164,20 +144,6 @@ def _above(run: Run, env: VectorEnv, name: str, other: Actor, here: Episodes) ->
         f"above_{name}": gap,
         f"above_{name}_in_intervals": Metric.exact(_in_intervals(gap)),
     }
-
-
-def zero_action(spec: EnvSpec) -> Actor:
-    """An Actor whose agents do nothing: the action 0. Raises InputError where 0 may be a choice like any other."""
-    space = spec.action
-    if isinstance(space, Discrete):
-        raise InputError(
-            "evaluation.zero_action plays the action 0, and these agents have choices; set evaluation.random."
-        )
-
-    def nothing(obs: Observation, streams: Streams) -> Tensor:
-        return torch.zeros(*obs.alive.shape, space.size, device=obs.alive.device)
-
-    return Scripted(nothing)
 
 
 def _in_intervals(gap: Metric) -> float:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.core import Actor, EnvSpec, InputError, Streams, VectorEnv
 from marl.config.recipe import Recipe
-from marl.evaluation.agent_sweep import check_other_numbers, in_other_numbers
-from marl.evaluation.policy_report import check_evaluation, judge, picture
-from marl.evaluation.probe import EvaluationProbe, best_policy
+from marl.evaluation.checks import check_evaluation
 from marl.learning.learner import Learner
 from marl.learning.rollout import OnPolicy
 from marl.models.policies import IndependentPolicy
-from marl.output.report import Report
 from marl.training import on_policy
 from marl.training.environments import make_env
 from marl.training.run import Run, env_steps_to_updates
 from marl.training.stage import Probe
+
+if TYPE_CHECKING:
+    from marl.output.report import Report
 
 
 class OnPolicyRecipe(Recipe):
@@ -43,7 +43,10 @@ class OnPolicyRecipe(Recipe):
         """Raise InputError, before training, for an evaluation that could not be made."""
         with closing(make_env(config.env, num_envs=1)) as env:
             check_evaluation(run, env.spec)
-        check_other_numbers(config)
+        if config.evaluation.agents:
+            from marl.evaluation.agent_sweep import check_other_numbers
+
+            check_other_numbers(config)
         self._check_every(config)
 
     def _check_every(self, config: Any) -> None:
@@ -61,7 +64,7 @@ class OnPolicyRecipe(Recipe):
             config, run, self.policy, self.learner, self.source(config), lambda policy: self.probes(config, run, policy)
         )
         if config.evaluation.load == "best":
-            policy.load_state_dict(best_policy(run))
+            policy.load_state_dict(self.saved(run))
         return policy
 
     def source(self, config: Any) -> type[OnPolicy]:
@@ -70,12 +73,20 @@ class OnPolicyRecipe(Recipe):
 
     def probes(self, config: Any, run: Run, policy: Any) -> list[Probe]:
         """What looks at the policy while it trains: evaluations, where `evaluation.every` asks for them."""
-        return [] if config.evaluation.every is None else [EvaluationProbe(run, policy, self.executed(policy))]
+        if config.evaluation.every is None:
+            return []
+        from marl.evaluation.probe import EvaluationProbe
+
+        return [EvaluationProbe(run, policy, self.executed(policy))]
 
     def run(self, config: Any, run: Run) -> Report:
         """Check, train, judge."""
         self.check(config, run)
         policy = self.train(config, run)
+        # What judges is imported after training, which needs none of it.
+        from marl.evaluation.agent_sweep import in_other_numbers
+        from marl.evaluation.policy_report import judge
+
         report = judge(run, self.executed(policy), self.findings)
         return in_other_numbers(run, report)
 
@@ -92,12 +103,21 @@ class OnPolicyRecipe(Recipe):
         config: Any = run.config
         env = make_env(config.env, num_envs=num_envs, device=run.device)
         policy = self.policy(config, env.spec, run.streams("policy"))
-        best = config.evaluation.load == "best"
-        policy.load_state_dict(best_policy(run) if best else run.load(on_policy.STAGE, "policy"))
+        policy.load_state_dict(self.saved(run))
         return self.executed(policy), env
+
+    def saved(self, run: Run) -> Any:
+        """The state of the policy that `evaluation.load` names, the last or the best."""
+        if run.config.evaluation.load == "best":
+            from marl.evaluation.probe import best_policy
+
+            return best_policy(run)
+        return run.load(on_policy.STAGE, "policy")
 
     def pictures(self, run: Run) -> list[Path]:
         """film.gif."""
+        from marl.evaluation.policy_report import picture
+
         actor, env = self.load(run, 1)
         env.close()
         return [picture(run, actor)]

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from envs.core import Decision, Observation, Streams, Tree, tree_map, tree_where
 from marl.config.schema import Section
-from marl.learning.batch import Batch, join_steps, minibatches, take_rows
+from marl.learning.batch import Batch, advantages_of, join_steps, minibatches, take_rows
 from marl.learning.learner import Kept, Learner, Progress, Stateful, per_channel
 from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
 from marl.learning.optimizers import Stacked, build_optimizer
-from marl.learning.returns import gae
 from marl.learning.scalarization import Scalarization, by_decider, choosing
 from marl.learning.value_scale import ValueScale
 from marl.models.critics import Critic
@@ -225,17 +224,12 @@ class ActorCritic(Learner):
             if self.progress.done == 1:
                 # The units of the first values are those of the batch's own returns.
                 nothing = torch.zeros_like(value)
-                self.scale.update(self._gae(batch, nothing, nothing, gae_lambda=1.0), batch.obs.alive)
+                self.scale.update(
+                    advantages_of(batch, nothing, nothing, self.discount, gae_lambda=1.0), batch.obs.alive
+                )
             value, next_value = self.scale.restore(value), self.scale.restore(next_value)
-        advantage = self._gae(batch, value, next_value, self.config.gae_lambda)
+        advantage = advantages_of(batch, value, next_value, self.discount, self.config.gae_lambda)
         return advantage, advantage + value, memory
-
-    def _gae(
-        self, batch: Batch, value: Float[Tensor, "B N K"], next_value: Float[Tensor, "B N K"], gae_lambda: float
-    ) -> Float[Tensor, "B N K"]:
-        columns = (batch.reward, value, next_value, batch.terminated, batch.truncated, batch.obs.alive)
-        by_time = gae(*batch.over_time(columns), self.discount, gae_lambda)
-        return by_time.transpose(0, 1).flatten(0, 2)
 
     def _values(self, batch: Batch) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"], Tree]:
         """Of the observations, of their true successors, and the critic's memory at each segment's start."""

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
+from marl.learning.returns import gae
 
 T = TypeVar("T")
 
@@ -77,6 +78,25 @@ def with_reward(batch: Batch, reward: Float[Tensor, "B N K"]) -> Batch:
         total=batch.outcome.total.masked_fill(relabeled, math.nan),
     )
     return replace(batch, reward=reward, outcome=outcome)
+
+
+def advantages_of(
+    batch: Batch,
+    value: Float[Tensor, "B N K"],
+    next_value: Float[Tensor, "B N K"],
+    discount: float | Float[Tensor, " K"] | Float[Tensor, "P K"],
+    gae_lambda: float,
+) -> Float[Tensor, "B N K"]:
+    """Generalized advantage estimates of a batch's rows, from the values of `obs` and of `final_obs`; see `gae`.
+
+    With both values 0 and gae_lambda 1 these are discounted returns. discount: of all rewards, by channel, or by policy
+    and channel.
+    """
+    columns = (batch.reward, value, next_value, batch.terminated, batch.truncated, batch.obs.alive)
+    if isinstance(discount, float):
+        discount = value.new_full(value.shape[-1:], discount)
+    by_time = gae(*batch.over_time(columns), discount, gae_lambda)
+    return by_time.transpose(0, 1).flatten(0, 2)
 
 
 def join_steps(trees: list[T], policies: int) -> T:

@@ -16,9 +16,10 @@ from envs.core import InputError, Observation
 from marl.config.schema import Section
 from marl.learning.batch import Batch
 from marl.learning.learner import Learner, Stateful, per_channel
-from marl.learning.losses import doubly_robust, importance_weighted, mean_weights, squared_error
+from marl.learning.losses import mean_weights, squared_error
+from marl.learning.offline_losses import doubly_robust, importance_weighted
 from marl.learning.optimizers import Stacked, build_optimizer
-from marl.models.critics import only_choice
+from marl.models.action_critic import only_choice
 from marl.models.policies import JointPolicy
 
 LARGEST_LOG_WEIGHT = 20.0  # weights beyond e^20 are as hopeless as that, and their squares would not fit a float

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from envs.core import ConcordError, InputError
+from envs.core import InputError
+from marl.output.files import write_atomically
+from marl.output.versions import versions
 
 REPORT = "report.json"  # of a run that has finished
 Tables = dict[str, list[dict[str, Any]]]  # by name, a list of rows
@@ -113,55 +110,3 @@ def _strict(x: Any) -> Any:
 
 def _numbers(metric: dict[str, Any]) -> dict[str, Any]:
     return {key: float(value) if isinstance(value, str) else value for key, value in metric.items()}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step. Raises ConcordError where the disk refuses; the old file then stays."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> ConcordError:
-    """The error for a disk that refuses."""
-    return ConcordError(
-        f"Cannot write {path}: {error.strerror or error}. What was saved before is intact; free some space or mend the "
-        "permissions, then continue with `concord resume` on the run's folder."
-    )
-
-
-def versions() -> dict[str, str]:
-    """What the result may depend on."""
-    found = {"python": platform.python_version(), "machine": machine()}
-    for package in ("concord-rl", "torch", "numpy", "polars", "pettingzoo", "mpe2", "vmas"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    revision = _revision()
-    return {**found, "revision": revision} if revision else found
-
-
-def machine() -> str:
-    """Processor family and cores, without anything that names the computer."""
-    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
-
-
-def _revision() -> str | None:
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from envs.core import ConcordError
 from marl.output.console import console
-from marl.output.report import cannot_write
+from marl.output.files import cannot_write
 
 TENSOR = "__tensor__"
 KEPT = 2

@@ -3,118 +3,21 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
-import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from envs.core import InputError
-from marl.learning.batch import Outcome
-from marl.output.report import cannot_write, write_atomically
+from marl.output.files import cannot_write, write_atomically
+from marl.training.events import Events, draw_pictures, draw_row, events_writer
 from marl.training.population import Population, tag_prefix
 
-PICTURE_SIZE = 128  # pixels that TensorBoard's pictures are scaled up to, as far as whole factors go
-NOT_DRAWN = ("stage", "seed", "policy", "updates", "env_steps", "total_env_steps")  # TensorBoard has names and an axis
-OUTCOME_FIELDS = ("discounted", "total", "length", "episodes")
-
 Counts = Mapping[str, int | float]
-
-
-class Tally:
-    """Means of what was logged since the last reading, kept on the device."""
-
-    def __init__(self, policies: int):
-        self.policies = policies
-        self._clear()
-
-    def _clear(self) -> None:
-        self._terms: list[dict[str, Tensor]] = []
-        self._outcomes: list[Outcome] = []
-
-    def add(self, terms: dict[str, Tensor], outcome: Outcome | None) -> None:
-        """One update's terms, and how its episodes went."""
-        self._terms.append(terms)
-        if outcome is not None:
-            self._outcomes.append(outcome)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that was not read yet, update by update."""
-        names = self._terms[0] if self._terms else ()
-        fields = OUTCOME_FIELDS if self._outcomes else ()
-        return {
-            "terms": {name: self._stack_terms(name) for name in names},
-            "outcomes": {name: self._stack_outcomes(name) for name in fields},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken."""
-        terms, outcomes = state["terms"], state["outcomes"]
-        self._terms = [dict(zip(terms, values)) for values in zip(*terms.values(), strict=True)]
-        self._outcomes = [Outcome(**dict(zip(outcomes, values))) for values in zip(*outcomes.values(), strict=True)]
-
-    def read(self) -> tuple[list[dict[str, float]], dict[str, Float[Tensor, "P H W"]]]:
-        """A row for each policy, in which returns are missing where no episode ended; and the pictures.
-
-        Raises InputError for a term that has no value for each policy.
-        """
-        columns = self._mean_outcomes() | self._mean_terms()
-        self._clear()
-        table: dict[str, list[float]] = {}
-        pictures: dict[str, Tensor] = {}
-        for name, x in columns.items():
-            if x.dim() > 1:
-                pictures[name] = x.expand(self.policies, -1, -1).cpu()
-            else:
-                table[name] = x.expand(self.policies).tolist()
-        rows = [{name: values[p] for name, values in table.items()} for p in range(self.policies)]
-        return rows, pictures
-
-    def _mean_outcomes(self) -> dict[str, Float[Tensor, " P"]]:
-        """Means over all episodes that ended. A return of many channels is their sum, as far as they are known."""
-        if not self._outcomes:
-            return {}
-        weight = self._stack_outcomes("episodes")
-        count = weight.sum(0)
-        per_agent = _sum_of_known(self._stack_outcomes("total"))  # [U,P,N]
-        means = {
-            "return_per_agent": per_agent.mean(-1),
-            "return_team": per_agent.sum(-1),
-            "discounted_return_per_agent": _sum_of_known(self._stack_outcomes("discounted")),
-            "episode_length": self._stack_outcomes("length"),
-        }
-        return {name: (x * weight).sum(0) / count for name, x in means.items()} | {"episodes": count}
-
-    def _mean_terms(self) -> dict[str, Tensor]:
-        """Means over the updates: [P], [1] where all policies share it, or a picture [P,H,W]."""
-        means = {name: self._stack_terms(name).mean(0) for name in self._terms[0]}
-        for name, x in means.items():
-            if x.dim() and len(x) not in (1, self.policies):
-                raise InputError(
-                    f"The learner logs {name} with {len(x)} values, and {self.policies} policies are trained. Give "
-                    "one value for each policy, or one that all share."
-                )
-        return means
-
-    def _stack_terms(self, name: str) -> Tensor:
-        return torch.stack([terms[name] for terms in self._terms])
-
-    def _stack_outcomes(self, name: str) -> Tensor:
-        return torch.stack([getattr(outcome, name) for outcome in self._outcomes])
-
-
-def _sum_of_known(returns: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """The sum over the channels that are known; NaN where none is."""
-    known = ~returns.isnan()
-    total = torch.where(known, returns, 0.0).sum(-1)
-    return torch.where(known.any(-1), total, math.nan)
 
 
 class MetricsLog:
@@ -226,92 +129,6 @@ class MetricsLog:
         draw_row(self._writer, row, prefix)
         if pictures:
             draw_pictures(self._writer, int(row["env_steps"]), pictures, prefix)
-
-
-class Events:
-    """A file of TensorBoard events that is appended to at once, without a buffer, a queue or a thread.
-
-    So what was logged survives a kill, and a disk that refuses is told here: TensorBoard's own writer hears of it in a
-    thread, whose traceback nobody can keep off the terminal.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-
-    def __enter__(self) -> Events:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def append(self, event: Any) -> None:
-        """Write one event. Raises ConcordError where the disk refuses."""
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        record = io.BytesIO()
-        RecordWriter(record).write(event.SerializeToString())
-        try:
-            if self._file.write(record.getvalue()) != len(record.getvalue()):
-                raise OSError(errno.ENOSPC, "the disk took only a part")
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def events_writer(folder: Path, stage: str, purge_step: int | None = None) -> Events:
-    """A new file of events of one stage; what older files say of steps from `purge_step` on counts no more."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    events = Events(folder / "events" / stage / f"events.out.tfevents.{time.time():.6f}")
-    events.append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-    if purge_step is not None:
-        events.append(Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-    return events
-
-
-def draw_row(events: Events, row: Mapping[str, Any], prefix: str = "") -> None:
-    """A row of metrics.csv as scalars over environment steps."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    values = [
-        Summary.Value(tag=f"{prefix}{name}", simple_value=float(value))
-        for name, value in row.items()
-        if name not in NOT_DRAWN and value != "" and math.isfinite(float(value))
-    ]
-    events.append(Event(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values)))
-
-
-def draw_pictures(
-    events: Events, env_steps: int, pictures: Mapping[str, Float[Tensor, "H W"]], prefix: str = ""
-) -> None:
-    """Pictures in shades of gray, 0 black and 1 white."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    values = [
-        Summary.Value(tag=f"{prefix}{name}", image=Summary.Image(**_png(picture))) for name, picture in pictures.items()
-    ]
-    events.append(Event(wall_time=time.time(), step=env_steps, summary=Summary(value=values)))
-
-
-def _png(picture: Float[Tensor, "H W"]) -> dict[str, Any]:
-    """The fields of TensorBoard's image, each number a square that is large enough to see."""
-    from PIL import Image
-
-    size = max(1, PICTURE_SIZE // max(picture.shape))
-    gray = (picture.clamp(0, 1) * 255).round().byte().numpy().repeat(size, 0).repeat(size, 1)
-    file = io.BytesIO()
-    Image.fromarray(gray).save(file, "png", compress_level=1)
-    return {"height": gray.shape[0], "width": gray.shape[1], "colorspace": 1, "encoded_image_string": file.getvalue()}
 
 
 def _read_rows(path: Path, stage: str, update: int) -> list[dict[str, str]]:

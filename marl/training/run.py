@@ -17,7 +17,8 @@ from marl.config.load import END, dump, read_yaml, resolve
 from marl.config.schema import RunConfig
 from marl.learning.learner import Learner, find_part
 from marl.output.console import TrainingDisplay, console
-from marl.output.report import versions, write_atomically
+from marl.output.files import write_atomically
+from marl.output.versions import versions
 from marl.training.checkpoints import checkpoints, load_checkpoint, load_newest
 from marl.training.folders import refuse_used_folder, sole_trainer
 from marl.training.metrics_log import MetricsLog

@@ -20,8 +20,8 @@ from marl.learning.batch import Batch
 from marl.learning.learner import Learner
 from marl.output.console import in_words
 from marl.training.checkpoints import checkpoints, load_checkpoint, remove_old, save_checkpoint
-from marl.training.metrics_log import Tally
 from marl.training.population import Population
+from marl.training.tally import Tally
 
 # What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged. Seeds trained as one
 # share their checkpoints.

@@ -15,7 +15,7 @@ from envs.core import EnvSpec, InputError, Observation
 from marl.config.load import load_recipe
 from marl.config.recipe import Recipe
 from marl.evaluation.load import load_actor
-from marl.models.critics import only_choice
+from marl.models.action_critic import only_choice
 from marl.models.policies import JointActor
 from marl.training.run import Run
 from recsys.logs.config import DataConfig

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from marl.output.report import Report, write_atomically
+from marl.output.files import write_atomically
+from marl.output.report import Report
 from recsys.report.charts import chip
 from recsys.report.markup import Child, Element, details, exact, fragment, html, rounded, table, tag
 from recsys.report.results import Results

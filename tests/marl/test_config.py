@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from envs.core import InputError
-from marl.config.catalog import catalog, describe, find_config
+from marl.config.catalog import catalog, find_config
+from marl.config.describe import describe
 from marl.config.load import dump, read_yaml, resolve, split_assignments
 from marl.config.messages import OTHER_NAMES
 from marl.config.schema import walk

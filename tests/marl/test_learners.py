@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten
 from worlds import Walk
 
 import marl.learning.actor_critic
+import marl.learning.batch
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
 from envs.games import Constant
 from envs.particles import SimpleSpread, SpeakerListener
@@ -38,7 +39,7 @@ from marl.learning.losses import clipped_surrogate
 from marl.learning.optimizers import DECAY
 from marl.learning.returns import gae
 from marl.learning.scalarization import Normalized, Own, Scalarization, Team
-from marl.training.metrics_log import Tally
+from marl.training.tally import Tally
 
 RECURRENT: dict[str, Any] = {"policy": GRU, "critic": GRU, "sequence_length": 4}
 SETUPS: dict[str, tuple[World[Any], dict[str, Any]]] = {
@@ -356,7 +357,7 @@ def test_a_successor_is_worth_what_the_next_step_says_also_when_a_teammate_has_j
         columns.append(given)
         return gae(*given)
 
-    monkeypatch.setattr(marl.learning.actor_critic, "gae", spied)
+    monkeypatch.setattr(marl.learning.batch, "gae", spied)
     small = build(Mortals(), critic=critic, sequence_length=8)
     batch = next(iter(small.source))
     small.learner.update(batch)

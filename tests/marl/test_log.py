@@ -13,7 +13,7 @@ from small_runs import files_of_at_most
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs.core import ConcordError
-from marl.training.metrics_log import draw_pictures, draw_row, events_writer
+from marl.training.events import draw_pictures, draw_row, events_writer
 
 
 def row(step: int) -> dict[str, object]:

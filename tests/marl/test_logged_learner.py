@@ -16,7 +16,7 @@ from envs.core import Decision, Discrete, InputError, Observation, Streams
 from marl.learning.batch import Batch
 from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig, channel_weights
 from marl.learning.offline_batch import Logged, chooser_spec, transitions
-from marl.models.critics import ActionCritic
+from marl.models.action_critic import ActionCritic
 from marl.models.distributions import IndependentCategorical
 from marl.models.layers import NetworkConfig
 from marl.models.policies import IndependentPolicy, PolicyConfig

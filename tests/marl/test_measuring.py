@@ -13,7 +13,7 @@ from small_claims import COMMIT, ENTRY, MEASURED, TEST, commit, git, make_root
 from envs.core import InputError
 from marl.claims.check import check_claims
 from marl.claims.measure import Ledger, Outcome, measure_claims, passing_tests, with_values
-from marl.output.report import machine
+from marl.output.versions import machine
 
 
 def test_claims_are_selected_by_id_prefix_and_tier(tmp_path: Path):

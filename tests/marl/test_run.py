@@ -13,8 +13,8 @@ from envs.core import InputError
 from marl.algorithms.mappo import recipe
 from marl.commands.compare import _reports
 from marl.config.load import resolve
-from marl.training.metrics_log import Tally
 from marl.training.run import Run
+from marl.training.tally import Tally
 
 
 def test_a_tally_saved_in_the_middle_reads_the_same() -> None:
