@@ -17,8 +17,9 @@ from marl.commands.stacking import _write_metrics
 from marl.config.load import resolve
 from marl.evaluation.plots import read_curve
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
+from marl.learning.learner import Progress
 from marl.learning.rollout import OnPolicy
-from marl.learning.scalarization import own
+from marl.learning.scalarization import Own
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import IndependentPolicy, PolicyConfig
 from marl.training.checkpoints import checkpoints, load_checkpoint
@@ -61,7 +62,8 @@ def train(run: Run, updates: int, members: int | None = None, told: bool = True,
     env = TensorEnv(Mortals(), policies * ROWS)
     policy = IndependentPolicy(env.spec, PolicyConfig.model_validate(NETWORK), run.streams("policy", members))
     critic = build_critic(env.spec, CriticConfig.model_validate(NETWORK), run.streams("critic", members))
-    learner = ActorCritic(policy, critic, SMALL, own, run.streams("minibatches", members), updates)
+    weigh, progress = Own(env.spec.channels), Progress(updates)
+    learner = ActorCritic(policy, critic, SMALL, weigh, run.streams("minibatches", members), progress)
     source = OnPolicy(
         env,
         policy,

@@ -18,7 +18,12 @@ from marl.training.run import Run
 from recsys.policies.from_run import load
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old_runs"
-RENAMED = {"learner.gae_lambda": 0.9, "learner.sequence_length": 1, "learner.max_grad_norm": 0.4, "advantage": "team"}
+RENAMED = {
+    "learner.gae_lambda": 0.9,
+    "learner.sequence_length": 1,
+    "learner.max_grad_norm": 0.4,
+    "advantage.kind": "team",
+}
 
 
 @pytest.fixture
@@ -77,7 +82,7 @@ def test_an_old_key_is_understood_and_the_new_one_told(capsys: pytest.CaptureFix
     raw = {"recipe": "marl.algorithms.mappo", "env": {"world": "envs.games:climbing"}, "weighing": "team"}
     config = resolve(raw, {"learner.trace": 0.5})
     assert config.model_dump()["learner"]["gae_lambda"] == 0.5
-    assert config.model_dump()["advantage"] == "team"
+    assert config.model_dump()["advantage"]["kind"] == "team"
     told = capsys.readouterr().out
     assert "weighing is called advantage now" in told
     assert "learner.trace is called learner.gae_lambda now" in told

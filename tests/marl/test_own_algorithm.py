@@ -16,9 +16,9 @@ import pytest
 import torch
 from small_runs import assert_close
 
-from marl.commands.stacking import take_policy
 from marl.config.load import dump, load_recipe, resolve
 from marl.training.checkpoints import checkpoints, load_checkpoint
+from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def test_seeds_trained_as_one_are_each_as_alone(tmp_path: Path) -> None:
     state = load_checkpoint(checkpoints(tmp_path / "together" / "checkpoints" / "train")[-1])
     for place in range(3):
         recipe.train(short, Run(tmp_path / f"{place}", short, (place,)))
-        mine = take_policy(state, place, 3)["learner"]
+        mine = take_policy(state["learner"], place, 3)
         alone = learned(tmp_path / f"{place}")
         for part in ("policy", "critic", "scalarization"):
             assert_close(mine[part], alone[part], 1e-4)
