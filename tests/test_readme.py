@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CORE = (ROOT / "docs" / "core.md").read_text()
 QUICK = ["evaluation.episodes=16", "evaluation.num_envs=8", "train.env_steps=8000"]
-NAMED = re.compile(r"[Pp]ut (?:this|it) into `(\w+\.py)`[^`]*```python\n(.*?)```.*?```\n(concord run [^\n]*)", re.DOTALL)
+NAMED = re.compile(
+    r"[Pp]ut (?:this|it) into `(\w+\.py)`[^`]*```python\n(.*?)```.*?```\n(concord run [^\n]*)", re.DOTALL
+)
 EXAMPLES = {name: (code, command) for text in (README, CORE) for name, code, command in NAMED.findall(text)}
 LONGEST = {"meeting.py": 26, "reinforce.py": 40, "nets.py": 12}  # lines that are not blank
 
@@ -44,7 +46,9 @@ def concord(words: list[str], folder: Path) -> None:
 def test_python_s_five_lines_train_quietly_and_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import load, train" in block)
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import load, train" in block
+    )
     small = {"train.env_steps": 4096, "evaluation.episodes": 8, "evaluation.film_episodes": 0, "evaluation.twin": None}
 
     def train(config: str, **settings: Any) -> Any:

@@ -18,7 +18,7 @@ LONG = "policy.network.kind=attention,critic.sees=agent/return_per_agent"
 
 def sweep() -> Report:
     metrics = {f"{LONG}/{stat}": Metric(-21.5, -22.25, -20.5, 5) for stat in ("min", "median", "iqm", "max")}
-    return Report("some.recipe", [0, 1], {}, metrics, {"points": []})
+    return Report("marl.algorithms.mappo", [0, 1], {}, metrics, {"points": []})
 
 
 @pytest.mark.parametrize(("width", "lines"), [(80, 2), (200, 1)])
