@@ -68,7 +68,7 @@ def told(*given, **options):
     os._exit(0)
 torch.Tensor.backward = told
 from marl.__main__ import main
-sys.argv = ["concord", "run", "cooperative/spread", *{SMALL}, "--out", {str(tmp_path / "run")!r}]
+sys.argv = ["concord", "run", "cooperative/spread", "evaluation.twin=null", *{SMALL}, "--out", {str(tmp_path / "x")!r}]
 main()
 """
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -57,7 +57,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Measurement:
     """Values that a command gave. missing: the reason for a metric that could not be measured here."""
 
     values: dict[str, float]
@@ -163,7 +163,7 @@ def _measure(ledger: Ledger, claims: Sequence[Claim]) -> list[Line]:
     return lines
 
 
-def with_values(claims: Sequence[Claim], outcome: Outcome, commit: str | None) -> list[Claim]:
+def with_values(claims: Sequence[Claim], outcome: Measurement, commit: str | None) -> list[Claim]:
     """Claims with what their command gave; one whose metric is missing stays as it was."""
     today = datetime.date.today().isoformat()
     measured = []
@@ -189,7 +189,7 @@ def why_not_recorded(before: Checkout, after: Checkout) -> str | None:
     return None
 
 
-def _line(claim: Claim, outcome: Outcome) -> Line:
+def _line(claim: Claim, outcome: Measurement) -> Line:
     if claim.metric in outcome.values:
         return Line(claim, claim.state)
     if claim.metric in outcome.missing:
@@ -198,7 +198,7 @@ def _line(claim: Claim, outcome: Outcome) -> Line:
     return Line(claim, "failed", reason=f"the report has no metric {claim.metric!r}; it has {', '.join(near)}.")
 
 
-def run_command(claim: Claim, root: Path) -> Outcome:
+def run_command(claim: Claim, root: Path) -> Measurement:
     """Run a claim's command from the repository root, its output visible. Raises ConcordError where it fails."""
     folder = Path(tempfile.mkdtemp(prefix="concord-claims-"))
     words = shlex.split(claim.command)[1:]
@@ -206,7 +206,7 @@ def run_command(claim: Claim, root: Path) -> Outcome:
         results = folder / "results.xml"
         code = subprocess.run([sys.executable, "-m", "pytest", *words, f"--junitxml={results}"], cwd=root).returncode
         passed = code == 0 and passing_tests(results) > 0
-        outcome = Outcome({"passed": float(passed)}, {})
+        outcome = Measurement({"passed": float(passed)}, {})
     else:
         code = subprocess.run([sys.executable, "-m", "marl", *words, "--out", str(folder / "out")], cwd=root).returncode
         if code:
@@ -214,7 +214,7 @@ def run_command(claim: Claim, root: Path) -> Outcome:
         report = Report.load(folder / "out" / "report.json")
         values = {name: metric.value for name, metric in report.metrics.items()}
         missing = {row["metric"]: row["reason"] for row in report.tables.get("not_measured", [])}
-        outcome = Outcome(values, missing)
+        outcome = Measurement(values, missing)
     shutil.rmtree(folder)
     return outcome
 

@@ -51,7 +51,7 @@ class DistillConfig(Section):
     )
 
 
-class Classroom:
+class DistillationActor:
     """Teacher and student see the same. One of them acts; what the teacher does, or would do, is the lesson.
 
     The lesson is the decision's latent. Both remember what they see, whoever acts.
@@ -72,7 +72,7 @@ class Classroom:
         return Decision(done.action, lesson, done.log_prob), {"teacher": of_teacher, "student": of_student}
 
 
-class Lessons(NamedTuple):
+class DistillationSamples(NamedTuple):
     """The part of a batch that one gradient step sees, [L,S,…].
 
     A sum over a minibatch, weighed, estimates the mean over the batch of those who have a choice; the others weigh 0.
@@ -87,7 +87,7 @@ class Lessons(NamedTuple):
 class Distillation(Learner):
     """Moves independent agents towards the teacher's conditional distributions; the teacher stays as it is.
 
-    taught: the updates that the teacher was trained for; a state from another time of its training is refused.
+    teacher_updates: those that the teacher was trained for; a state from another time of its training is refused.
     """
 
     def __init__(
@@ -96,17 +96,18 @@ class Distillation(Learner):
         student: IndependentPolicy,
         config: LearnerConfig,
         streams: Streams,
-        taught: int = 0,
+        teacher_updates: int = 0,
     ):
-        self.teacher, self.student, self.config, self.streams, self.taught = teacher, student, config, streams, taught
+        self.teacher, self.student, self.config, self.streams = teacher, student, config, streams
+        self.teacher_updates = teacher_updates
         self.policies = len(streams)
         self.optimizer = build_optimizer(config, Stacked(student.parameters(), self.policies))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Epochs of gradient steps on one batch of a `Classroom`."""
+        """Epochs of gradient steps on one batch of a `DistillationActor`."""
         count = self.config.minibatches
         weight = mean_weights(choosing(batch.obs, self.student.space), self.policies) * count
-        lessons = Lessons(batch.obs, batch.decision.latent, batch.ended, weight)
+        lessons = DistillationSamples(batch.obs, batch.decision.latent, batch.ended, weight)
         found = []
         for _ in range(self.config.epochs):
             for rows, segments in minibatches(batch, count, self.streams):
@@ -116,7 +117,7 @@ class Distillation(Learner):
                 found.append(kl.detach())
         return {"kl": torch.stack(found).mean(0)}
 
-    def loss(self, lessons: Lessons, memory: Tree) -> Float[Tensor, " P"]:
+    def loss(self, lessons: DistillationSamples, memory: Tree) -> Float[Tensor, " P"]:
         """The mean divergence of each policy's agents from the teacher's, given what the teacher's have heard."""
         teacher = self.teacher
 
@@ -136,14 +137,15 @@ class Distillation(Learner):
             "policy": self.student,
             "optimizer": self.optimizer,
             "streams": self.streams,
-            "taught": Kept(self.taught),
+            "taught": Kept(self.teacher_updates),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken. Raises InputError where the teacher has learned since."""
-        if state["taught"] != self.taught:
+        if state["taught"] != self.teacher_updates:
             raise InputError(
-                f"The network was trained for {self.taught:,} updates, and distilled when it had {state['taught']:,}. "
+                f"The network was trained for {self.teacher_updates:,} updates, and distilled when it had "
+                f"{state['taught']:,}. "
                 f"Remove the folder checkpoints/{STAGE} of this run, and `concord resume` distills it again."
             )
         super().load_state_dict(state)
@@ -158,12 +160,12 @@ def distill(teacher: BayesianPolicy, config: ActorCriticConfig, settings: Distil
         restart_episodes=config.resume.restart_episodes,
     )
     student = IndependentPolicy(env.spec, config.policy, run.streams("student"))
-    taught = int(run.used(on_policy.STAGE)["updates"])
+    teacher_updates = int(run.used(on_policy.STAGE)["updates"])
     streams = run.streams("distill/minibatches")
-    learner = Distillation(teacher, student, config.learner, streams, taught)
+    learner = Distillation(teacher, student, config.learner, streams, teacher_updates)
     source = OnPolicy(
         env,
-        Classroom(teacher, student, settings.experience),
+        DistillationActor(teacher, student, settings.experience),
         steps=config.learner.steps,
         segment=config.learner.sequence_length,
         streams=run.streams("distill/actions"),

@@ -98,7 +98,7 @@ class GraphDistribution:
         rows, agents = self.alive.shape
         return self.choose(streams.exponential((rows, agents)), uniform_pairs(rows, agents, streams))
 
-    def heard(self, graph: Graph) -> Float[Tensor, "*B N N"]:
+    def incoming(self, graph: Graph) -> Float[Tensor, "*B N N"]:
         """1 where i hears j, at [i,j]."""
         return graph.edges.transpose(-2, -1).to(self.scores.dtype)
 

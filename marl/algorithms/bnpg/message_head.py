@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, groups: Sequence[int], hidden: int, letter: int, outputs: int, activation: str, streams: Streams
+        self, groups: Sequence[int], hidden: int, message: int, outputs: int, activation: str, streams: Streams
     ):
         super().__init__()
         self.policies = len(streams)
@@ -27,27 +28,28 @@ class Head(nn.Module):
         self.group = torch.tensor([names.index(group) for group in groups], device=streams.device)
         self._agents = [(self.group == number).nonzero().squeeze(1) for number in range(len(names))]
         self._inverse = torch.cat(self._agents).argsort()
-        sources = len(groups) * letter
-        self.heard = nn.ModuleList(Linear(sources, hidden, gain=2**0.5, copies=1, streams=streams) for _ in names)
+        sources = len(groups) * message
+        self.incoming = nn.ModuleList(Linear(sources, hidden, gain=2**0.5, copies=1, streams=streams) for _ in names)
         self.output = nn.ModuleList(Linear(hidden, outputs, gain=0.01, copies=1, streams=streams) for _ in names)
         self.activation = ACTIVATIONS[activation]
+        self.register_load_state_dict_pre_hook(_rename)
 
     def forward(
-        self, seen: Float[Tensor, "B N H"], letters: Float[Tensor, "B N L"], heard: Float[Tensor, "B N N"]
+        self, seen: Float[Tensor, "B N H"], messages: Float[Tensor, "B N L"], incoming: Float[Tensor, "B N N"]
     ) -> Float[Tensor, "B N out"]:
-        """Of all agents at once, when all letters are known; heard[b,i,j] is 1 where i hears j."""
+        """Of all agents at once, when all messages are known; incoming[b,i,j] is 1 where i hears j."""
         if len(self._agents) == 1:
-            return self._of_group(0, seen, letters, heard)
+            return self._of_group(0, seen, messages, incoming)
         parts = [
-            self._of_group(number, seen[:, agents], letters, heard[:, agents])
+            self._of_group(number, seen[:, agents], messages, incoming[:, agents])
             for number, agents in enumerate(self._agents)
         ]
         return torch.cat(parts, 1)[:, self._inverse]
 
-    def speak(
+    def forward_at(
         self, group: int | None, seen: Float[Tensor, "X H"], told: Float[Tensor, "X S"], who: Tensor
     ) -> Float[Tensor, "X out"]:
-        """Of one place each, given the letters it hears side by side; policy-major, all of one group or of any (None).
+        """Of one place each, given the messages it hears side by side; policy-major, all of one group or of any (None).
 
         who [X]: the agent of each place.
         """
@@ -60,16 +62,26 @@ class Head(nn.Module):
         return y
 
     def _of_group(
-        self, number: int, seen: Float[Tensor, "B n H"], letters: Float[Tensor, "B N L"], heard: Float[Tensor, "B n N"]
+        self,
+        number: int,
+        seen: Float[Tensor, "B n H"],
+        messages: Float[Tensor, "B N L"],
+        incoming: Float[Tensor, "B n N"],
     ) -> Float[Tensor, "B n out"]:
-        told = listen(heard, letters.unsqueeze(1))
+        told = listen(incoming, messages.unsqueeze(1))
         return self._answer(number, seen.flatten(0, 1), told.flatten(0, 1)).view(*seen.shape[:2], -1)
 
     def _answer(self, number: int, seen: Float[Tensor, "X H"], told: Float[Tensor, "X S"]) -> Float[Tensor, "X out"]:
-        said = self.heard[number](told.view(self.policies, -1, told.shape[-1]))
+        said = self.incoming[number](told.view(self.policies, -1, told.shape[-1]))
         return self.output[number](self.activation(seen.view_as(said) + said)).flatten(0, 1)
 
 
-def listen(heard: Float[Tensor, "*X N"], letters: Float[Tensor, "*#X N L"]) -> Float[Tensor, "*X S"]:
-    """The letters of those who are heard side by side, zeros for the others; S = N·L."""
-    return (heard.unsqueeze(-1) * letters).flatten(-2)
+def _rename(head: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Give the parameters of older checkpoints their names of today."""
+    for key in [key for key in state if key.startswith(f"{prefix}heard.")]:
+        state[key.replace(f"{prefix}heard.", f"{prefix}incoming.", 1)] = state.pop(key)
+
+
+def listen(incoming: Float[Tensor, "*X N"], messages: Float[Tensor, "*#X N L"]) -> Float[Tensor, "*X S"]:
+    """The messages of those who are heard side by side, zeros for the others; S = N·L."""
+    return (incoming.unsqueeze(-1) * messages).flatten(-2)

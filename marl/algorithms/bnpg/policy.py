@@ -16,7 +16,7 @@ from envs.dags import Edges, named_edges
 from marl.algorithms.bnpg.generator import GraphConfig, GraphGenerator, Graphs
 from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, among_living, fixed_graph, uniform_pairs
 from marl.algorithms.bnpg.message_head import Head, listen
-from marl.algorithms.bnpg.sampling_order import Turns
+from marl.algorithms.bnpg.sampling_order import SamplingOrder
 from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, require_same_kind
 from marl.models.policies import AgentNetwork, Deviations, PolicyConfig, shared_by
 
@@ -46,7 +46,7 @@ class BayesianPolicy(nn.Module):
         self.config, self.device = config.graph, streams.device
         self.outputs = sum(self.space.choices) if isinstance(self.space, Discrete) else self.space.size
         hidden = config.network.hidden
-        self.letters = Letters(spec, config.messages == "action_and_observation", streams.device)
+        self.message_encoder = MessageEncoder(spec, config.messages == "action_and_observation", streams.device)
         # The last hidden layer is where messages come in, so that a graph costs no layer.
         body = config.network.model_copy(update={"hidden": hidden[:-1] or hidden})
         self.body = AgentNetwork(
@@ -55,7 +55,7 @@ class BayesianPolicy(nn.Module):
         self.head = Head(
             shared_by(spec, config.share),
             hidden[-1],
-            self.letters.size,
+            self.message_encoder.size,
             self.outputs,
             config.network.activation,
             streams,
@@ -72,7 +72,7 @@ class BayesianPolicy(nn.Module):
         possible = fixed.edges.sum() if fixed is not None and config.graph.kind == "random" else None
         self.pairs = self.agents * (self.agents - 1) // 2 if possible is None else int(possible)
         varies = config.graph.kind in ("learned", "random")
-        self.turns = Turns(self.head.group, self.policies, None if varies else self._fixed)
+        self.sampling_order = SamplingOrder(self.head.group, self.policies, None if varies else self._fixed)
 
     @property
     def members(self) -> Bool[Tensor, "M N"] | None:
@@ -86,11 +86,11 @@ class BayesianPolicy(nn.Module):
         """Memory at the start of an episode; it holds what an agent saw, never its parents' actions."""
         return self.body.initial_memory(num_envs)
 
-    def forward(self, obs: Observation, memory: Tree) -> tuple[BayesianNetwork, Tree]:
+    def forward(self, obs: Observation, memory: Tree) -> tuple[BayesianNetworkDistribution, Tree]:
         """The joint distribution in each row, and what is remembered."""
         seen, memory = self.body(obs, memory)
         graphs = None if self.generator is None else self.generator(obs)
-        return BayesianNetwork(self, obs, seen, graphs), memory
+        return BayesianNetworkDistribution(self, obs, seen, graphs), memory
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw a graph and what all agents do."""
@@ -106,7 +106,7 @@ class BayesianPolicy(nn.Module):
             legal = legal.flatten(0, 1)[places]
         if isinstance(self.space, Discrete):
             return IndependentCategorical(y, self.space.choices, legal)
-        units, log_std = self.letters.units, self.deviations(len(obs.alive))
+        units, log_std = self.message_encoder.units, self.deviations(len(obs.alive))
         assert units is not None
         if places is not None:
             log_std = log_std.flatten(0, 1)[places]
@@ -144,7 +144,7 @@ class WithoutEdges:
         """Memory at the start of an episode."""
         return self.policy.initial_memory(num_envs)
 
-    def __call__(self, obs: Observation, memory: Tree) -> tuple[BayesianNetwork, Tree]:
+    def __call__(self, obs: Observation, memory: Tree) -> tuple[BayesianNetworkDistribution, Tree]:
         """The joint distribution in each row, and what is remembered."""
         distribution, memory = self.policy(obs, memory)
         distribution.kept = self._kept
@@ -156,7 +156,7 @@ class WithoutEdges:
         return distribution.sample(streams), memory
 
 
-class BayesianNetwork:
+class BayesianNetworkDistribution:
     """The joint distribution of one observation batch: graphs (None where they are not learned), then actions.
 
     kept: the edges that are left of whatever graph is drawn, where some are cut.
@@ -188,7 +188,7 @@ class BayesianNetwork:
         of_agents = self.given(decision).entropy(decision)
         return self._beside(of_agents, lambda graphs: graphs.entropy(decision.latent))
 
-    def kl(self, other: BayesianNetwork, decision: Decision | None = None) -> Float[Tensor, "B M"]:
+    def kl(self, other: BayesianNetworkDistribution, decision: Decision | None = None) -> Float[Tensor, "B M"]:
         """KL(self || other) of every agent's choice given its parents' actions, and of the graph, in the executed one.
 
         Raises TypeError without a decision: the divergence over all that parents may do has no closed form.
@@ -229,8 +229,9 @@ class BayesianNetwork:
         if self._known is None or self._known[0] is not decision:
             policy = self.policy
             graph = decision.latent
-            heard = graph.edges.transpose(1, 2).to(self.seen.dtype) if self.graphs is None else self.graphs.heard(graph)
-            y = policy.head(self.seen, policy.letters(decision.action, self.obs.agent), heard)
+            edges = graph.edges.transpose(1, 2).to(self.seen.dtype)
+            incoming = edges if self.graphs is None else self.graphs.incoming(graph)
+            y = policy.head(self.seen, policy.message_encoder(decision.action, self.obs.agent), incoming)
             self._known = decision, policy.conditionals(y, self.obs)
         return self._known[1]
 
@@ -240,21 +241,21 @@ class BayesianNetwork:
         policy, agents = self.policy, self.policy.agents
         if self.kept is not None:
             graph = graph._replace(edges=graph.edges & self.kept)
-        heard = graph.edges.transpose(1, 2).flatten(0, 1)
+        incoming = graph.edges.transpose(1, 2).flatten(0, 1)
         seen, saw = self.seen.flatten(0, 1), self.obs.agent.flatten(0, 1)
-        letters = seen.new_zeros(*self.obs.alive.shape, policy.letters.size)
+        messages = seen.new_zeros(*self.obs.alive.shape, policy.message_encoder.size)
         action, log_prob = self._nothing().flatten(0, 1), seen.new_zeros(len(seen))
-        for group, places in policy.turns(graph):
+        for group, places in policy.sampling_order(graph):
             who = places % agents
-            told = listen(heard.index_select(0, places).to(seen.dtype), letters.index_select(0, places // agents))
-            y = policy.head.speak(group, seen.index_select(0, places), told, who)
+            told = listen(incoming.index_select(0, places).to(seen.dtype), messages.index_select(0, places // agents))
+            y = policy.head.forward_at(group, seen.index_select(0, places), told, who)
             given = policy.conditionals(y, self.obs, places)
             drawn = given.mode() if noise is None else given.choose(noise.flatten(0, 1).index_select(0, places))
             assert drawn.log_prob is not None
             action.index_copy_(0, places, drawn.action)
             log_prob.index_copy_(0, places, drawn.log_prob)
-            letter = policy.letters(drawn.action, saw.index_select(0, places), who)
-            letters.flatten(0, 1).index_copy_(0, places, letter)
+            message = policy.message_encoder(drawn.action, saw.index_select(0, places), who)
+            messages.flatten(0, 1).index_copy_(0, places, message)
         of_all = self._beside(log_prob.view_as(self.obs.alive), lambda graphs: graphs.log_prob(graph))
         return Decision(action.unflatten(0, self.obs.alive.shape), graph, of_all)
 
@@ -276,7 +277,7 @@ class BayesianNetwork:
         return torch.zeros(shape, dtype=dtype, device=self.seen.device)
 
 
-class Letters:
+class MessageEncoder:
     """What agents tell their children: that they decided, what they did, and what they saw where that is sent too."""
 
     def __init__(self, spec: EnvSpec, sends_observation: bool, device: torch.device):

@@ -41,14 +41,14 @@ class RelaxedGraphs:
         """The graph without noise."""
         return self._hard(torch.zeros_like(self.logits).unsqueeze(-3).repeat(1, 2, 1, 1))
 
-    def heard(self, graph: Graph) -> Float[Tensor, "B N N"]:
+    def incoming(self, graph: Graph) -> Float[Tensor, "B N N"]:
         """1 where i hears j, at [i,j]; the gradient is that of the soft graph."""
         soft = self._soft(graph)
         return (graph.edges + soft - soft.detach()).transpose(1, 2)
 
     def density(self, graph: Graph) -> Float[Tensor, " B"]:
         """Of the graph itself, with the soft one's gradient."""
-        return share_of_pairs(self.heard(graph).sum((-2, -1)), self.alive)
+        return share_of_pairs(self.incoming(graph).sum((-2, -1)), self.alive)
 
     def entropy(self, graph: Graph) -> Float[Tensor, " B"]:
         """Of the edges along the order; that of a Sinkhorn order has no closed form and is left out."""

@@ -1,4 +1,4 @@
-"""Who decides when: an ancestral draw goes through the graph level by level, each place [b,i] of the batch once."""
+"""The order of decisions: an ancestral draw goes through the graph level by level, each place [b,i] once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from marl.algorithms.bnpg.graphs import Graph, levels
 
 
-class Turn(NamedTuple):
+class Places(NamedTuple):
     """Places b·N + i that decide at once, all of one group of agents, or of any (None); policy-major."""
 
     group: int | None
     places: Int[Tensor, " X"]
 
 
-class Turns:
-    """Turns of batches of graphs among agents of these groups, for P policies.
+class SamplingOrder:
+    """The order in which places of a graph decide, for batches of graphs among agents of these groups, for P policies.
 
     fixed: the one graph that all rows have, where there is one.
     """
@@ -32,22 +32,22 @@ class Turns:
             keys = self._keys(fixed)
             self._fixed = [(int(key) % self._groups, (keys == key).nonzero().squeeze(1)) for key in keys.unique()]
 
-    def __call__(self, graph: Graph) -> Iterator[Turn]:
+    def __call__(self, graph: Graph) -> Iterator[Places]:
         """Together they name every place once; whoever is heard comes before who hears it."""
         rows, agents = graph.order.shape
         first = torch.arange(0, rows * agents, agents, device=graph.order.device).unsqueeze(1)
         if self._fixed is not None:
-            return (Turn(group, (first + who).flatten()) for group, who in self._fixed)
+            return (Places(group, (first + who).flatten()) for group, who in self._fixed)
         if self._policies == 1 and graph.order.device.type == "cpu":
             return self._by_level(graph)
         # One by one: the host need not learn how many levels there are, and each policy has equally many places.
         only = 0 if self._groups == 1 else None
-        return (Turn(only, (first + who).flatten()) for who in graph.order.split(1, -1))
+        return (Places(only, (first + who).flatten()) for who in graph.order.split(1, -1))
 
-    def _by_level(self, graph: Graph) -> Iterator[Turn]:
+    def _by_level(self, graph: Graph) -> Iterator[Places]:
         keys = self._keys(graph).flatten()
         places = keys.argsort(stable=True).split(keys.bincount().tolist())
-        return (Turn(key % self._groups, at) for key, at in enumerate(places) if len(at))
+        return (Places(key % self._groups, at) for key, at in enumerate(places) if len(at))
 
     def _keys(self, graph: Graph) -> Int[Tensor, "*B N"]:
         return levels(graph.edges) * self._groups + self._group

@@ -12,7 +12,7 @@ from small_claims import COMMIT, ENTRY, MEASURED, TEST, commit, git, make_root
 
 from envs.core import InputError
 from marl.claims.check import check_claims
-from marl.claims.measure import Ledger, Outcome, measure_claims, passing_tests, with_values
+from marl.claims.measure import Ledger, Measurement, measure_claims, passing_tests, with_values
 from marl.output.versions import machine
 
 
@@ -93,7 +93,7 @@ def test_recording_keeps_what_was_edited_meanwhile(tmp_path: Path):
     root = make_root(tmp_path, ENTRY)
     ledger = Ledger(root)
     make_root(root, {**ENTRY, "bar": ">= 140000"}, {**TEST, "id": "core/new"})
-    ledger.record(with_values(ledger.claims, Outcome({"step/16/calibrated": 130_000.0}, {}), COMMIT))
+    ledger.record(with_values(ledger.claims, Measurement({"step/16/calibrated": 130_000.0}, {}), COMMIT))
     assert [(c.id, c.state) for c in Ledger(root).claims] == [
         ("core/speed", "falls short"),
         ("core/new", "not measured"),

@@ -14,7 +14,7 @@ from marl.algorithms.bnpg_tabular.equilibria import bn_nash_gap, nash_gap
 from marl.algorithms.bnpg_tabular.exact import expected_return, optimum
 from marl.algorithms.bnpg_tabular.game import tabulate
 from marl.algorithms.bnpg_tabular.network import BayesianNetwork, advantages, ascent, evaluate, gradient
-from tests.marl.bnpg_tabular.small_games import Graph, deviations, random_game, random_policies
+from tests.marl.algorithms.bnpg_tabular.small_games import Graph, deviations, random_game, random_policies
 
 CERTAIN = 1e4
 

@@ -8,8 +8,8 @@ import pytest
 
 from marl.algorithms.bnpg_tabular.game import TabularGame
 from marl.output.report import Report
-from tests.marl.bnpg_tabular.small_games import random_game
-from tests.marl.test_cli import concord
+from tests.marl.algorithms.bnpg_tabular.small_games import random_game
+from tests.marl.commands.test_cli import concord
 
 QUICK = ["cooperative/coordination_tabular", "env.args.agents=2", "starts=4", "iterations=20"]
 

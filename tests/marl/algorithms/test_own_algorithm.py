@@ -21,7 +21,7 @@ from marl.training.checkpoints import checkpoints, load_checkpoint
 from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODULE = '''"""PPO with three critics, whose advantages count by a running deviation of their own."""
 
 import dataclasses

@@ -1,6 +1,7 @@
 """Three ways to the gradient of one rule agree in direction with that of infinitely many agents.
 
-`pytest -m slow -s tests/marl/test_mean_field_gradients.py` prints the table of docs/mean_field.md.
+`pytest -m slow -s tests/marl/algorithms/mean_field/test_mean_field_gradients.py` prints the table of
+docs/mean_field.md.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from marl.output.report import Report
 from marl.training.run import Run
 from recsys.policies.from_run import load
 
-OLD = Path(__file__).parents[1] / "fixtures" / "old_runs"
+OLD = Path(__file__).parents[2] / "fixtures" / "old_runs"
 RENAMED = {
     "learner.gae_lambda": 0.9,
     "learner.sequence_length": 1,

@@ -17,7 +17,7 @@ from recsys.logs import formats
 from recsys.models.reward import smoothed_mean
 from recsys.policies import base as policies
 
-PEER = json.loads((Path(__file__).parent.parent / "fixtures" / "expected_obp_0.5.7.json").read_text())
+PEER = json.loads((Path(__file__).parents[2] / "fixtures" / "expected_obp_0.5.7.json").read_text())
 ROWS = 200_000
 CASES = ["all:random->bts", "all:bts->random", "women:random->bts", "women:bts->random"]
 

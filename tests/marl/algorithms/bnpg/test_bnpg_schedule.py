@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from small_runs import assert_close
-from test_bnpg_policy import LEARNED
 
 from envs.core import InputError, Streams
 from envs.games import CopyGame, climbing
@@ -27,6 +26,7 @@ from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
 from marl.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from marl.training.run import Run
+from tests.marl.algorithms.bnpg.test_bnpg_policy import LEARNED
 
 UPDATES = 10
 PLAN = {"kind": "anneal", "begin": 0.2, "end": 0.6}

@@ -13,8 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_bnpg_policy import GRAPHS, make
-from test_cli import concord
 from worlds import Walk
 
 from envs.core import Observation, Streams
@@ -26,6 +24,8 @@ from marl.evaluation.episodes import Moment
 from marl.training.environments import make_env
 from marl.training.metrics_log import read_rows
 from marl.training.run import Run
+from tests.marl.algorithms.bnpg.test_bnpg_policy import GRAPHS, make
+from tests.marl.commands.test_cli import concord
 
 # Agent 1 must name a bit that only agent 0 sees; of ten times it hears agent 0 nine.
 COPY = {

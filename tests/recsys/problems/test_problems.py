@@ -11,7 +11,7 @@ import pytest
 from marl.output.report import Report
 from recsys.problems.base import PROBLEMS, judge
 from recsys.problems.sequential import UNBIASED
-from tests.marl.test_cli import concord
+from tests.marl.commands.test_cli import concord
 
 Tables = dict[str, Any]
 FILES = {name: json.loads((PROBLEMS / f"{name}.json").read_text()) for name in ("sequential", "slate")}

@@ -18,7 +18,7 @@ from envs.world import TensorEnv, World
 from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, edge_list, levels
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.relaxed import assign, sinkhorn
-from marl.algorithms.bnpg.sampling_order import Turns
+from marl.algorithms.bnpg.sampling_order import SamplingOrder
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.losses import clipped_surrogate
 from marl.learning.rollout import OnPolicy
@@ -154,7 +154,7 @@ def test_everybody_has_one_turn_after_all_whom_it_hears(fixed: bool, groups: tup
         graph = tree_map(lambda x: x[:1].expand_as(x), graph)
     one = Graph(graph.order[0], graph.edges[0]) if fixed else None
     turn_of = torch.full((rows, 4), -1)
-    for number, (of, places) in enumerate(Turns(group, policies, one)(graph)):
+    for number, (of, places) in enumerate(SamplingOrder(group, policies, one)(graph)):
         assert (turn_of.flatten()[places] == -1).all()
         turn_of.flatten()[places] = number
         assert of is None or (group[places % 4] == of).all()
@@ -290,7 +290,7 @@ def test_straight_through_the_generator_learns_from_actions_alone_and_the_graph_
     place = graph.order.argsort(-1)
     assert not (graph.edges & (place.unsqueeze(-1) >= place.unsqueeze(-2))).any(), "parents come first"
     torch.testing.assert_close(network.log_prob(decision), decision.log_prob, atol=1e-6, rtol=0)
-    torch.testing.assert_close(network.graphs.heard(graph), graph.edges.transpose(1, 2).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(network.graphs.incoming(graph), graph.edges.transpose(1, 2).float(), atol=1e-6, rtol=0)
     network.log_prob(decision).sum().backward()
     assert policy.generator is not None
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.generator.parameters())

@@ -13,7 +13,6 @@ from envs.core import InputError, Streams, tree_map
 from marl.algorithms.mappo import recipe
 from marl.commands.evaluate import evaluate_folder, render_folder
 from marl.commands.run import run_training
-from marl.commands.stacking import take_policy
 from marl.commands.sweep import resume_folder
 from marl.config.load import resolve
 from marl.evaluation.plots import read_curve
@@ -24,6 +23,7 @@ from marl.models.policies import IndependentPolicy
 from marl.training.checkpoints import checkpoints, load_checkpoint
 from marl.training.environments import make_env
 from marl.training.metrics_log import read_rows
+from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 
 RAW: dict[str, Any] = {

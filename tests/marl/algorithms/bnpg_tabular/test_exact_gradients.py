@@ -13,7 +13,7 @@ from envs.dags import named_edges
 from marl.algorithms.bnpg_tabular.exact import expected_return, occupancy, optimum
 from marl.algorithms.bnpg_tabular.game import TabularGame
 from marl.algorithms.bnpg_tabular.network import BayesianNetwork, advantages, ascent, evaluate, gradient
-from tests.marl.bnpg_tabular.small_games import (
+from tests.marl.algorithms.bnpg_tabular.small_games import (
     Graph,
     graphs,
     joint_by_loops,

@@ -119,7 +119,7 @@ recipe = RandomTeam()
 
 def test_a_plain_actor_is_judged_and_played_without_a_mode(tmp_path: Path) -> None:
     raw = {
-        "recipe": "tests.marl.test_judging",
+        "recipe": "tests.marl.evaluation.test_policy_report",
         "env": {"world": "envs.games:climbing"},
         "evaluation": {"episodes": 64, "film_episodes": 0, "random": True},
     }

@@ -19,7 +19,7 @@ from recsys.statistics.selection import (
 )
 from recsys.statistics.verdict import Level, Verdict
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 GOOD, SO_SO, BAD = (Verdict(level, "ess", f"It is {level.name.lower()}.") for level in Level)
 
 

@@ -85,7 +85,7 @@ def concord(*words: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def echo(fault: str, *more: str) -> list[str]:
-    env = "env={pettingzoo: 'tests.marl.test_cli:Echo', num_envs: 2, args: {fault: " + fault + "}}"
+    env = "env={pettingzoo: 'tests.marl.commands.test_cli:Echo', num_envs: 2, args: {fault: " + fault + "}}"
     return ["cooperative/spread", env, *SMALL, *more]
 
 

@@ -16,7 +16,7 @@ from envs.core import Continuous, Decision, EnvSpec, InputError, Observation, St
 from envs.games import climbing
 from envs.world import TensorEnv, Transition, World
 from marl.algorithms.bnpg import Config, recipe
-from marl.algorithms.bnpg.distillation import Classroom, Distillation, Lessons
+from marl.algorithms.bnpg.distillation import Distillation, DistillationActor, DistillationSamples
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.commands.evaluate import evaluate_folder
 from marl.config.load import resolve
@@ -70,7 +70,7 @@ class School:
             for p in (*self.teacher.parameters(), *self.student.parameters()):
                 p += 0.4 * torch.randn(p.shape, generator=generator)
         self.learner = Distillation(self.teacher, self.student, learner, Streams([3]))
-        room = Classroom(self.teacher, self.student, acting)
+        room = DistillationActor(self.teacher, self.student, acting)
         seen = {"steps": learner.steps, "segment": learner.sequence_length}
         self.source = OnPolicy(self.env, room, **seen, streams=Streams([4]), seeds=[5])
 
@@ -121,10 +121,10 @@ def test_real_actions_are_matched_in_mean_and_deviation() -> None:
         torch.testing.assert_close(moment(done.action, 0), moment(taught.action, 0), atol=0.05, rtol=0)
 
 
-def whole(batch: Batch, weight: Tensor) -> tuple[Lessons, Any, Tensor]:
+def whole(batch: Batch, weight: Tensor) -> tuple[DistillationSamples, Any, Tensor]:
     """All segments in order, their memories, and the rows [L,S]."""
     rows, segments = segment_rows(torch.arange(batch.steps // batch.segment * batch.rows).unsqueeze(0), batch)
-    lessons = Lessons(batch.obs, batch.decision.latent, batch.ended, weight)
+    lessons = DistillationSamples(batch.obs, batch.decision.latent, batch.ended, weight)
     return take_rows(lessons, rows), take_rows(batch.memory, segments), rows
 
 

@@ -10,7 +10,7 @@ from envs.games import CoordinationGame, Identity, climbing, penalty
 from envs.world import World
 from marl.algorithms.bnpg_tabular.exact import optimum
 from marl.algorithms.bnpg_tabular.game import TabularGame, tabulate
-from tests.marl.bnpg_tabular.small_games import random_game, return_by_summing
+from tests.marl.algorithms.bnpg_tabular.small_games import random_game, return_by_summing
 
 
 @pytest.mark.parametrize("agents", [2, 3, 5])

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from small_runs import ATTENTION, GRU, LOCAL, Mortals, assert_close, build
-from test_logged_learner import network_learner, network_log
-from test_mean_field_pathwise import Drift
 from torch import Tensor
 
 from envs.core import InputError, Streams
 from envs.games import climbing
 from envs.world import TensorEnv
-from marl.algorithms.bnpg.distillation import Classroom, Distillation
+from marl.algorithms.bnpg.distillation import Distillation, DistillationActor
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.algorithms.mean_field.pathwise import Pathwise
@@ -30,6 +28,8 @@ from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import IndependentPolicy
 from marl.training.policy_rows import join_policies, take_from_checkpoint, take_policy
 from marl.training.stage import Source
+from tests.marl.algorithms.mean_field.test_mean_field_pathwise import Drift
+from tests.marl.learning.test_offline_actor_critic import network_learner, network_log
 
 NETWORK = {"network": {"hidden": (8,)}}
 SMALL = LearnerConfig(steps=4, epochs=2, minibatches=2)
@@ -87,7 +87,7 @@ def chain(seeds: Sequence[int]) -> Trained:
 def distillation(seeds: Sequence[int]) -> Trained:
     env, teacher = bayesian(seeds)
     student = IndependentPolicy(env.spec, BayesianPolicyConfig.model_validate(NETWORK), streams(seeds, 2))
-    room = Classroom(teacher, student, "student")
+    room = DistillationActor(teacher, student, "student")
     source = OnPolicy(env, room, steps=SMALL.steps, streams=streams(seeds, 4), seeds=[5 + s for s in seeds])
     return Trained(Distillation(teacher, student, SMALL, streams(seeds, 3), 7), source)
 
