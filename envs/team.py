@@ -82,7 +82,7 @@ def _slot(spec: EnvSpec, key: str | int) -> int:
 
 
 def _sums(decisions: Sequence[Decision]) -> dict[str, Tensor] | None:
-    """What all members took together."""
+    """Sums over all members of their decisions' counts, by name; None where nothing is counted."""
     sums: dict[str, Tensor] = {}
     for decision in decisions:
         for name, count in (decision.counts or {}).items():

@@ -1,4 +1,4 @@
-"""What parts of a network cost beside one another: reward channels of a critic, and draws of joint policies."""
+"""Costs of parts of a network beside one another: reward channels of a critic, and draws of joint policies."""
 
 from __future__ import annotations
 

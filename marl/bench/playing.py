@@ -1,4 +1,4 @@
-"""What an evaluation costs whose rows finish at different times."""
+"""Cost of an evaluation whose rows finish at different times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast worlds and adapters step: simple_spread as tensors, and mpe2's own behind the adapters."""
+"""Speed of worlds and adapters: simple_spread as tensors, and mpe2's own behind the adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast swarms are: Vicsek's with a rule that all follow, from 16 swarms of 200 agents to one of a million."""
+"""Speed of swarms: Vicsek's with a rule that all follow, from 16 swarms of 200 agents to one of a million."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Play:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """What all agents do by the rule, then the world's step with its noise, and what is seen next."""
+        """Act with all agents by the rule, take the world's step with its noise, and observe what follows."""
         decision, _ = self.actor.act(self.obs, None, self.streams)
         self.obs = self.env.step(decision.action).obs
 
@@ -92,7 +92,7 @@ class Play:
 
     @torch.inference_mode()
     def neighborhood(self) -> None:
-        """What each agent's neighborhood adds up to, at the start."""
+        """Sum over each agent's neighborhood, at the start."""
         self.world.neighborhood.around(self.state.position).sums(self.state.own)
 
 
@@ -138,7 +138,7 @@ def _peak_of(agents: int) -> float:
 
 
 def play_alone(agents: int) -> None:
-    """What the fresh process does: a few steps, then its peak memory in MB, on a line of its own."""
+    """Take a few steps in a fresh process, then print its peak memory in MB, on a line of its own."""
     torch.set_num_threads(1)
     play = Play(1, agents)
     for _ in range(3):

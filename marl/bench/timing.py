@@ -1,4 +1,4 @@
-"""How speed is measured: on this machine with one torch thread, per CPU-second, beside a calibration loop.
+"""Measurement of speed: on this machine with one torch thread, per CPU-second, beside a calibration loop.
 
 A CPU-second is a second of processor time of this process, so waiting for a core does not count. Shared caches and
 changing clock rates still do; therefore the calibration loop takes turns with whatever is measured, and each speed is
@@ -37,7 +37,7 @@ Work = Callable[[], int]  # does something, returns how much
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure. seconds: processor time of each case in each round. updates: of training in each round."""
+    """Effort of measuring. seconds: processor time of each case in each round. updates: of training in each round."""
 
     rounds: int = 7
     seconds: float = 0.4
@@ -46,7 +46,7 @@ class Effort:
 
 @dataclass
 class Findings:
-    """What a benchmark found, and why a metric is missing."""
+    """Findings of a benchmark: its metrics, and the reason where one is missing."""
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Calibration:
 
 
 def speed(work: Work, seconds: float, clock: Callable[[], float] = time.process_time) -> float:
-    """How much `work` does per second of `clock`, over at least `seconds`."""
+    """Work done per second of `clock`, over at least `seconds`."""
     start, done = clock(), 0
     while True:
         done += work()
@@ -134,7 +134,7 @@ def by_size(name: str, effort: Effort, sizes: Sequence[int], make: Callable[[int
 
 
 def machine_is_idle() -> bool:
-    """Whether two processes, spinning for half a second, each get a whole core."""
+    """True where two processes, spinning for half a second, each get a whole core."""
     if (os.cpu_count() or 1) < 2:
         return False
     spin = (

@@ -1,4 +1,4 @@
-"""How fast training goes, where its time goes, and what a fresh process needs before it has learned once."""
+"""Speed of training, the parts of its time, and the cost of a fresh process until it has learned once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Round:
 
 
 class Watch:
-    """Where a training run's time goes, without a change to what is run."""
+    """Times of a training run, part by part, without a change to what is run."""
 
     def __init__(self, effort: Effort | None):
         self.effort = effort
@@ -227,7 +227,7 @@ def _fresh_process() -> dict[str, float]:
 
 
 def first_updates(updates: int) -> None:
-    """What the fresh process does: train, then print one line of JSON."""
+    """Train in a fresh process, then print one line of JSON."""
     keep_freed_memory()  # as the command line does
     watch, _ = watch_training(None, updates)
     finished, cpu_seconds = watch.ends[0]

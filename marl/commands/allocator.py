@@ -1,4 +1,4 @@
-"""Where freed memory goes: kept for the next batch, since every page that comes back from the system costs a fault."""
+"""Freed memory kept for the next batch, since every page that comes back from the system costs a fault."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _evaluate_run(run: Run) -> Report:
 
 
 def _own_settings(section: EvaluationConfig) -> list[str]:
-    """What a recipe has added to its evaluation, which its `findings` reads."""
+    """Settings that a recipe has added to its evaluation, which its `findings` reads."""
     return [f"evaluation.{name}" for name in type(section).model_fields if name not in EvaluationConfig.model_fields]
 
 

@@ -44,7 +44,7 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
-    """What is called how of the files that a run of this recipe may leave, in order: {file: name}."""
+    """Files that a run of this recipe may leave, with their names, in order: {file: name}."""
     return {file: name for name, file in {"report": REPORT, **recipe.files, **FILES}.items()}
 
 

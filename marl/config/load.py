@@ -240,7 +240,7 @@ def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _forget_agents(raw: dict[str, Any], keys: set[str]) -> None:
-    """What the file calls by the other name gives way to what is set now."""
+    """Remove from the file the number of agents under its other name, which gives way to the one set now."""
     env = raw.get("env")
     for key in keys:
         section = env.get("args") if isinstance(env, dict) and key == "env.args.agents" else env

@@ -1,4 +1,4 @@
-"""What is said of a wrong config: the nearest right key, the range of a value, every field with its meaning."""
+"""Messages for a wrong config: the nearest right key, the range of a value, every field with its meaning."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _nearest(path: str, known: list[str]) -> str | None:
 
 
 def _abbreviates(short: str, words: list[str]) -> bool:
-    """Whether `short` is made of the beginnings of all words in turn, as lr and learn_r are of learning_rate."""
+    """True where `short` is made of the beginnings of all words in turn, as lr and learn_r are of learning_rate."""
     short = short.removeprefix("_")
     if not words or not short:
         return not words and not short

@@ -23,7 +23,7 @@ class Section(BaseModel):
 
     @property
     def options(self) -> Section | None:
-        """What it has besides its fields, where one of these decides that; see `NetworkConfig`."""
+        """Options besides the section's fields, where one of these decides which there are; see `NetworkConfig`."""
         return None
 
     @classmethod
@@ -33,7 +33,7 @@ class Section(BaseModel):
 
 
 class EnvConfig(Section):
-    """Where the agents act: a native world or any PettingZoo environment, by dotted path, or a task of VMAS."""
+    """Configuration of the environment: a native world, a PettingZoo one by dotted path, or a task of VMAS."""
 
     world: str | None = Field(None, description="a native World, module:Class")
     pettingzoo: str | None = Field(None, description="a PettingZoo environment, module:function that makes one")
@@ -77,7 +77,7 @@ class EnvConfig(Section):
 
 
 class TrainConfig(Section):
-    """How long to train, and how often to save."""
+    """Configuration of training: its length, and the times at which it is saved."""
 
     env_steps: int = Field(1_000_000, ge=1, description="joint steps of all environments of one policy")
     cpu_seconds: float | None = Field(
@@ -95,7 +95,7 @@ class TwinConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How a trained policy is judged."""
+    """Configuration of the evaluation of a trained policy."""
 
     episodes: int = Field(
         1024, ge=2, description="episodes, at least, of sampled actions and again of most probable ones"
@@ -151,7 +151,7 @@ class EvaluationConfig(Section):
 
 
 class ResumeConfig(Section):
-    """What an inexact resume may do."""
+    """Permissions of an inexact resume."""
 
     restart_episodes: bool = Field(
         False, description="begin new episodes where a foreign environment cannot be replayed exactly"
@@ -159,7 +159,7 @@ class ResumeConfig(Section):
 
 
 class RunConfig(Section):
-    """What every recipe has. A recipe's own Config adds its sections."""
+    """Configuration that every recipe has. A recipe's own Config adds its sections."""
 
     recipe: str = Field(description="the algorithm, by dotted path of its module")
     seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
@@ -168,13 +168,13 @@ class RunConfig(Section):
 
 
 class LearningConfig(RunConfig):
-    """What a recipe has that calls `Run.fit`."""
+    """Configuration of a recipe that calls `Run.fit`."""
 
     train: TrainConfig = TrainConfig()
 
 
 class TrainingConfig(LearningConfig):
-    """What a recipe has that trains in an environment, and judges what it has trained there."""
+    """Configuration of a recipe that trains in an environment, and judges there the policy it has trained."""
 
     compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
     env: EnvConfig
@@ -183,7 +183,7 @@ class TrainingConfig(LearningConfig):
 
     @property
     def evaluation_envs(self) -> int:
-        """How many environments an evaluation steps together at most; see `environments.evaluation_rows`.
+        """Number of environments that an evaluation steps together at most; see `environments.evaluation_rows`.
 
         Batched rows cost next to nothing, others a copy each.
         """

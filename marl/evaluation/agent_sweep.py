@@ -74,11 +74,11 @@ class Curve:
 
     @property
     def counts_agents(self) -> bool:
-        """Whether the setting is the number of agents."""
+        """True where the setting is the number of agents."""
         return self.key in AGENTS
 
     def limit(self) -> Limit | None:
-        """What the returns go to as the swarm grows; None where the setting is another."""
+        """Limit of the returns as the swarm grows; None where the setting is another."""
         if not self.counts_agents:
             return None
         largest = max(self.points, key=lambda point: point.agents)
@@ -269,7 +269,7 @@ def _require_playable(run: Run, setting: str, counts_agents: bool) -> None:
 
 
 def _numbers(config: TrainingConfig) -> list[dict[str, Any]]:
-    """What `evaluation.agents` sets, point by point."""
+    """Overrides of the config that `evaluation.agents` stands for, one dict for each point."""
     return [{"env.agents": n} for n in config.evaluation.agents]
 
 
@@ -278,6 +278,6 @@ def _resolved(config: TrainingConfig, point: dict[str, Any]) -> Any:
 
 
 def spec_of(config: TrainingConfig) -> EnvSpec:
-    """What the agents of this config's world see and do."""
+    """Specification of this config's world: its agents, their observations and actions."""
     with closing(make_env(config.env, num_envs=1)) as env:
         return env.spec

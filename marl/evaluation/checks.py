@@ -1,4 +1,4 @@
-"""What is refused before training, since it could not be evaluated after it."""
+"""Checks before training of everything that could not be evaluated after it."""
 
 from __future__ import annotations
 

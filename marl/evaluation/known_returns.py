@@ -1,4 +1,4 @@
-"""What was earned against what theory says can be earned."""
+"""Returns that are known of a world by theory, and the regret of those earned."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def regret(value: float, best: float) -> float:
 
 
 def whole_episodes(env: TensorEnv) -> bool:
-    """Whether no time limit ends episodes before the horizon, which exact returns are about."""
+    """True where no time limit ends episodes before the horizon; exact returns are about whole episodes."""
     horizon = env.spec.horizon
     return horizon is None or env.time_limit is None or env.time_limit >= horizon

@@ -1,4 +1,4 @@
-"""How fast a swarm's return approaches its limit as the swarm grows.
+"""Rate at which a swarm's return approaches its limit as the swarm grows.
 
 J_N is the return with N agents, J the limit's. The gap |J_N - J| of a decision rule falls at least like 1/sqrt(N), and
 like 1/N where the agents' noise averages out (`docs/mean_field.md`), which the slope of log gap on log N shows.
@@ -29,7 +29,7 @@ class Gap(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        """Whether it is no chance."""
+        """True where the gap is too large to be chance: beyond `SIGNIFICANT` standard errors."""
         return abs(self.value) > SIGNIFICANT * self.error
 
 
@@ -87,7 +87,7 @@ def fit(found: Sequence[Gap], limit_error: float = 0.0, reference: int | None = 
 
 
 def _misfit(residual: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """How many times farther from the line than chance explains, at least 1; and the chance of it."""
+    """Distance from the line as a multiple of that which chance explains, at least 1; and the chance of it."""
     from scipy import stats
 
     freedom = len(residual) - 2

@@ -11,7 +11,7 @@ from marl.training.run import Run
 
 
 class MisfitError(InputError):
-    """What was learned does not fit the networks that the config asks for."""
+    """Error where the learned parameters do not fit the networks that the config asks for."""
 
 
 def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:

@@ -72,7 +72,7 @@ class OnPolicyRecipe(Recipe):
         return OnPolicy
 
     def probes(self, config: Any, run: Run, policy: Any) -> list[Probe]:
-        """What looks at the policy while it trains: evaluations, where `evaluation.every` asks for them."""
+        """Probes that look at the policy while it trains: evaluations, where `evaluation.every` asks for them."""
         if config.evaluation.every is None:
             return []
         from marl.evaluation.probe import EvaluationProbe
@@ -99,7 +99,7 @@ class OnPolicyRecipe(Recipe):
         return on_policy.STAGE
 
     def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-        """What is executed of the policy as it was last saved, or of the best, and environments to play it in."""
+        """Actor of the policy as it was last saved, or of the best, and environments to play it in."""
         config: Any = run.config
         env = make_env(config.env, num_envs=num_envs, device=run.device)
         policy = self.policy(config, env.spec, run.streams("policy"))

@@ -76,7 +76,7 @@ class Seats:
         return dataclasses.replace(shown, alive=shown.alive & self._playing.flatten().unsqueeze(-1))
 
     def _spread(self, count: Tensor, asked: Tensor, rows: int) -> Tensor:
-        """What rows that play have counted, among all rows."""
+        """Scatter the counts of the rows that play among all `rows`; the others count 0."""
         counted = count * self._playing.flatten()
         return counted.new_zeros(rows).index_copy(0, asked, counted)
 

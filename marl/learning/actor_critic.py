@@ -261,7 +261,7 @@ def replay(
     ended: Bool[Tensor, "L S"],
     memory: Tree,
 ) -> T:
-    """What again(obs, decision, memory) finds at each step of segments, [L,S,…]; obs and decision are [L,S,…].
+    """Results of again(obs, decision, memory) at each step of segments, [L,S,…]; obs and decision are [L,S,…].
 
     again gives what it finds and what is remembered; memory, [S,…] at the segments' start, is cleared where an episode
     ended.

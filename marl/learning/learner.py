@@ -142,7 +142,7 @@ class Chain(Learner):
         return batch
 
     def outcome(self, batch: Batch) -> Outcome | None:
-        """What the last learner may still say of the episodes; see `with_reward`."""
+        """Outcome of the episodes as the last learner may still report it; see `with_reward`."""
         return self._outcome
 
     def parts(self) -> dict[str, Stateful | None]:

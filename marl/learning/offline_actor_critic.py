@@ -76,17 +76,17 @@ class ActionValues(Protocol):
         """Values."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What is fitted; each channel's lie one after the other on the first axis."""
+        """Parameters that are fitted; each channel's lie one after the other on the first axis."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is saved."""
+        """State that is saved."""
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
         """The inverse."""
 
 
 class Estimated(NamedTuple):
-    """What an objective sees of each row. Channels are weighed into one; only the first two carry gradients.
+    """Estimates of each row that an objective sees. Channels are weighed into one; only the first two carry gradients.
 
     probability: π(a|x) of every action. weight: π/π_b of the logged action, clipped. q: what each action is expected to
     earn. target: what the logged one earned, r + γ Σ_a' π(a'|s') q(s',a').
@@ -101,7 +101,7 @@ class Estimated(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What a policy should have much of, row by row; the batch says where each row was."""
+    """Objective that a policy maximizes, row by row; the batch says where each row was."""
 
     def __call__(self, batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
         """One number a row, whose mean by policy is maximized."""
@@ -223,7 +223,7 @@ class LoggedActorCritic(Learner):
 
     @torch.no_grad()
     def _target(self, batch: Batch) -> Float[Tensor, "B N K"]:
-        """What the logged actions earned, and what is expected to follow."""
+        """Target of the critic: the reward of the logged actions, and the return expected to follow, discounted."""
         if self.target_critic is None:
             return batch.reward
         distribution, _ = self.policy(batch.final_obs, None)
@@ -238,7 +238,7 @@ class LoggedActorCritic(Learner):
                 slow.lerp_(fast, self.config.averaging)
 
     def _weigh(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-        """What the channels are worth together, to each policy."""
+        """Weighted sum over the channels, with each policy's own weights."""
         weights = self.weights.view(self.policies, *[1] * (x.dim() - 1), -1)
         return (x.unflatten(0, (self.policies, -1)) * weights).sum(-1).flatten(0, 1)
 
@@ -249,7 +249,7 @@ class LoggedActorCritic(Learner):
 
 
 def channel_weights(weights: float | Sequence[float], channels: int) -> Float[Tensor, " K"]:
-    """What one unit of each channel is worth. Raises InputError for a wrong number of them, or none that counts."""
+    """Weight of one unit of each channel. Raises InputError for a wrong number of them, or none that counts."""
     values = [weights] * channels if isinstance(weights, float | int) else list(weights)
     if len(values) != channels or not any(values):
         raise InputError(

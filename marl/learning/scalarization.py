@@ -18,7 +18,7 @@ from marl.learning.losses import normalize_by_policy
 
 
 class AdvantageConfig(Section):
-    """How the advantages of all reward channels and agents become one number for each agent."""
+    """Configuration of the scalarization: advantages of all reward channels and agents to one for each agent."""
 
     kind: str = Field(
         "own",
@@ -92,7 +92,7 @@ class Scalarization(ABC):
 
     @property
     def weights(self) -> Float[Tensor, " K"] | None:
-        """What each channel counts now; None where each counts 1."""
+        """Weight of each channel now; None where each counts 1."""
         return None if self._first is None else self.progress.along(self._first, self._last)
 
     def weighed(self, advantage: Float[Tensor, "B N K"]) -> Float[Tensor, "B N"]:
@@ -193,7 +193,7 @@ def by_decider(
 
 
 def choosing(obs: Observation, space: Discrete | Continuous) -> Bool[Tensor, "B N"]:
-    """Who is alive and has more than one thing to do. The others decide nothing, so no loss may hear of them."""
+    """True for agents alive with more than one choice. The others decide nothing, so no loss may hear of them."""
     if obs.legal is None:
         return obs.alive
     if isinstance(space, Continuous):

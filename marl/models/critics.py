@@ -18,7 +18,7 @@ from marl.models.policies import AgentNetwork, join_copies, stack_copies
 
 
 class CriticConfig(Section):
-    """What the critic sees and how it looks."""
+    """Configuration of the critic: its view and its networks."""
 
     sees: Literal["state", "agent"] = Field(
         "state", description="state: the whole, one output an agent (MAPPO); agent: each agent's own view (IPPO)"
@@ -62,10 +62,10 @@ class Critic(Protocol):
         """Values, and what is remembered."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What is fitted."""
+        """Parameters that are fitted."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is saved."""
+        """State that is saved."""
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
         """The inverse."""

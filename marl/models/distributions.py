@@ -24,7 +24,7 @@ def log_softmax(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
 
 @runtime_checkable
 class JointDistribution(Protocol):
-    """What a joint policy gives for each row."""
+    """Joint distribution over all agents' actions in each row, as a joint policy gives it."""
 
     def sample(self, streams: Streams) -> Decision:
         """Draw a decision, with its log-probabilities."""
@@ -46,7 +46,7 @@ class JointDistribution(Protocol):
         """
 
     def price(self, decision: Decision) -> Float[Tensor, "*B M"] | None:
-        """What each decider pays besides, as a sampled graph for its edges; None where nobody pays."""
+        """Cost to each decider besides, as of a sampled graph's edges; None where nobody pays."""
 
     def log_probs(self) -> Float[Tensor, "*B N A"]:
         """Of every choice of independent agents with finite choices; other distributions raise."""

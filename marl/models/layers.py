@@ -131,7 +131,7 @@ class NetworkConfig(Section):
 
 
 def options_of(kind: str) -> type[NetworkOptions]:
-    """What options a kind of network has; none where the kind is unknown, which is told when it is built."""
+    """Options of a kind of network; none where the kind is unknown, which is told when it is built."""
     if ":" not in kind:
         return OPTIONS.get(kind, NetworkOptions)
     return getattr(import_dotted(kind), "Options", NetworkOptions)
@@ -149,7 +149,7 @@ def _refuse_unknown(kind: str, given: dict[str, Any], options: type[NetworkOptio
 
 
 def _slow_library() -> bool:
-    """Whether this is an x86 processor on which torch's numerical library (MKL) takes its slow paths."""
+    """True on x86 processors where torch's numerical library (MKL) takes its slow paths."""
     if not torch.backends.mkl.is_available():
         return False
     with contextlib.suppress(OSError):

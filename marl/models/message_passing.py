@@ -100,7 +100,7 @@ class Round(nn.Module):
         self.update = Linear(2 * size, size, gain=1.0, copies=copies, streams=streams)
 
     def forward(self, h: Float[Tensor, "Q R N H"], pairs: Pairs) -> Float[Tensor, "Q R N H"]:
-        """What each agent knows after it has heard those near it."""
+        """Features of each agent after it has heard those near it."""
         heard = aggregate(self.tell(h, pairs), pairs, h.shape[2], self._aggregate)
         return h + self.activation(self.update(torch.cat([h, heard], -1).flatten(1, 2))).view_as(h)
 

@@ -18,7 +18,7 @@ from marl.models.networks import BUILT_IN, ByKind, build_network, check_network
 
 
 class PolicyConfig(Section):
-    """How the agents' networks look."""
+    """Configuration of the agents' networks."""
 
     network: NetworkConfig = NetworkConfig()
     share: Literal["kind", "all", "none"] = Field(
@@ -60,13 +60,13 @@ class JointPolicy(JointActor, Protocol):
 
     @property
     def members(self) -> Bool[Tensor, "M N"] | None:
-        """Who each decider decides for."""
+        """Agents that each decider decides for; None where every agent decides for itself."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What a learner improves."""
+        """Parameters that a learner improves."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is saved."""
+        """State that is saved."""
 
     def load_state_dict(self, state: dict[str, Any]) -> Any:
         """The inverse."""
@@ -192,7 +192,7 @@ class IndependentPolicy(nn.Module):
         return self.decide(obs, memory, noise)
 
     def decide(self, obs: Observation, memory: Tree, noise: Float[Tensor, "B N out"]) -> tuple[Decision, Tree]:
-        """What all agents do, given the random numbers. Pure, so that it can be compiled."""
+        """Decision of all agents, given the random numbers. Pure, so that it can be compiled."""
         distribution, memory = self(obs, memory)
         return distribution.choose(noise), memory
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""Console output of a run while it goes on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quiet(wanted: bool = True) -> Iterator[None]:
 
 
 def in_words(error: Exception) -> str:
-    """What an error that nobody turned into words says, and where: the innermost place that is no library's."""
+    """Message of an unexpected error in one line, with its place: the innermost that is no library's."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""

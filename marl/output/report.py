@@ -1,4 +1,4 @@
-"""What a run found: metrics with intervals, in one JSON file."""
+"""Report of a run: metrics with intervals, in one JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result may depend on: versions, machine and revision."""
+"""Versions, machine and revision, on which a result may depend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str]:
-    """What the result may depend on."""
+    """Versions of Python and packages, the machine and the revision, on which the result may depend."""
     found = {"python": platform.python_version(), "machine": machine()}
     for package in ("concord-rl", "torch", "numpy", "polars", "pettingzoo", "mpe2", "vmas"):
         try:

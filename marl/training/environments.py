@@ -114,7 +114,7 @@ def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, section: str 
 
 
 def pettingzoo_spec(path: str, args: dict[str, Any], section: str) -> EnvSpec:
-    """What agents see and do in the PettingZoo environment that `path(**args)` makes; see `pettingzoo_env`."""
+    """Specification of the PettingZoo environment that `path(**args)` makes; see `pettingzoo_env`."""
     from envs.pettingzoo.spec import spec_of
 
     require_arguments(_maker(path), args, section)
@@ -122,7 +122,7 @@ def pettingzoo_spec(path: str, args: dict[str, Any], section: str) -> EnvSpec:
 
 
 def _maker(path: str) -> Callable[..., Any]:
-    """What names the arguments of a PettingZoo environment."""
+    """Function that names the arguments of a PettingZoo environment. Raises InputError where there is none to call."""
     function = import_dotted(path)
     if not callable(function):
         kind = type(function).__name__
@@ -176,7 +176,7 @@ def _named(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def evaluation_rows(config: TrainingConfig) -> int:
-    """How many environments an evaluation steps together: of large swarms as few as fit into `AGENTS_AT_ONCE`."""
+    """Number of environments that an evaluation steps together: of large swarms as few as fit `AGENTS_AT_ONCE`."""
     if config.env.world is None:
         return config.evaluation_envs
     agents = len(_world(config.env, config.env.world).spec.agents)

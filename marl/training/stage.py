@@ -60,7 +60,7 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """So many updates, or fewer where `cpu_seconds` of processor time are used before."""
+    """Budget of a stage: `updates`, or fewer where `cpu_seconds` of processor time are used before."""
 
     updates: int
     cpu_seconds: float | None = None
