@@ -43,7 +43,7 @@ STAGE = "distill"
 
 
 class DistillConfig(Section):
-    """How independent agents learn from the trained network; batches, epochs and step size are those of `learner`."""
+    """Configuration of distillation into independent agents; batches, epochs and step size are those of `learner`."""
 
     env_steps: int = Field(0, ge=0, description="joint steps after training, of one policy; 0 distills nothing")
     experience: Literal["student", "teacher"] = Field(
@@ -65,7 +65,7 @@ class DistillationActor:
         return {"teacher": self.teacher.initial_memory(num_envs), "student": self.student.initial_memory(num_envs)}
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """What one of them does, and the lesson."""
+        """Action of the one that acts, and the lesson."""
         lesson, of_teacher = self.teacher.act(obs, memory["teacher"], streams)
         tried, of_student = self.student.act(obs, memory["student"], streams)
         done = tried if self.acting == "student" else lesson

@@ -20,7 +20,7 @@ Graphs = GraphDistribution | RelaxedGraphs
 
 
 class GraphConfig(Section):
-    """Who may see whose action.
+    """Configuration of the graph: the agents that may see one another's actions.
 
     Until a learned graph is empty, execution is centralized: one sampler sees the context of all agents.
     """

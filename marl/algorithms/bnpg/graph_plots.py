@@ -107,7 +107,7 @@ def _draw_graph(axes: Any, labels: Sequence[str], edges: Bool[Tensor, "N N"], al
 
 
 def _did(spec: EnvSpec, agent: int, action: Num[Tensor, " A"]) -> str:
-    """What an agent did, without the padding of its action."""
+    """Action of an agent as text, without its padding."""
     space = spec.actions[agent]
     did = action[: space.size].tolist()
     return ", ".join(str(x) if isinstance(space, Discrete) else f"{x:.2f}" for x in did)

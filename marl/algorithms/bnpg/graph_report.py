@@ -1,4 +1,4 @@
-"""Who listens to whom, and what that is worth: what a report tells of a team's graphs."""
+"""Graphs of a team in its report: the edges along which agents listen, and their worth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOK = 32  # steps over which the report looks at the graphs
 
 
 class GraphEvaluationConfig(EvaluationConfig):
-    """How teams are judged, one that acts along a graph and one distilled from it."""
+    """Configuration of evaluation for teams that act along a graph, and for those distilled from one."""
 
     team: Literal["network", "empty", "distilled"] = Field(
         "network",
@@ -36,7 +36,7 @@ class GraphEvaluationConfig(EvaluationConfig):
 
 
 def findings(run: Run, policy: Actor, env: VectorEnv) -> tuple[dict[str, Metric], dict[str, list[dict[str, Any]]]]:
-    """How dense the graphs are and what the team earns without any; a table of edges, most frequent first.
+    """Density of the graphs, and the team's return without any edge; a table of edges, most frequent first.
 
     Nothing of a team that has no graph.
     share: of steps at which the edge is there. worth, low, high: see `worth_of_edges`, where episodes are given for it.

@@ -20,7 +20,7 @@ from marl.models.distributions import ILLEGAL
 
 
 class Graph(NamedTuple):
-    """Who sees whose action. order: agents, first to last. edges[b,i,j]: j sees what i has done.
+    """Graph along which agents see actions. order: agents, first to last. edges[b,i,j]: j sees i's action.
 
     noise: what a relaxed graph was drawn with, else None.
     """
@@ -64,7 +64,7 @@ def pairs_of(alive: Bool[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
 
 
 def before(order: Int[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
-    """Where i comes before j."""
+    """True at [i,j] where i comes before j."""
     place = torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
@@ -72,7 +72,7 @@ def before(order: Int[Tensor, "*B N"]) -> Bool[Tensor, "*B N N"]:
 
 
 def share_of_pairs(edges: Float[Tensor, " *B"], alive: Bool[Tensor, "*B N"]) -> Float[Tensor, " *B"]:
-    """So many edges as a share of those of a complete graph of the living; 0 for fewer than two."""
+    """Number of edges as a share of those of a complete graph of the living; 0 for fewer than two."""
     living = alive.sum(-1)
     return edges / (living * (living - 1) / 2).clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""Where an agent's own view meets its parents' messages."""
+"""Head of a policy, in which an agent's own view meets its parents' messages."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ class BayesianNetworkDistribution:
         return torch.cat([of_agents, of_graph.unsqueeze(-1)], -1)
 
     def price(self, decision: Decision) -> Float[Tensor, "B M"] | None:
-        """What is paid for the density of the graph, less the bonus for not settling yet.
+        """Price paid for the density of the graph, less the bonus for not settling yet.
 
         The graph's decider pays; where it is none, all agents pay alike, together as much as that decider would.
         """
@@ -278,7 +278,7 @@ class BayesianNetworkDistribution:
 
 
 class MessageEncoder:
-    """What agents tell their children: that they decided, what they did, and what they saw where that is sent too."""
+    """Messages from agents to their children: a 1 for having decided, the action, and the observation if sent too."""
 
     def __init__(self, spec: EnvSpec, sends_observation: bool, device: torch.device):
         self._space, self._sends_observation = spec.action, sends_observation

@@ -16,7 +16,7 @@ from marl.learning.learner import Kept, Learner, Progress, Stateful
 
 
 class ScheduleConfig(Section):
-    """How many edges a learned or random graph may have over training, in expectation."""
+    """Configuration of the schedule: edges, in expectation, that a learned or random graph may have over training."""
 
     kind: Literal["free", "anneal"] = Field("free", description="free: any; anneal: from all to `edges`")
     begin: float = Field(0.4, ge=0, le=1, description="share of training after which the density begins to fall")
@@ -67,7 +67,7 @@ class GraphSchedule(Learner):
         return {**logged, "graph_shares": shares} if self._changes else logged
 
     def parts(self) -> dict[str, Stateful | None]:
-        """How far the plan is; price and bonus are saved with the policy."""
+        """Progress of the plan; price and bonus are saved with the policy."""
         return {"done": self.progress, "excess": self._excess}
 
     def _plan(self, progress: float, pairs: int) -> float | None:

@@ -125,7 +125,7 @@ def build(config: Config) -> tuple[TabularGame, BayesianNetwork]:
 
 
 def make_world(env: WorldConfig) -> Any:
-    """What env.world makes of env.args. Raises InputError where it makes nothing."""
+    """World that env.world makes of env.args. Raises InputError where it makes nothing."""
     maker = import_dotted(env.world)
     if not callable(maker):
         raise InputError(f"env.world names a world or a function, module:name; {env.world} is no such thing.")

@@ -1,4 +1,4 @@
-"""How much an agent could gain alone: best responses to Bayesian-network policies, and the gaps to Nash equilibria.
+"""Gain of an agent that deviates alone: best responses to Bayesian-network policies, and gaps to Nash equilibria.
 
 Where an agent deviates, all other conditionals π_j(a_j | s, a_parents(j)) stay as they are, so its children react. What
 it then faces is a Markov decision process of one agent, solved exactly.

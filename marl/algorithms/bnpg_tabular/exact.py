@@ -1,4 +1,4 @@
-"""What joint policies are worth in a tabular game, by solving linear equations; P policies at once.
+"""Values of joint policies in a tabular game, by solving linear equations; P policies at once.
 
 A joint policy is π(a | s), [P,S,A].
 """

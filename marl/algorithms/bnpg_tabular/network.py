@@ -23,7 +23,7 @@ Table = Float[Tensor, "P S ..."]
 
 @dataclass(frozen=True)
 class BayesianNetwork:
-    """Which axes each agent's table has. parents: of each agent, by index."""
+    """Axes of each agent's table. choices: number of actions of each agent. parents: of each agent, by index."""
 
     choices: tuple[int, ...]
     parents: tuple[tuple[int, ...], ...]

@@ -135,7 +135,7 @@ class MeanField(OnPolicyRecipe):
         return limit_metrics(actor, env)
 
     def findings(self, run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
-        """What the swarm earns with rules drawn, in the exact limit, and the steepest of the rules that it follows."""
+        """Returns with rules drawn and in the exact limit, and the steepest of the rules that the swarm follows."""
         assert isinstance(actor, MeanRule)
         found = {**self.limit(actor, env), "rule/lipschitz": Metric.exact(steepest(run, actor))}
         if actor.policy.explores_rules:

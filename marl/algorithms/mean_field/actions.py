@@ -1,4 +1,4 @@
-"""What a decision rule says of an agent's action, from raw numbers to a distribution."""
+"""Distributions of an agent's action from the raw numbers of a decision rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AT_ONE = math.log(math.e - 1)  # softplus is 1 here
 
 
 class ActionParameters:
-    """What a rule says of an action: mean and deviation of each real component, or the logits of each choice.
+    """Parameters of an agent's action: mean and deviation of each real component, or the logits of each choice.
 
     They are in the actions' own units, Q numbers side by side, made from raw numbers z by a map whose slope is nowhere
     above 1 half-range: means of bounded components are tanh(z), deviations σ softplus(z/σ + ln(e - 1)), and logits z.
@@ -68,7 +68,7 @@ class ActionParameters:
     def draw(
         self, parameters: Float[Tensor, "B N Q"], legal: Bool[Tensor, "B N A"] | None, streams: Streams
     ) -> Num[Tensor, "B N A"]:
-        """What each agent does, without its probability, which takes longer than the draw."""
+        """Action of each agent, without its probability, which takes longer than the draw."""
         if isinstance(self.space, Discrete):
             return self.distribution(parameters, legal).sample(streams).action
         mean, std = parameters.chunk(2, -1)

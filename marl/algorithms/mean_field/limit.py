@@ -14,7 +14,7 @@ from marl.output.report import Metric
 
 
 def in_the_limit(actor: MeanRule, limit: FiniteLimit) -> Course:
-    """How infinitely many agents fare who follow the mean rule, from `limit.start` on."""
+    """Course of infinitely many agents who follow the mean rule, from `limit.start` on."""
     everything = torch.eye(limit.world.observations, device=actor.policy.device)
     alive = torch.ones_like(everything[:1], dtype=torch.bool)
     memory: Tree = actor.initial_memory(1)

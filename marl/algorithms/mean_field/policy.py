@@ -232,7 +232,7 @@ class MeanRule:
 
 
 def _inputs(spec: EnvSpec, sees: str) -> int:
-    """How many numbers the choice of a rule sees."""
+    """Number of inputs of the choice of a rule. Raises InputError where the world lacks what `sees` asks for."""
     if sees == "time" and spec.horizon is None:
         raise InputError(
             "policy.sees=time needs a clock, and this world has none: its episodes have no horizon. Give it one, or "

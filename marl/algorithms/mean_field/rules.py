@@ -29,7 +29,7 @@ TABLE_POINTS = 64  # control points up to which a table is worth making
 
 
 class RuleConfig(Section):
-    """Which rules there are to choose from."""
+    """Configuration of the family of decision rules to choose from."""
 
     kind: Literal["kernel", "table", "neural"] = Field(
         "kernel", description="smooth between control points; constant around each; or a small network"
@@ -54,11 +54,11 @@ class Rule(ABC):
     def apply(
         self, xi: Float[Tensor, "B R"], y: Float[Tensor, "B N D"], legal: Bool[Tensor, "B N A"] | None = None
     ) -> AgentDistribution:
-        """What agents who see y do, independently of one another, in swarms whose rules are xi."""
+        """Distribution of the actions of agents who see y, independent of one another, in swarms whose rules are xi."""
         return self.actions.distribution(self.parameters_at(xi, y), legal)
 
     def draw(self, xi: Float[Tensor, "B R"], obs: Observation, streams: Streams) -> Num[Tensor, "B N A"]:
-        """What the agents do, drawn as `apply(xi, obs.agent, obs.legal).sample(streams)` draws it."""
+        """Actions of the agents, drawn as `apply(xi, obs.agent, obs.legal).sample(streams)` draws them."""
         return self.actions.draw(self.parameters_at(xi, obs.agent), obs.legal, streams)
 
     @abstractmethod
@@ -110,7 +110,7 @@ class KernelRule(Rule):
         self._spread = float(_diameter(points / width.square()))
 
     def weights(self, y: Float[Tensor, "B N D"]) -> Float[Tensor, "B N M"]:
-        """How much each control point counts; they add up to 1, however far away y is."""
+        """Weight of each control point; they add up to 1, however far away y is."""
         return ((y - self._middle) @ self._slope - self._offset).softmax(-1)
 
     def parameters_at(self, xi: Float[Tensor, "B R"], y: Float[Tensor, "B N D"]) -> Float[Tensor, "B N Q"]:
@@ -279,7 +279,7 @@ def _range(config: RuleConfig, features: int) -> tuple[Float[Tensor, " D"], Floa
 
 
 def _reach(length: Float[Tensor, " D"], width: Float[Tensor, " D"], count: int) -> float:
-    """How far from the middle of one feature's grid the nearest point has all the weight, but for 1e-7 of it.
+    """Distance from the middle of one feature's grid at which the nearest point has all the weight, but for 1e-7 of it.
 
     At a distance d beyond the last point the one before it, Δ away, weighs exp(-(d Δ + Δ²/2) / s²) as much.
     """
