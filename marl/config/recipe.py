@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Recipe:
-    """One algorithm from its config to its report. A config names it by the dotted path of a module whose `recipe`
-    is an instance.
+    """One algorithm from its config to its report.
 
-    A subclass says what its `config` is like and defines `run`; everything else has a default. `OnPolicyRecipe`
-    (marl.evaluation.recipe) defines the rest for what trains on its own experience.
+    A config names it by the dotted path of a module whose `recipe` is an instance. A subclass says what its `config` is
+    like and defines `run`; everything else has a default. `OnPolicyRecipe` (marl.evaluation.recipe) defines the rest
+    for what trains on its own experience.
     """
 
     config: ClassVar[type[RunConfig]] = RunConfig

@@ -34,9 +34,9 @@ class Pairs(NamedTuple):
 
 
 class MessagePassing(Network):
-    """Agents tell those near them what they see; one network for any number of agents that
-    `MessagePassingOptions.check` admits.
+    """Network in which agents tell those near them what they see.
 
+    It is one for any number of agents that `MessagePassingOptions.check` admits.
     With h_i the trunk's view of agent i, x_i its position and φ the activation, each round is
 
         m_ij = φ(W [h_i, h_j, x_j - x_i] + b)        h_i ← h_i + φ(U [h_i, mean_j m_ij] + c)

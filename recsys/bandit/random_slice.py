@@ -127,8 +127,10 @@ class NothingSharedError(InputError):
 
 
 def matched(log: Log, slice_: Log, columns: tuple[str, ...]) -> tuple[Log, Log, float]:
-    """Both with the same rows by context, as multiplicities: the slice's reweighed, the log's without those that the
-    slice lacks, and the share of the log's rows that is left. Raises InputError where they share none.
+    """Log and slice with the same rows by context, as multiplicities, and the share of the log's rows that is left.
+
+    The slice's rows are reweighed; the log's are those with contexts that the slice has. Raises InputError where they
+    share none.
     """
     for name in columns:
         if slice_.schema.get(name) != log.schema[name]:

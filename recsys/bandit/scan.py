@@ -71,8 +71,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Weigher:
-    """One way to weigh rows for a policy, the estimators that are computed from it, and the weights that these use
-    instead of w. weights: the name of weights that are not the plain ones.
+    """One way to weigh rows for a policy, and the estimators that are computed from it.
+
+    used: the weights that these use instead of w. weights: the name of weights that are not the plain ones.
     """
 
     policy: str

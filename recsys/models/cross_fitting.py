@@ -17,11 +17,10 @@ from recsys.models.propensity import CalibrationRow, calibration_error
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of held-out predictions: log-loss per row beside that of the actions' frequencies alone, and the
-    calibration.
+    """Quality of held-out predictions: log-loss per row and calibration.
 
-    rows: that were fitted on. judged: the share of these that the calibration is about. unseen: the share whose context
-    occurs in their own fold only.
+    marginal: the log-loss of the actions' frequencies alone, to set beside log_loss. rows: that were fitted on. judged:
+    the share of these that the calibration is about. unseen: the share whose context occurs in their own fold only.
     """
 
     rows: float

@@ -141,8 +141,9 @@ def temperature(log_prob: Float[np.ndarray, "n A"], action: Int[np.ndarray, " n"
 
 @dataclass(frozen=True)
 class CalibrationRow:
-    """Pairs of rows and actions with nearly the same propensity: how many, what was predicted and how often it was
-    shown. The standard error is that of a binomial share with the predicted probabilities.
+    """Pairs of rows and actions with nearly the same propensity: their number, the predicted and the shown share.
+
+    The standard error is that of a binomial share with the predicted probabilities.
     """
 
     pairs: float
@@ -196,8 +197,9 @@ class Calibration:
 def calibration_table(
     probability: Float[np.ndarray, "n A"], action: Int[np.ndarray, " n"], bins: int = 10
 ) -> list[CalibrationRow]:
-    """`Calibration` of rows that are all at hand; differences of more than three standard errors mean propensities that
-    are wrong on average.
+    """Table of the `Calibration` of rows that are all at hand.
+
+    Differences of more than three standard errors mean propensities that are wrong on average.
     """
     calibration, shown = Calibration(), np.zeros_like(probability)
     shown[np.arange(len(action)), action] = 1

@@ -75,8 +75,10 @@ class ContextPolicy:
         self._is_steady = False
 
     def distribution(self, rows: Chunk) -> Distribution:
-        """As `choose` gives it, checked. Raises InputError where it fails, gives no distribution over the catalog, or
-        gives the rows of the first block another one when asked again.
+        """Distribution as `choose` gives it, checked.
+
+        Raises InputError where it fails, gives no distribution over the catalog, or gives the rows of the first block
+        another one when asked again.
         """
         chances = self._asked(rows)
         require_distribution(self.name, chances, "row", rows.row_numbers)

@@ -143,10 +143,11 @@ class Diagnosis:
 def diagnose(
     weights: WeightSums, clusters: int | None = None, mean_z: float | None = None, **facts: int | float
 ) -> Diagnosis:
-    """The facts that weights tell, with those of `facts` (`unsupported`, `kept`, `events`, `effective_events`,
-    `model_share`, `fitted`, `calibration_error`, `calibration_z`, `slice_z`).
+    """The facts that weights tell, with those of `facts`.
 
-    `clusters` are the rows if not given. `mean_z` replaces the z of independent rows where users have several.
+    `facts` may hold `unsupported`, `kept`, `events`, `effective_events`, `model_share`, `fitted`, `calibration_error`,
+    `calibration_z` and `slice_z`. `clusters` are the rows if not given. `mean_z` replaces the z of independent rows
+    where users have several.
     """
     return Diagnosis(
         rows=weights.rows,

@@ -23,8 +23,9 @@ def empirical_likelihood(
     side: Side = "both",
     given: Float[np.ndarray, "C M"] | None = None,
 ) -> Interval:
-    """The v with -2 log R(v) ≤ F_{1,C-1}'s quantile, where R is the profile likelihood ratio of multinomials on the
-    clusters:
+    """Empirical likelihood interval: the v with -2 log R(v) ≤ F_{1,C-1}'s quantile.
+
+    R is the profile likelihood ratio of multinomials on the clusters:
 
     R(v) = max {Π_c C q_c : Σ q_c = 1, Σ q_c (numerator_c - v denominator_c) = 0}.
 
@@ -100,8 +101,9 @@ def _pseudo_log(z: np.ndarray) -> float:
 def _ends(
     above: np.ndarray, below: np.ndarray, known: np.ndarray, reach: float, tail: tuple[float, float]
 ) -> tuple[float, float, float]:
-    """The estimate and both ends for one signal. The signed root of -2 log R is nearly linear in v, so few steps find
-    it.
+    """The estimate and both ends for one signal.
+
+    The signed root of -2 log R is nearly linear in v, so few steps find it.
     """
     from scipy import optimize
 

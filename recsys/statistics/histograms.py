@@ -46,8 +46,9 @@ def histograms(
 
 
 def weight_table(drawn: Mapping[str, Histograms]) -> list[dict[str, Any]]:
-    """By policy, for each bin with any rows: low ≤ w < high (both 0 for w = 0), its rows, its shares of rows and of
-    all weight.
+    """Table of weights by policy, for each bin with any rows.
+
+    low ≤ w < high (both 0 for w = 0), its rows, its shares of rows and of all weight.
     """
     edges = [(0.0, 0.0), *_edges(WEIGHT_BINS - 1)]
     edges[-1] = (edges[-1][0], math.inf)

@@ -114,8 +114,11 @@ def cluster_sums(
     denominator: Float[np.ndarray, " n"] | None = None,
     cluster: Int[np.ndarray, " n"] | None = None,
 ) -> ClusterSums:
-    """The sums of one ratio by cluster; J = 1. Without a denominator the estimate is the mean over rows, without a
-    cluster each row is its own. Clusters are numbered by any integers."""
+    """The sums of one ratio by cluster; J = 1.
+
+    Without a denominator the estimate is the mean over rows, without a cluster each row is its own. Clusters are
+    numbered by any integers.
+    """
     below = np.ones(len(numerator)) if denominator is None else denominator
     if cluster is None:
         return ClusterSums(numerator[:, None, :], below[:, None])
@@ -125,11 +128,11 @@ def cluster_sums(
 
 
 def influence(sums: ClusterSums) -> Float[np.ndarray, "C K"]:
-    """The pull of each cluster on the estimate, to first order: Σ_j (numerator_cj - R_j denominator_cj) / mean
-    denominator_j.
+    """The pull of each cluster on the estimate, to first order.
 
-    They add up to 0, and for a plain mean over clusters they are the deviations from it. (Taylor linearization of
-    ratios: Särndal, Swensson and Wretman, Model Assisted Survey Sampling, 1992, section 5.5.)
+    It is Σ_j (numerator_cj - R_j denominator_cj) / mean denominator_j. The pulls add up to 0, and for a plain mean over
+    clusters they are the deviations from it. (Taylor linearization of ratios: Särndal, Swensson and Wretman, Model
+    Assisted Survey Sampling, 1992, section 5.5.)
     """
     mean = sums.denominator.mean(axis=0)
     deviation = sums.numerator - sums.ratios * sums.denominator[:, :, None]
@@ -221,8 +224,9 @@ def empirical_bernstein(
 
 
 def tails(level: float, side: Side) -> tuple[float, float]:
-    """The probability to err below and above; 0 where no bound is asked for. Raises InputError for a level outside
-    (0, 1).
+    """The probability to err below and above; 0 where no bound is asked for.
+
+    Raises InputError for a level outside (0, 1).
     """
     if not 0 < level < 1:
         raise InputError(f"The level of an interval lies between 0 and 1, for example 0.95; got {level}.")

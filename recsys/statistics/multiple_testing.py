@@ -24,10 +24,10 @@ def p_values(sums: ClusterSums, null: float = 0.0) -> Float[np.ndarray, " K"]:
 
 
 def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
-    """Adjusted p-values: rejecting those ≤ a, the chance of even one false rejection is at most a, whatever the
-    dependence.
+    """Adjusted p-values by Holm's method.
 
-    Sorted p_(i) becomes max_{j ≤ i} min(1, (m-j+1) p_(j)). (Holm, Scandinavian Journal of Statistics 1979.)
+    Rejecting those ≤ a, the chance of even one false rejection is at most a, whatever the dependence. Sorted p_(i)
+    becomes max_{j ≤ i} min(1, (m-j+1) p_(j)). (Holm, Scandinavian Journal of Statistics 1979.)
     """
     _require_probabilities(p)
     order, m = np.argsort(p, kind="stable"), len(p)

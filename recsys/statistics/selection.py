@@ -125,8 +125,9 @@ def subsample(
     seed: int,
     cluster: Int[np.ndarray, " n"] | None = None,
 ) -> Split:
-    """One split by the rule ρ. Rows of one cluster share their uniform number, so that a user mostly falls to one
-    side.
+    """One split by the rule ρ.
+
+    Rows of one cluster share their uniform number, so that a user mostly falls to one side.
     """
     random = np.random.default_rng(seed)
     names, index = (None, np.arange(len(action))) if cluster is None else np.unique(cluster, return_inverse=True)
