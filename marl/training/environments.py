@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,13 +105,9 @@ def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, section: str 
     from envs.pettingzoo import PettingZooEnv  # imports gymnasium, which takes a while
 
     require_arguments(_maker(path), args, section)
-    try:
+    with _made(path, args, section):
         # Workers get the path: a function of this module would make them import torch.
         return PettingZooEnv(path, num_envs, options=args, **options)
-    except InputError:
-        raise
-    except ConcordError as error:
-        raise InputError(f"{path} cannot be made with {section}={args}: {error}") from error
 
 
 def pettingzoo_spec(path: str, args: dict[str, Any], section: str) -> EnvSpec:
@@ -118,7 +115,19 @@ def pettingzoo_spec(path: str, args: dict[str, Any], section: str) -> EnvSpec:
     from envs.pettingzoo.spec import spec_of
 
     require_arguments(_maker(path), args, section)
-    return spec_of(import_dotted(path), args)
+    with _made(path, args, section):
+        return spec_of(import_dotted(path), args)
+
+
+@contextmanager
+def _made(path: str, args: dict[str, Any], section: str) -> Iterator[None]:
+    """Within, whatever keeps an environment from being made is bad input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ConcordError as error:
+        raise InputError(f"{path} cannot be made with {section}={args}: {error}") from error
 
 
 def _maker(path: str) -> Callable[..., Any]:

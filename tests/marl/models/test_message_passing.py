@@ -194,7 +194,8 @@ class Swap(World[Tensor]):
 
 def learned(**network: Any) -> float:
     """The mean return of an agent after 30 updates."""
-    network = {"hidden": (16,), "positions": (0,), **network}
+    places = {"positions": (0,)} if network["kind"] == "message_passing" else {}
+    network = {"hidden": (16,), **places, **network}
     parts = {"policy": {"network": network}, "critic": {"sees": "agent", "network": network}}
     small = build(Swap(), 64, steps=8, epochs=4, learning_rate=0.01, **parts)
     small.train(30)

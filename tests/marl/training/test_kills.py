@@ -14,7 +14,7 @@ import pytest
 import marl.algorithms.bnpg
 import marl.commands.compare
 import marl.evaluation.policy_report
-import marl.output.report
+import marl.output.versions
 from marl.commands import sweep
 from marl.commands.run import run_training
 from marl.commands.sweep import resume_folder, run_sweep
@@ -103,7 +103,7 @@ def test_killed_at_any_write_and_resumed_all_results_are_there(
 ) -> None:
     # What takes long and writes nothing that a resumed run needs.
     monkeypatch.setattr(marl.evaluation.policy_report, "learning_curve", lambda folder, target: target)
-    monkeypatch.setattr(marl.output.report, "_revision", lambda: None)
+    monkeypatch.setattr(marl.output.versions, "_revision", lambda: None)
     monkeypatch.setattr(marl.algorithms.bnpg, "heat_map", lambda *_: None)
     monkeypatch.setattr(marl.commands.compare, "summarize", lambda values: {"mean": Metric.mean(values)})
     monkeypatch.setattr(sweep, "_run_processes", lambda folders, *_: [resume_folder(folder) for folder in folders])
