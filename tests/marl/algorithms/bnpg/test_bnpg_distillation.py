@@ -109,7 +109,7 @@ def test_the_student_learns_the_network_s_marginals_and_what_is_left_is_their_de
 def test_real_actions_are_matched_in_mean_and_deviation() -> None:
     school = School(Blind(), {**SMALL, **COMPLETE, "initial_std": 0.6}, 1024)
     with torch.no_grad():
-        school.teacher.head.heard[1].weight *= 4
+        school.teacher.head.incoming[1].weight *= 4
     school.teach(50)
     obs = TensorEnv(Blind(), 20_000).reset(0)
     with torch.no_grad():
