@@ -207,7 +207,9 @@ class Remembers:
 
 def test_memory_follows_the_rows_that_are_left() -> None:
     world = Mortals(agents=1, longest=12)
-    play(TensorEnv(world, 32), Remembers(), 64, 1)
+    episodes = play(TensorEnv(world, 32), Remembers(), 64, 1)  # the actor checks its memory at every step
+    assert len(episodes.lengths) == 64
+    assert len(set(episodes.lengths.tolist())) > 1, "rows leave at different times"
 
 
 @pytest.mark.parametrize("policy", [{}, GRU], ids=["feed-forward", "recurrent"])

@@ -585,7 +585,10 @@ def test_a_state_from_before_scalarizations_had_one_still_loads() -> None:
     small = setup("mlp")
     state = small.learner.state_dict()
     del state["scalarization"]
-    small.learner.load_state_dict(state)
+    fresh = setup("mlp", seeds=(1,))
+    fresh.learner.load_state_dict(state)
+    for old, new in zip(small.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(old, new)
 
 
 # Units
