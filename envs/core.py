@@ -316,11 +316,11 @@ _FIELDS: dict[type, tuple[str, ...]] = {}
 
 
 def tree_map(function: Callable[..., Any], tree: T, *others: Any) -> T:
-    """Apply `function` to the tensors of equally shaped trees; None stays None."""
+    """Apply `function` to the tensors of equally shaped trees; None and names stay as they are."""
     if isinstance(tree, Tensor):
         return function(tree, *others)
-    if tree is None:
-        return None  # type: ignore[return-value]
+    if tree is None or isinstance(tree, str):
+        return tree
     kind = type(tree)
     if isinstance(tree, tuple):
         values = [tree_map(function, *leaves) for leaves in zip(tree, *others, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from marl.training.run import Run
 
 
-class Recipe:
+class Recipe(ABC):
     """One algorithm from its config to its report.
 
     A config names it by the dotted path of a module whose `recipe` is an instance. A subclass says what its `config` is
@@ -30,9 +31,9 @@ class Recipe:
     files: ClassVar[Mapping[str, str]] = MappingProxyType({})  # what a run of this recipe leaves beside the usual
     judged: ClassVar[tuple[str, ...]] = ()  # tables of a report that a sweep keeps point by point
 
+    @abstractmethod
     def run(self, config: Any, run: Run) -> Report:
         """Do everything, and say what came out. The caller saves the report, once; pictures are drawn here."""
-        raise NotImplementedError
 
     def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
         """The trained actor of a run as it was last saved, and environments to play it in."""
@@ -60,7 +61,7 @@ class Recipe:
 
     def train(self, config: Any, run: Run) -> Any:
         """Train alone, for seeds that are trained as one; each of them then judges itself."""
-        raise NotImplementedError
+        raise InputError(f"{run.config.recipe} trains nothing apart from its whole run.")
 
-    def show(self, tables: Tables, console: Console) -> None:
+    def show(self, tables: Tables, console: Console) -> None:  # noqa: B027 (nothing, unless a subclass has something)
         """Print of a report's tables what a person should read after its metrics."""

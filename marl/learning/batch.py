@@ -23,13 +23,14 @@ class Outcome:
 
     discounted: mean return by channel, each with its own discount; the mean over agents. total: the undiscounted return
     of each agent, [P,N,K]. length: mean steps. All are 0 where `episodes` is 0. Returns of a channel whose reward was
-    relabeled since are NaN: nobody has added those up.
+    relabeled since are NaN: nobody has added those up. channels: the names of the K channels.
     """
 
     discounted: Float[Tensor, "P K"]
     total: Float[Tensor, "P N K"]
     length: Float[Tensor, " P"]
     episodes: Float[Tensor, " P"]
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

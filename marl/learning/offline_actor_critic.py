@@ -19,6 +19,7 @@ from marl.learning.learner import Learner, Stateful, per_channel
 from marl.learning.losses import mean_weights, squared_error
 from marl.learning.offline_losses import doubly_robust, importance_weighted
 from marl.learning.optimizers import Stacked, build_optimizer
+from marl.learning.returns import discount_by_row
 from marl.models.action_critic import only_choice
 from marl.models.policies import JointPolicy
 
@@ -138,7 +139,8 @@ class LoggedActorCritic(Learner):
     q' follows it as a moving average (there is none where all γ are 0, as for bandits). The policy ascends the mean of
     `objective`, with sums over actions exact and importance weights min(π/π_b, clip); weights are of single steps,
     without a ratio of states. weights [P,K] say what a unit of each channel is worth to each policy, so that P policies
-    may want different things from one log.
+    may want different things from one log; discount is γ by channel, or by policy and channel, where it is not that of
+    the config.
 
     Where the weights' effective sample size is below `least_ess` rows of one, a policy's step is that which makes the
     mean squared weight smaller, and nothing else (Polyak's switching between objective and constraint, 1967).
@@ -152,6 +154,7 @@ class LoggedActorCritic(Learner):
         policies: int = 1,
         *,
         weights: Float[Tensor, "P K"] | None = None,
+        discount: Float[Tensor, "*P K"] | None = None,
         objective: Objective | None = None,
     ):
         actions = only_choice(policy.space)
@@ -166,7 +169,7 @@ class LoggedActorCritic(Learner):
             weights = channel_weights(config.weights, critic.channels).expand(policies, -1)
         self.weights = weights.to(device)
         self.objective = objective or (dr if config.gradient == "dr" else IPS[config.baseline])
-        self.discount = per_channel(config.discount, critic.channels).to(device)
+        self.discount = (per_channel(config.discount, critic.channels) if discount is None else discount).to(device)
         bootstraps = bool((self.discount > 0).any())
         self.target_critic = copy.deepcopy(critic) if bootstraps else None
         self._log_clip = min(LARGEST_LOG_WEIGHT, math.inf if config.clip is None else math.log(config.clip))
@@ -228,7 +231,8 @@ class LoggedActorCritic(Learner):
             return batch.reward
         distribution, _ = self.policy(batch.final_obs, None)
         following = torch.einsum("bna,bnak->bnk", distribution.log_probs().exp(), self.target_critic(batch.final_obs))
-        return batch.reward + self.discount * following * (~batch.terminated).unsqueeze(-1)
+        faded = discount_by_row(self.discount, len(following)) * following
+        return batch.reward + faded * (~batch.terminated).unsqueeze(-1)
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -41,6 +41,13 @@ def gae(
     return torch.stack(backwards[::-1])
 
 
+def discount_by_row(discount: Float[Tensor, "*P K"], rows: int) -> Float[Tensor, "*B K"]:
+    """γ as it meets rewards [B,N,K] of so many policy-major rows: by channel, or by row and channel, [B,1,K]."""
+    if discount.dim() == 1:
+        return discount
+    return discount.repeat_interleave(rows // len(discount), 0).unsqueeze(1)
+
+
 def episode_sums(
     amount: Float[Tensor, "T E F"], ended: Bool[Tensor, "T E"], carry: Float[Tensor, "E F"]
 ) -> tuple[Float[Tensor, "T E F"], Float[Tensor, "E F"]]:

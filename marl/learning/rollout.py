@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.core import Actor, InputError, Observation, Streams, Tree, VectorEnv, tree_map, tree_where
 from envs.world import TensorEnv
 from marl.learning.batch import Batch, Outcome, join_steps
-from marl.learning.returns import episode_age, episode_sums
+from marl.learning.returns import discount_by_row, episode_age, episode_sums
 
 
 def rollout(
@@ -53,11 +53,11 @@ def rollout(
 class EpisodeTracker:
     """Adds up rewards across batches and tells how the episodes went that ended.
 
-    discount: γ by channel, or by policy and channel.
+    discount: γ by channel, or by policy and channel. channels: their names.
     """
 
-    def __init__(self, discount: Float[Tensor, "*P K"]):
-        self.discount = discount
+    def __init__(self, discount: Float[Tensor, "*P K"], channels: tuple[str, ...] = ()):
+        self.discount, self.channels = discount, channels
         self.carry: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -70,17 +70,11 @@ class EpisodeTracker:
             zeros = reward.new_zeros(rows, agents * channels)
             self.carry = {"age": zeros[:, 0], "total": zeros, "discounted": zeros}
         age, self.carry["age"] = episode_age(ended, self.carry["age"])
-        faded = reward * self._by_row(rows) ** age[..., None, None]
+        faded = reward * discount_by_row(self.discount, rows) ** age[..., None, None]
         total, self.carry["total"] = episode_sums(reward.flatten(2), ended, self.carry["total"])
         discounted, self.carry["discounted"] = episode_sums(faded.flatten(2), ended, self.carry["discounted"])
         shape = (agents, channels)
         return total.unflatten(-1, shape), discounted.unflatten(-1, shape), age + 1
-
-    def _by_row(self, rows: int) -> Float[Tensor, "*E K"]:
-        """The discounts as they meet rewards [T,E,N,K]: by channel, or by row and channel, [E,1,K]."""
-        if self.discount.dim() == 1:
-            return self.discount
-        return self.discount.repeat_interleave(rows // len(self.discount), 0).unsqueeze(1)
 
     def outcome(self, batch: Batch) -> Outcome:
         """Means over the episodes that ended in this batch, by policy."""
@@ -95,7 +89,7 @@ class EpisodeTracker:
             summed = (x * weight).sum(0).unflatten(0, by_policy).sum(1)
             return summed / count.clamp(min=1).view(-1, *[1] * (summed.dim() - 1))
 
-        return Outcome(mean(discounted).mean(1), mean(total), mean(length), count)
+        return Outcome(mean(discounted).mean(1), mean(total), mean(length), count, self.channels)
 
 
 class OnPolicy:
@@ -115,7 +109,7 @@ class OnPolicy:
         self.env, self.actor, self.steps, self.segment, self.streams = env, actor, steps, segment, streams
         if discount is None:
             discount = torch.ones(len(env.spec.channels), device=env.device)
-        self.tracker = EpisodeTracker(discount)
+        self.tracker = EpisodeTracker(discount, env.spec.channels)
         self._obs = env.reset(list(seeds))
         self._memory = actor.initial_memory(env.num_envs)
 

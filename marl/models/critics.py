@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from envs.core import EnvSpec, Observation, Streams, Tree
 from marl.config.schema import Section
 from marl.models.layers import NetworkConfig
-from marl.models.networks import BUILT_IN, build_network, check_network
+from marl.models.networks import build_network, check_network
 from marl.models.policies import AgentNetwork, join_copies, stack_copies
 
 
@@ -86,9 +86,8 @@ class CentralCritic(nn.Module):
         self.body = build_network(
             config.network, spec.state_size, outputs, gain=1.0, copies=self.copies, streams=streams
         )
-        if config.network.kind not in BUILT_IN:
-            sizes = {"agents": 1, "inputs": spec.state_size, "outputs": outputs}
-            check_network(self.body, config.network.kind, policies=self.policies, copies=self.copies, **sizes)
+        sizes = {"agents": 1, "inputs": spec.state_size, "outputs": outputs}
+        check_network(self.body, config.network.kind, policies=self.policies, copies=self.copies, **sizes)
         self._device = streams.device
 
     def initial_memory(self, num_envs: int) -> Tree:

@@ -12,14 +12,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from envs.core import InputError, Streams, import_dotted
+from envs.core import Streams, import_dotted
 from marl.config.schema import Section
 
 Options = TypeVar("Options", bound="NetworkOptions")
-MOST_TALKERS = 512  # agents, N, who pass messages: a row has N (N - 1) of them
 
 
 class NetworkOptions(Section):
@@ -34,59 +33,15 @@ class NetworkOptions(Section):
         """Raise InputError where the kind does not fit so many agents, each of which sees so many features."""
 
 
-class AttentionOptions(NetworkOptions):
-    """Attention over agents."""
-
-    heads: int = Field(4, ge=1, description="attention heads; must divide the last hidden size")
-
-
-class MessagePassingOptions(NetworkOptions):
-    """Messages between agents who are near."""
-
-    rounds: int = Field(2, ge=1, description="how often agents tell one another")
-    aggregate: Literal["mean", "max"] = Field("mean", description="what is heard of several messages")
-    positions: tuple[NonNegativeInt, ...] = Field(
-        (), description="the columns of an observation, from 0, that hold an agent's own place"
-    )
-    radius: float | None = Field(None, gt=0, description="how far agents hear; null: everyone hears everyone")
-    period: float | None = Field(None, gt=0, description="side of the torus of positions; null: none")
-
-    @model_validator(mode="after")
-    def _distances_need_places(self) -> MessagePassingOptions:
-        if len(set(self.positions)) < len(self.positions):
-            raise ValueError(f"positions names each column once, such as [2, 3]; got {list(self.positions)}")
-        for name in ("radius", "period"):
-            if getattr(self, name) is not None and not self.positions:
-                raise ValueError(
-                    f"{name} needs positions: the columns of an observation that hold an agent's place, such as [2, 3]"
-                )
-        return self
-
-    def check(self, agents: int, features: int) -> None:
-        """Raise InputError for more agents than can pass messages, or `positions` that an observation lacks."""
-        if agents > MOST_TALKERS:
-            raise InputError(
-                f"network.kind: message_passing weighs every pair of agents and serves at most {MOST_TALKERS}; got "
-                f"{agents}. Train it with fewer, or choose mlp in a world that tells an agent about those nearby."
-            )
-        self.check_positions(features)
-
-    def check_positions(self, features: int) -> None:
-        """Raise InputError where `positions` are not columns of an observation with so many features."""
-        wrong = [column for column in self.positions if column >= features]
-        if wrong:
-            raise InputError(
-                "network.positions names the columns of an observation that hold an agent's place, "
-                f"0 to {features - 1} here; got {wrong}."
-            )
-
-
-OPTIONS: dict[str, type[NetworkOptions]] = {
-    "mlp": NetworkOptions,
-    "gru": NetworkOptions,
-    "attention": AttentionOptions,
-    "message_passing": MessagePassingOptions,
+# Kinds by their short names. Each is a file that is read only where it is used.
+BUILT_IN = {
+    "mlp": "marl.models.networks:MLP",
+    "gru": "marl.models.gru:GRU",
+    "attention": "marl.models.attention:Attention",
+    "message_passing": "marl.models.message_passing:MessagePassing",
 }
+# The options of some kinds that every network's config once had.
+EARLIER_OPTIONS = ("heads", "rounds", "aggregate", "positions", "radius", "period")
 
 
 class NetworkConfig(Section):
@@ -125,22 +80,20 @@ class NetworkConfig(Section):
     def of_earlier(cls, raw: dict[str, Any]) -> dict[str, Any]:
         """Without the options of other kinds, which every network's config once had."""
         kind = raw.get("kind")
-        every = {name for options in OPTIONS.values() for name in options.model_fields}
-        unread = every - set(OPTIONS[kind].model_fields) if kind in OPTIONS else set()
+        unread = set(EARLIER_OPTIONS) - set(options_of(kind).model_fields) if kind in BUILT_IN else set()
         return {name: value for name, value in raw.items() if name not in unread}
 
 
 def options_of(kind: str) -> type[NetworkOptions]:
     """Options of a kind of network; none where the kind is unknown, which is told when it is built."""
-    if ":" not in kind:
-        return OPTIONS.get(kind, NetworkOptions)
-    return getattr(import_dotted(kind), "Options", NetworkOptions)
+    path = BUILT_IN.get(kind, kind)
+    return getattr(import_dotted(path), "Options", NetworkOptions) if ":" in path else NetworkOptions
 
 
 def _refuse_unknown(kind: str, given: dict[str, Any], options: type[NetworkOptions]) -> None:
     """Raise ValueError for an option that is almost one of this kind, or one of another kind."""
     for name in (name for name in given if name not in options.model_fields):
-        owners = [other for other, theirs in OPTIONS.items() if name in theirs.model_fields]
+        owners = [other for other in BUILT_IN if name in options_of(other).model_fields]
         if owners:
             raise ValueError(f"{name} is an option of kind: {owners[0]}, and the kind here is {kind}; leave {name} out")
         near = difflib.get_close_matches(name, options.model_fields, 1, 0.6)

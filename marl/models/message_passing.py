@@ -7,14 +7,15 @@ would have a length that depends on data, for which the host would have to wait 
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from envs.core import Streams
-from marl.models.layers import ACTIVATIONS, Linear, MessagePassingOptions, Network, NetworkConfig, Trunk
+from envs.core import InputError, Streams
+from marl.models.layers import ACTIVATIONS, Linear, Network, NetworkConfig, NetworkOptions, Trunk
 
 with warnings.catch_warnings():  # it rests on parts of torch that torch gives up
     warnings.simplefilter("ignore")
@@ -22,6 +23,50 @@ with warnings.catch_warnings():  # it rests on parts of torch that torch gives u
 
 # On a GPU it recommends a package that cannot be installed without a compiler.
 warnings.filterwarnings("ignore", message=".*can be accelerated via the 'torch-scatter' package")
+
+
+MOST_TALKERS = 512  # agents, N, who pass messages: a row has N (N - 1) of them
+
+
+class MessagePassingOptions(NetworkOptions):
+    """Messages between agents who are near."""
+
+    rounds: int = Field(2, ge=1, description="how often agents tell one another")
+    aggregate: Literal["mean", "max"] = Field("mean", description="what is heard of several messages")
+    positions: tuple[NonNegativeInt, ...] = Field(
+        (), description="the columns of an observation, from 0, that hold an agent's own place"
+    )
+    radius: float | None = Field(None, gt=0, description="how far agents hear; null: everyone hears everyone")
+    period: float | None = Field(None, gt=0, description="side of the torus of positions; null: none")
+
+    @model_validator(mode="after")
+    def _distances_need_places(self) -> MessagePassingOptions:
+        if len(set(self.positions)) < len(self.positions):
+            raise ValueError(f"positions names each column once, such as [2, 3]; got {list(self.positions)}")
+        for name in ("radius", "period"):
+            if getattr(self, name) is not None and not self.positions:
+                raise ValueError(
+                    f"{name} needs positions: the columns of an observation that hold an agent's place, such as [2, 3]"
+                )
+        return self
+
+    def check(self, agents: int, features: int) -> None:
+        """Raise InputError for more agents than can pass messages, or `positions` that an observation lacks."""
+        if agents > MOST_TALKERS:
+            raise InputError(
+                f"network.kind: message_passing weighs every pair of agents and serves at most {MOST_TALKERS}; got "
+                f"{agents}. Train it with fewer, or choose mlp in a world that tells an agent about those nearby."
+            )
+        self.check_positions(features)
+
+    def check_positions(self, features: int) -> None:
+        """Raise InputError where `positions` are not columns of an observation with so many features."""
+        wrong = [column for column in self.positions if column >= features]
+        if wrong:
+            raise InputError(
+                "network.positions names the columns of an observation that hold an agent's place, "
+                f"0 to {features - 1} here; got {wrong}."
+            )
 
 
 class Pairs(NamedTuple):

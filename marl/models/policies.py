@@ -14,7 +14,7 @@ from envs.core import Continuous, Decision, Discrete, EnvSpec, Observation, Stre
 from marl.config.schema import Section
 from marl.models.distributions import ActionUnits, IndependentCategorical, IndependentGaussian, JointDistribution
 from marl.models.layers import Network, NetworkConfig
-from marl.models.networks import BUILT_IN, ByKind, build_network, check_network
+from marl.models.networks import build_for_kinds, build_network, check_network
 
 
 class PolicyConfig(Section):
@@ -102,10 +102,9 @@ class AgentNetwork(nn.Module):
         def build() -> Network:
             return build_network(network, inputs, outputs, gain=gain, copies=copies, streams=streams)
 
-        self.body = build() if len(set(groups)) == 1 else ByKind(groups, build, streams.device)
-        if network.kind not in BUILT_IN:
-            sizes = {"agents": agents, "inputs": inputs, "outputs": outputs}
-            check_network(self.body, network.kind, policies=self.policies, copies=copies, **sizes)
+        self.body = build_for_kinds(groups, build, streams.device)
+        sizes = {"agents": agents, "inputs": inputs, "outputs": outputs}
+        check_network(self.body, network.kind, policies=self.policies, copies=copies, **sizes)
         shape = self.body.memory_shape
         self.memory_shape = None if shape is None else (shape[0], agents, shape[1])
 

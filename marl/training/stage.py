@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.core import ConcordError, InputError, Tree
-from marl.config.load import flatten
+from marl.config.load import flatten, resolve
 from marl.config.schema import RunConfig
 from marl.learning.batch import Batch
 from marl.learning.learner import Learner
@@ -130,11 +130,16 @@ class Stage:
 
     def _require_same_config(self, before: dict[str, Any]) -> None:
         """Raise InputError where the config differs from that of the checkpoint in something that matters."""
-        now, before = flatten(self.config.model_dump(mode="json")), flatten(before)
+        if not before:
+            return
+        # What an earlier version saved is read as its config.yaml is.
+        was, now = (
+            flatten(config.model_dump(mode="json")) for config in (resolve(before, {}, saved=True), self.config)
+        )
         changed = [
-            f"{key} is {now[key]!r}, was {before[key]!r}"
-            for key in now
-            if key in before and now[key] != before[key] and not key.startswith(MAY_CHANGE)
+            f"{key} is {value!r}, was {was[key]!r}"
+            for key, value in now.items()
+            if key in was and value != was[key] and not key.startswith(MAY_CHANGE)
         ]
         if changed:
             raise InputError(

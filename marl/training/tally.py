@@ -39,13 +39,16 @@ class Tally:
         return {
             "terms": {name: self._stack_terms(name) for name in names},
             "outcomes": {name: self._stack_outcomes(name) for name in fields},
+            "channels": list(self._channels()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken."""
         terms, outcomes = state["terms"], state["outcomes"]
+        channels = tuple(state.get("channels", ()))  # earlier versions knew none
         self._terms = [dict(zip(terms, values)) for values in zip(*terms.values(), strict=True)]
-        self._outcomes = [Outcome(**dict(zip(outcomes, values))) for values in zip(*outcomes.values(), strict=True)]
+        by_update = zip(*outcomes.values(), strict=True)
+        self._outcomes = [Outcome(**dict(zip(outcomes, values)), channels=channels) for values in by_update]
 
     def read(self) -> tuple[list[dict[str, float]], dict[str, Float[Tensor, "P H W"]]]:
         """A row for each policy, in which returns are missing where no episode ended; and the pictures.
@@ -65,19 +68,34 @@ class Tally:
         return rows, pictures
 
     def _mean_outcomes(self) -> dict[str, Float[Tensor, " P"]]:
-        """Means over all episodes that ended. A return of many channels is their sum, as far as they are known."""
+        """Means over all episodes that ended; of several channels the sum of those known, and each by its name."""
         if not self._outcomes:
             return {}
         weight = self._stack_outcomes("episodes")
         count = weight.sum(0)
-        per_agent = _sum_of_known(self._stack_outcomes("total"))  # [U,P,N]
+
+        def mean(name: str) -> Tensor:
+            x = self._stack_outcomes(name)
+            further = [1] * (x.dim() - 2)
+            return (x * weight.view(*weight.shape, *further)).sum(0) / count.view(-1, *further)
+
+        total, discounted = mean("total"), mean("discounted")
+        per_agent = _sum_of_known(total)  # [P,N]
         means = {
             "return_per_agent": per_agent.mean(-1),
             "return_team": per_agent.sum(-1),
-            "discounted_return_per_agent": _sum_of_known(self._stack_outcomes("discounted")),
-            "episode_length": self._stack_outcomes("length"),
+            "discounted_return_per_agent": _sum_of_known(discounted),
+            "episode_length": mean("length"),
+            "episodes": count,
         }
-        return {name: (x * weight).sum(0) / count for name, x in means.items()} | {"episodes": count}
+        if len(self._channels()) > 1:
+            for k, channel in enumerate(self._channels()):
+                means[f"return_per_agent/{channel}"] = total[..., k].mean(-1)
+                means[f"discounted_return_per_agent/{channel}"] = discounted[:, k]
+        return means
+
+    def _channels(self) -> tuple[str, ...]:
+        return self._outcomes[-1].channels if self._outcomes else ()
 
     def _mean_terms(self) -> dict[str, Tensor]:
         """Means over the updates: [P], [1] where all policies share it, or a picture [P,H,W]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -129,9 +130,9 @@ class Trained(NamedTuple):
 class LearnsFromLogs(Recipe):
     """A recipe whose policy is learned from a log."""
 
+    @abstractmethod
     def load_target(self, run: Run) -> Trained:
         """The policy of a run as it was last saved, how it sees a log, and which rows it was learned from."""
-        raise NotImplementedError
 
 
 def as_target(name: str, policy: JointActor, view: View, actions: int) -> ContextPolicy:

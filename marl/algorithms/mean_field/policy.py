@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from envs.core import Decision, EnvSpec, InputError, Observation, Streams, Tree
 from marl.algorithms.mean_field.rules import Rule, RuleConfig, build_rule
 from marl.models.distributions import ActionUnits, IndependentGaussian, require_same_kind
-from marl.models.networks import BUILT_IN, build_network, check_network
+from marl.models.networks import build_network, check_network
 from marl.models.policies import PolicyConfig, stack_copies
 
 CLOCK = slice(0, 1)  # where TensorEnv puts the elapsed share of the horizon in `Observation.state`
@@ -68,9 +68,8 @@ class SwarmPolicy(nn.Module):
         self.device, self._unit = streams.device, config.rule_std
         inputs, size = _inputs(spec, config.sees), self.rule.size
         self.network = build_network(config.network, inputs, size, gain=0.01, streams=streams)
-        if config.network.kind not in BUILT_IN:
-            sizes = {"agents": 1, "inputs": inputs, "outputs": size}
-            check_network(self.network, config.network.kind, policies=self.policies, copies=1, **sizes)
+        sizes = {"agents": 1, "inputs": inputs, "outputs": size}
+        check_network(self.network, config.network.kind, policies=self.policies, copies=1, **sizes)
         self.start: Tensor
         self.register_buffer("start", self.rule.start(streams))
         if self.explores_rules:

@@ -105,8 +105,13 @@ def test_a_resolved_config_survives_being_written_and_read() -> None:
         ("def (", "cannot be imported: SyntaxError"),
         ("def recipe(config, run): pass", "recipe = MyRecipe()"),
         (
-            "from marl.config.recipe import Recipe\nclass Mine(Recipe):\n    config = dict\nrecipe = Mine()",
+            "from marl.config.recipe import Recipe\nclass Mine(Recipe):\n    config = dict\n"
+            "    def run(self, config, run): pass\nrecipe = Mine()",
             "derived from marl.config.schema.RunConfig",
+        ),
+        (
+            "from marl.config.recipe import Recipe\nclass Mine(Recipe): pass\nrecipe = Mine()",
+            "abstract method run",
         ),
     ],
 )

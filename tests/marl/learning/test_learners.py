@@ -712,6 +712,11 @@ def test_no_outcome_tells_of_a_channel_that_was_relabeled(channel: int) -> None:
     tally.add({}, chain.outcome(batch))
     rows, _ = tally.read()
     assert [row["return_per_agent"] for row in rows] == pytest.approx(raw.total[..., other].mean(1).tolist())
+    for row in rows:
+        by_channel = [row[f"return_per_agent/{name}"] for name in ("bet", "age")]
+        assert by_channel[other] == row["return_per_agent"]
+        assert math.isnan(by_channel[channel])
+        assert row[f"discounted_return_per_agent/{('bet', 'age')[other]}"] == row["discounted_return_per_agent"]
     both = Chain({"first": Paying(0), "last": Paying(1)})
     both.update(batch)
     tally.add({}, both.outcome(batch))

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from envs.core import InputError, Streams
 from envs.games import climbing
 from marl.config.load import resolve
+from marl.models.attention import Attention
+from marl.models.by_kind import ByKind
+from marl.models.gru import GRU
 from marl.models.layers import MANY, NARROW, Linear, Network, NetworkConfig, NetworkOptions, Trunk, tanh
-from marl.models.networks import GRU, Attention, ByKind, build_network
+from marl.models.networks import build_network
 from marl.models.policies import IndependentPolicy, PolicyConfig
 
 KINDS = ("mlp", "gru", "attention", "message_passing")

@@ -52,6 +52,17 @@ def test_an_old_run_resumes_to_its_old_results(old: Path) -> None:
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
+@pytest.mark.parametrize("old", ["mappo"], indirect=True)
+def test_an_old_run_whose_advantage_was_changed_by_hand_is_told(old: Path) -> None:
+    (old / "report.json").unlink()
+    config = old / "config.yaml"
+    text = config.read_text()
+    assert "weighing: team" in text
+    config.write_text(text.replace("weighing: team", "weighing: own"))
+    with pytest.raises(InputError, match=r"advantage\.kind is 'own', was 'team'"):
+        resume_folder(old)
+
+
 @pytest.mark.parametrize("old", ["bnpg"], indirect=True)
 def test_what_was_distilled_before_still_plays(old: Path) -> None:
     before = Report.load(old / "report.json").metrics["distilled/return_per_agent"]

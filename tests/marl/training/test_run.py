@@ -36,7 +36,7 @@ def test_a_tally_saved_in_the_middle_reads_the_same() -> None:
     assert torch.equal(pictures["map"], torch.ones(2, 3, 4)), "the mean over the updates"
     empty = Tally(2)
     empty.load_state_dict(Tally(2).state_dict())
-    assert empty.state_dict() == {"terms": {}, "outcomes": {}}
+    assert empty.state_dict() == {"terms": {}, "outcomes": {}, "channels": []}
 
 
 def test_a_finished_stage_goes_on_where_its_budget_is_raised(tmp_path: Path) -> None:
