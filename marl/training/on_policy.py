@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from pydantic import field_validator, model_validator
 
-from envs.core import EnvSpec, Streams, VectorEnv
+from envs.core import EnvSpec, InputError, Streams, VectorEnv
 from envs.world import TensorEnv
 from marl.config.schema import TrainingConfig
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
@@ -113,19 +114,35 @@ def train(
 
 @contextmanager
 def compiled(wanted: bool, *methods: tuple[Any, str]) -> Iterator[None]:
-    """Within, pure methods (owner, name) are replaced by compiled ones, where that is wanted."""
+    """Within, pure methods (owner, name) are replaced by compiled ones, where that is wanted.
+
+    Raises InputError where one of them cannot be compiled as a whole.
+    """
     if not wanted:
         yield
         return
-    # What these methods read besides tensors never changes while they are compiled, so it need not be checked.
+    # What an owner reads besides tensors never changes while its methods are compiled, so it need not be checked.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
     for owner, name in methods:
-        setattr(owner, name, torch.compile(getattr(owner, name), options=options))
+        method = _with_code_of_its_own(getattr(owner, name))
+        # A part that is compiled by itself would be shared with other owners, unchecked.
+        setattr(owner, name, torch.compile(method, fullgraph=True, options=options))
     try:
         yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"What is trained cannot be compiled as a whole: {reason} Set compile: false.") from error
     finally:
         for owner, name in methods:
             delattr(owner, name)
+
+
+def _with_code_of_its_own(method: MethodType) -> MethodType:
+    """The same method as a copy. The compiler keeps results by code, and another owner's constants may be others."""
+    of: Any = method.__func__
+    copy = FunctionType(of.__code__.replace(), of.__globals__, of.__name__, of.__defaults__, of.__closure__)
+    copy.__kwdefaults__ = of.__kwdefaults__
+    return MethodType(copy, method.__self__)
 
 
 def _pure(env: VectorEnv, policy: JointPolicy, learner: Learner) -> list[tuple[Any, str]]:

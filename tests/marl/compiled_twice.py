@@ -1,0 +1,103 @@
+"""Compiled and plain training side by side, in a process whose shapes nobody checks: such checks cannot be compiled.
+
+Run as a program; the compiler traces, caches and guards as always, and generates no code, which takes most of its time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from small_runs import Mortals, Small, build
+from torch import Tensor
+
+from envs.core import InputError
+from envs.world import TensorEnv, Transition
+from marl.learning.learner import Chain
+from marl.training import on_policy
+
+CLIPS = (0.2, 0.02)
+
+
+class Doubled(Mortals):
+    """Pays twice as much."""
+
+    def transition(self, state: Any, action: Tensor, noise: Tensor) -> Transition:
+        step = super().transition(state, action, noise)
+        return step._replace(reward=2 * step.reward)
+
+
+class Branching(Mortals):
+    """Looks at a number, which no compiler can foresee."""
+
+    def transition(self, state: Any, action: Tensor, noise: Tensor) -> Transition:
+        step = super().transition(state, action, noise)
+        return step if bool(step.reward.sum() > 0) else step._replace(reward=2 * step.reward)
+
+
+def small(clip: float) -> Small:
+    return build(Mortals(), clip=clip, learning_rate=0.02, epochs=4)
+
+
+def trained(clip: float, wanted: bool) -> list[Tensor]:
+    run = small(clip)
+    with on_policy.compiled(wanted, *on_policy._pure(run.env, run.policy, run.learner)):
+        run.train(3)
+    return run.parameters()
+
+
+def assert_same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def two_configs_are_each_compiled_with_their_own_constants() -> None:
+    plain = {clip: trained(clip, False) for clip in CLIPS}
+    assert not torch.allclose(plain[0.2][0], plain[0.02][0], atol=1e-3)
+    for clip in (*CLIPS, *reversed(CLIPS)):
+        assert_same(trained(clip, True), plain[clip])
+
+
+def two_learners_of_a_chain_are_each_compiled_with_their_own_constants() -> None:
+    def parameters(wanted: bool) -> list[Tensor]:
+        runs = [small(clip) for clip in CLIPS]
+        chain = Chain({str(run.learner.config.clip): run.learner for run in runs})
+        with on_policy.compiled(wanted, *on_policy._pure(runs[0].env, runs[0].policy, chain)):
+            for _, batch in zip(range(3), runs[0].source):
+                chain.update(batch)
+        return [p for run in runs for p in run.parameters()]
+
+    assert_same(parameters(True), parameters(False))
+
+
+def earned(world: Mortals, wanted: bool) -> Tensor:
+    env = TensorEnv(world, 3)
+    env.reset(0)
+    with on_policy.compiled(wanted, (env, "advance")):
+        return torch.stack([env.step(torch.zeros(3, 3, 1, dtype=torch.int64)).reward for _ in range(4)])
+
+
+def two_worlds_are_each_compiled_with_their_own_physics() -> None:
+    plain = earned(Mortals(), True)
+    assert bool(plain.any())
+    torch.testing.assert_close(earned(Doubled(), True), 2 * plain)
+    torch.testing.assert_close(earned(Mortals(), False), plain)
+
+
+def what_cannot_be_compiled_as_a_whole_is_told() -> None:
+    try:
+        earned(Branching(), True)
+    except InputError as error:
+        assert "Set compile: false" in str(error), error
+    else:
+        raise AssertionError("it was compiled")
+
+
+if __name__ == "__main__":
+    torch.compile = functools.partial(torch.compile, backend="eager")
+    two_configs_are_each_compiled_with_their_own_constants()
+    two_learners_of_a_chain_are_each_compiled_with_their_own_constants()
+    two_worlds_are_each_compiled_with_their_own_physics()
+    what_cannot_be_compiled_as_a_whole_is_told()
