@@ -129,3 +129,21 @@ def test_a_plain_actor_is_judged_and_played_without_a_mode(tmp_path: Path) -> No
     report, _ = evaluate_folder(tmp_path / "run", ["evaluation.episodes=32"])
     assert report.metrics["return_per_agent"].n == 32
     assert not any(name.startswith("mode/") for name in report.metrics)
+
+
+def test_returns_are_reported_with_the_learner_s_discount_of_each_channel(tmp_path: Path) -> None:
+    raw = {
+        "recipe": "marl.algorithms.mappo",
+        "env": {"world": "small_runs:Mortals", "num_envs": 4},
+        "policy": {"network": {"hidden": [8]}},
+        "critic": {"network": {"hidden": [8]}},
+        "learner": {"steps": 8, "discount": [1.0, 0.0]},
+        "train": {"env_steps": 32},
+        "evaluation": {"episodes": 16, "film_episodes": 0},
+    }
+    metrics = run_training(resolve(raw, {"device": "cpu"}), tmp_path / "run").metrics
+    assert metrics["discounted_return_per_agent/bet"] == metrics["return_per_agent/bet"]
+    assert metrics["discounted_return_per_agent/age"].value == 1
+    whole = metrics["return_per_agent/bet"].value + 1
+    assert metrics["discounted_return_per_agent"].value == pytest.approx(whole)
+    assert "mode/discounted_return_per_agent" in metrics

@@ -86,3 +86,9 @@ def test_normalizing_is_free_of_units_and_takes_rounding_for_nothing() -> None:
     constant = torch.full_like(x, 1234.567)
     assert bool((normalize_by_policy(constant, mask, 2) == 0).all())
     assert bool((normalize_by_policy(torch.zeros_like(x), mask, 2) == 0).all())
+
+
+@pytest.mark.parametrize("value", [7.1, -7.1, -1e5])
+def test_what_does_not_vary_is_0_whatever_its_sign(value: float) -> None:
+    mask = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) < 0.7
+    assert not normalize_by_policy(torch.full((40, 3), value), mask, 2).any()

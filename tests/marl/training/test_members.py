@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import Own
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import IndependentPolicy, PolicyConfig
-from marl.training.checkpoints import checkpoints, load_checkpoint
+from marl.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from marl.training.metrics_log import read_rows
 from marl.training.policy_rows import take_policy
 from marl.training.run import Run, stage_seed
@@ -210,3 +211,31 @@ def test_a_run_begun_before_there_were_members_goes_on(tmp_path: Path) -> None:
     assert [bool(row["total_env_steps"]) for row in after] == [False, False, True, True]
     state = load_checkpoint(checkpoints(tmp_path / "checkpoints" / "front")[-1])
     assert state["used"][0]["updates"] == 4
+
+
+def test_a_stage_that_goes_on_keeps_all_that_tensorboard_has_shown(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    train(run, 2)
+    train(run, 4)
+    reader = EventAccumulator(str(tmp_path / "events" / "front"))
+    reader.Reload()
+    assert [event.step for event in reader.Scalars("kl")] == [n * SMALL.steps * ROWS for n in (1, 2, 3, 4)]
+
+
+def test_clocks_and_each_policy_s_steps_go_on_from_where_they_stood(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    train(run, 2, members=2)
+    newest = checkpoints(tmp_path / "checkpoints" / "front")[-1]
+    state = load_checkpoint(newest)
+    state["used"] = [
+        {**counts, "wall_seconds": 1000.0, "cpu_seconds": 2000.0, "agent_steps": 1e6 * (member + 1)}
+        for member, counts in enumerate(state["used"])
+    ]
+    shutil.rmtree(newest)
+    save_checkpoint(newest, state)
+    train(run, 4, members=2)
+    used = load_checkpoint(checkpoints(newest.parent)[-1])["used"]
+    for member, counts in enumerate(used):
+        assert 1000 < counts["wall_seconds"] < 1500
+        assert 2000 < counts["cpu_seconds"] < 2500
+        assert 1e6 * (member + 1) < counts["agent_steps"] < 1e6 * (member + 1) + 1000

@@ -13,6 +13,7 @@ from envs.core import InputError
 from marl.algorithms.mappo import recipe
 from marl.commands.compare import _reports
 from marl.config.load import resolve
+from marl.learning.batch import Outcome
 from marl.training.run import Run
 from marl.training.tally import Tally
 
@@ -84,3 +85,14 @@ def test_what_is_computed_once_takes_its_folder_afterwards_and_is_kept(tmp_path:
     assert Run.create(folder, config).once("found", lambda: {"x": [1.5, None]}) == {"x": [1.5, None]}
     assert (folder / "config.yaml").exists()
     assert Run.open(folder).once("found", refused) == {"x": [1.5, None]}
+
+
+def test_means_of_returns_are_over_episodes_and_not_over_updates() -> None:
+    tally = Tally(2)
+    for value, episodes in ((1.0, [3.0, 1.0]), (5.0, [1.0, 3.0]), (0.0, [0.0, 0.0])):
+        one = torch.full((2,), value)
+        tally.add({}, Outcome(one.view(2, 1), one.view(2, 1, 1), one, torch.tensor(episodes)))
+    rows, _ = tally.read()
+    names = ("return_per_agent", "return_team", "discounted_return_per_agent", "episode_length")
+    assert [[row[name] for name in names] for row in rows] == [[2.0] * 4, [4.0] * 4]
+    assert [row["episodes"] for row in rows] == [4, 4]

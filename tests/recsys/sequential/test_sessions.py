@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,18 @@ def test_the_command_prints_what_to_read(
     assert "weights of the way to each step" in printed
     assert "reward, softmax: Read" in printed
     assert "reward, softmax - logged" in printed
+
+
+def test_intervals_of_sessions_follow_the_seed(tmp_path: Path) -> None:
+    raw = table_config(written(steps(), tmp_path))
+    one, again, other = (ran(tmp_path, raw, seed=seed).metrics["click/uniform/pdis"] for seed in (0, 0, 1))
+    assert one == again
+    assert one.value == other.value
+    assert one.low != other.low
+
+
+def test_the_truth_is_discounted_as_the_estimates_are(tmp_path: Path) -> None:
+    metrics = ran(tmp_path, discount=0.5, data__sessions=50).metrics
+    problem = replace(ORACLE, discount=0.5)
+    assert metrics["reward/softmax/truth"].value == pytest.approx(problem.value(ORACLE.target), abs=1e-12)
+    assert metrics["reward/truth"].value == pytest.approx(problem.value(ORACLE.logging), abs=1e-12)
