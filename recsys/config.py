@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from envs.core import InputError
 from marl.config.schema import Section
+
+S = TypeVar("S", bound=Section)
 
 NAMED = ("random", "uniform", "popularity", "bts", "table", "softmax", "epsilon_greedy", "logging", "best")
 KNOWN = ("logging", "best")  # to a synthetic log
@@ -151,5 +154,14 @@ class EvaluationSettings(Section):
     reward_model: RewardModelConfig = RewardModelConfig()
     intervals: IntervalsConfig = IntervalsConfig()
     selection: SelectionConfig = SelectionConfig()
-    seed: int = Field(0, description="of bootstraps")
+    seed: int = Field(0, ge=0, description="of bootstraps")
     workers: int = Field(2, ge=1, description="threads that scan the log")
+
+
+def checked(section: type[S], **settings: Any) -> S:
+    """The section with these settings. Raises InputError for what is out of range."""
+    try:
+        return section(**settings)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        raise InputError(f"These settings cannot be: {told}.") from None

@@ -15,12 +15,19 @@ from jaxtyping import Float
 
 from envs.core import InputError
 from marl.output.report import Metric, Tables
-from recsys.bandit.importance_weights import HALF, WEIGHT, LoggerInfo, weighers_of
+from recsys.bandit.importance_weights import HALF, WEIGHT, LoggerInfo, require_estimators, weighers_of
 from recsys.bandit.pas_if import pas_if_errors
 from recsys.bandit.scan import Place, Sums, scan
 from recsys.bandit.segments import finite_estimates, segments
 from recsys.bandit.verdict_facts import consistent, judge
-from recsys.config import EstimatorsConfig, EvaluationSettings, IntervalsConfig, RewardModelConfig, SelectionConfig
+from recsys.config import (
+    EstimatorsConfig,
+    EvaluationSettings,
+    IntervalsConfig,
+    RewardModelConfig,
+    SelectionConfig,
+    checked,
+)
 from recsys.evaluation import Evaluation, LogSummary, PolicyEstimates, Reader, evaluation_of
 from recsys.logs.log import ROW_CLUSTERS, Log
 from recsys.models.reward import RewardModel, fit_reward_model
@@ -100,7 +107,8 @@ def evaluate(
     logger: what is known of who logged. The reward model takes a scan of its own and `mrdr` one for each policy; all
     the rest takes one together. Raises InputError for a log or a policy that cannot be evaluated.
     """
-    settings = EvaluationSettings(
+    settings = checked(
+        EvaluationSettings,
         estimators=estimators or EstimatorsConfig(),
         reward_model=reward_model or RewardModelConfig(),
         intervals=intervals or IntervalsConfig(),
@@ -108,6 +116,7 @@ def evaluate(
         seed=seed,
         workers=workers,
     )
+    require_estimators(settings.estimators)
     evaluation = evaluate_rows(log, policies_of(policies, log), settings, logger=logger)
     data = {"segments": list(log.columns.segments)}
     return replace(evaluation, settings={"recipe": "recsys.evaluate", "data": data, **settings.model_dump(mode="json")})

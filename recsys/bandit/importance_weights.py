@@ -71,6 +71,14 @@ def standard(settings: EstimatorsConfig) -> dict[str, Callable[[Weighed], Ratio]
     }
 
 
+def require_estimators(settings: EstimatorsConfig) -> None:
+    """Raise InputError for names of estimators that there are not."""
+    known = (*standard(settings), *APART, *KERNEL)
+    for name in settings.names:
+        if name not in known:
+            raise InputError(f"estimators.names: expected {', '.join(known)}; got {name!r}.")
+
+
 def used_weights(settings: EstimatorsConfig) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """The weights that estimators use which change them, by name."""
 

@@ -211,6 +211,10 @@ def epsilon_greedy(log: Log, scores: Sequence[str], epsilon: float, name: str = 
     return ContextPolicy(name, log.actions, choose)
 
 
+NAMED = {"uniform": uniform, "popularity": popularity}
+RESERVED = ("", "logged", "truth")  # names of what stands beside policies
+
+
 def own(log: Log, path: str, name: str | None = None) -> ContextPolicy:
     """A function `module:name` of a Chunk that gives [n, A]. Raises InputError where there is none."""
     function: Any = import_dotted(path)
@@ -229,8 +233,11 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
         renamed.name = name
         return renamed
     if isinstance(what, str):
-        known = {"uniform": uniform, "popularity": popularity}
-        return known[what](log, name) if what in known else own(log, what, name)
+        if what not in NAMED and ":" not in what:
+            raise InputError(
+                f"The policy {name} is {what!r}: expected {', '.join(NAMED)}, or a function of your own, module:name."
+            )
+        return NAMED[what](log, name) if what in NAMED else own(log, what, name)
     if callable(what):
         return ContextPolicy(name, log.actions, what)
     table = np.atleast_2d(np.asarray(what, dtype=np.float64))
@@ -243,12 +250,37 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
 
 
 def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> list[Policy]:
-    """All policies to evaluate, those given by name as `policy_of` makes them. Raises InputError for none."""
+    """All policies to evaluate, those given by name as `policy_of` makes them.
+
+    Raises InputError for none, for what is no policy, and for names that numbers cannot be told by.
+    """
+    if not isinstance(log, Log):
+        raise InputError(
+            "Expected a log, such as recsys.dataframe(frame, action=…, rewards=[…], propensity=…) makes of a table; "
+            f"got a {type(log).__name__}."
+        )
     if isinstance(policies, Mapping):
+        require_names(list(policies))
         policies = [policy_of(what, log, name) for name, what in policies.items()]
-    if not policies:
-        raise InputError("There is nothing to evaluate: give at least one policy.")
+    if not isinstance(policies, Sequence) or not all(isinstance(policy, Policy) for policy in policies):
+        raise InputError(
+            f'Expected policies by name, such as {{"new": "uniform"}}, or a list of them; got {policies!r}.'
+        )
+    require_names([policy.name for policy in policies])
     return list(policies)
+
+
+def require_names(names: Sequence[Any]) -> None:
+    """Raise InputError for no name, or one that is no text, empty, taken, or given twice."""
+    if not names:
+        raise InputError("There is nothing to evaluate: give at least one policy.")
+    if len(set(names)) < len(names):
+        raise InputError(f"Policies are told by their names; got {', '.join(map(str, names))}.")
+    for name in names:
+        if not isinstance(name, str) or name in RESERVED or "/" in name:
+            raise InputError(
+                f"A policy has a name of its own, without /, that is not {' or '.join(RESERVED[1:])}; got {name!r}."
+            )
 
 
 def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np.ndarray, "n K"]:

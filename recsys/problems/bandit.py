@@ -16,16 +16,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float
-from pydantic import ValidationError
 from scipy import special
 
 from envs.core import InputError
 from marl.output.report import Metric
+from recsys.config import checked
 from recsys.logs.config import SyntheticConfig
 from recsys.logs.log import CHUNK_ROWS, Catalog, Chunk, Columns, Log
 from recsys.policies.base import ContextPolicy, Policy
@@ -198,14 +198,5 @@ def synthetic_bandit(
     """
     named = {} if signals is None else {"signals": signals}
     sizes = {"rows": rows, "actions": actions, "features": features, "users": users, "seed": seed}
-    problem = SyntheticBandit(checked(**sizes, **named, beta=beta, strength=strength, rewards=rewards))
+    problem = SyntheticBandit(checked(SyntheticConfig, **sizes, **named, beta=beta, strength=strength, rewards=rewards))
     return problem.log(seed), problem
-
-
-def checked(**settings: Any) -> SyntheticConfig:
-    """The settings of a problem. Raises InputError for what is out of range."""
-    try:
-        return SyntheticConfig(**settings)
-    except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-        raise InputError(f"There is no such synthetic bandit: {told}.") from None

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.config import EstimatorsConfig, IntervalsConfig
+from recsys.config import EstimatorsConfig, EvaluationSettings, IntervalsConfig, checked
 from recsys.evaluation import Evaluation, LogSummary, PolicyEstimates, Reader, evaluation_of
 from recsys.logs.log import Log
 from recsys.policies.base import Policy, policies_of
@@ -98,9 +98,14 @@ def evaluate_sessions(
             f"intervals.method={intervals.method} needs bounds of a whole session's return and weight, which a product "
             "of weights does not have: take bootstrap, bca, t or empirical_likelihood."
         )
+    settings = estimators or SessionEstimatorsConfig()
+    for name in settings.names:
+        if name not in (*PLAIN, *WITH_STATES):
+            raise InputError(f"estimators.names: expected {', '.join((*PLAIN, *WITH_STATES))}; got {name!r}.")
+    chosen = policies_of(policies, log)
     log = log if log.columns.state is None else log.with_context((log.columns.state,))
-    chosen, settings = policies_of(policies, log), estimators or SessionEstimatorsConfig()
-    gamma = float(discount) if isinstance(discount, int | float) else np.array(discount, dtype=np.float64)
+    gamma = _gamma(discount, len(log.signals))
+    checked(EvaluationSettings, seed=seed)
     evaluation = evaluate_read(read_sessions(log), chosen, gamma, settings, intervals, seed)
     told = {
         "recipe": "recsys.evaluate_sessions",
@@ -110,6 +115,17 @@ def evaluate_sessions(
         "seed": seed,
     }
     return replace(evaluation, settings=told)
+
+
+def _gamma(discount: float | Sequence[float], signals: int) -> Discount:
+    """γ of all signals, or of each. Raises InputError for others than in [0, 1], or another number of them."""
+    try:
+        gamma = np.array(discount, dtype=np.float64)
+    except (TypeError, ValueError):
+        gamma = np.array(np.nan)
+    if gamma.shape not in ((), (signals,)) or not ((gamma >= 0) & (gamma <= 1)).all():
+        raise InputError(f"discount is one number in [0, 1], or one for each of {signals} signals; got {discount!r}.")
+    return float(gamma) if gamma.ndim == 0 else gamma
 
 
 def evaluate_read(

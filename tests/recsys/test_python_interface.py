@@ -6,18 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import polars as pl
 import pytest
 
 import recsys
 from envs.core import InputError
-from recsys.config import BoundsConfig, IntervalsConfig
+from recsys.config import BoundsConfig, EstimatorsConfig, IntervalsConfig
 from recsys.sequential.config import SessionEstimatorsConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 COLUMNS = ["signal", "policy", "estimator", "value", "low", "high", "n", "verdict"]
 QUICK = IntervalsConfig(method="t")
+EVEN = {"even": "uniform"}
 
 
 def frame(rows: int = 1200) -> pl.DataFrame:
@@ -108,3 +110,55 @@ def test_what_is_no_log_of_sessions_is_refused() -> None:
         recsys.evaluate_sessions(sessions(), {"even": "uniform"}, intervals=bounded)
     with pytest.raises(InputError, match="give at least one policy"):
         recsys.evaluate_sessions(sessions(), {})
+
+
+@pytest.fixture
+def untyped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types are not checked, as they are not outside of tests."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("evaluate", [recsys.evaluate, recsys.evaluate_sessions])
+@pytest.mark.parametrize(
+    ("policies", "told"),
+    [
+        ({}, "at least one policy"),
+        (["uniform"], "Expected policies by name"),
+        ("uniform", "Expected policies by name"),
+        ({"new": "unifrom"}, "expected uniform, popularity, or a function"),
+        ({"": "uniform"}, "has a name of its own"),
+        ({"logged": "uniform"}, "not logged or truth; got 'logged'"),
+        ({"a/b": "uniform"}, "without /"),
+        ({3: "uniform"}, "got 3"),
+    ],
+)
+def test_what_is_no_policy_with_a_name_of_its_own_is_refused(evaluate: Any, policies: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        evaluate(sessions(), policies, intervals=QUICK)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("evaluate", [recsys.evaluate, recsys.evaluate_sessions])
+def test_what_is_no_log_is_refused(evaluate: Any) -> None:
+    with pytest.raises(InputError, match=r"recsys\.dataframe\(frame.*got a DataFrame"):
+        evaluate(frame(), {"even": "uniform"})
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: recsys.evaluate(sessions(), EVEN, estimators=EstimatorsConfig(names=("foo",))), "got 'foo'"),
+        (lambda: recsys.evaluate_sessions(sessions(), EVEN, estimators=SessionEstimatorsConfig(names=("x",))), "'x'"),
+        (lambda: recsys.evaluate(sessions(), EVEN, seed=-1), "seed: "),
+        (lambda: recsys.evaluate(sessions(), EVEN, workers=0), "workers: "),
+        (lambda: recsys.evaluate_sessions(sessions(), EVEN, seed=-1), "seed: "),
+        (lambda: recsys.evaluate_sessions(sessions(), EVEN, discount="x"), r"in \[0, 1\]"),
+        (lambda: recsys.evaluate_sessions(sessions(), EVEN, discount=[0.9, 0.8]), "each of 1 signals"),
+        (lambda: recsys.evaluate_sessions(sessions(), EVEN, discount=1.5), "got 1.5"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(call: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        call()
