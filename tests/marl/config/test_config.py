@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -96,6 +97,78 @@ def test_resolving_leaves_what_it_was_given_as_it_was() -> None:
 def test_a_resolved_config_survives_being_written_and_read() -> None:
     config = resolve(SPREAD, {"seed": 3, "policy.network.hidden": [8, 8]})
     assert resolve(yaml.safe_load(dump(config)), {}) == config
+
+
+WORST = """
+from marl.config.recipe import Recipe
+from marl.learning.scalarization import AdvantageConfig
+from marl.training.on_policy import ActorCriticConfig
+
+class Config(ActorCriticConfig):
+    advantage: AdvantageConfig = AdvantageConfig(
+        kind="worst:Worst", weights=(1, 1), weights_end=(1, 0), args={"rate": 0.2, "of": {"a": 1, "b": 2}}
+    )
+
+class Mine(Recipe):
+    config = Config
+    def run(self, config, run): pass
+
+recipe = Mine()
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "differs"),
+    [
+        ({}, {"advantage.weights": [1, 2]}, {"weights": (1, 2)}),
+        ({"weights": [1, 2]}, {}, {"weights": (1, 2)}),
+        ({"weights": [1, 2]}, {"advantage": {"weights": [3, 4]}}, {"weights": (3, 4)}),
+        ({}, {"advantage.args.of.a": 3}, {"args": {"rate": 0.2, "of": {"a": 3, "b": 2}}}),
+        ({}, {"advantage.args": {}}, {"args": {}}),
+        ({"args": {"of": {"a": 3}}}, {}, {"args": {"of": {"a": 3}}}),
+        ({}, {"advantage.weights_end": None}, {"weights_end": None}),
+        ({}, {"advantage": "team"}, {"kind": "team", "args": {}}),
+        ({}, {"advantage.args.x": 1, "advantage.kind": "a.b:C"}, {"kind": "a.b:C", "args": {"x": 1}}),
+    ],
+)
+def test_a_config_lies_over_the_section_that_its_recipe_gives(
+    given: dict[str, Any],
+    overrides: dict[str, Any],
+    differs: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "worst.py").write_text(WORST)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "worst", raising=False)
+    raw = {"recipe": "worst", "env": {"world": "envs.games:climbing"}, **({"advantage": given} if given else {})}
+    config: Any = resolve(raw, overrides)
+    expected = {
+        "kind": "worst:Worst",
+        "weights": (1, 1),
+        "weights_end": (1, 0),
+        "args": {"rate": 0.2, "of": {"a": 1, "b": 2}},
+    }
+    assert config.advantage.model_dump() == expected | differs
+    assert resolve(yaml.safe_load(dump(config)), {}, saved=True) == config, "what was saved is what was meant"
+
+
+def test_a_graph_keeps_its_recipe_s_attention_but_no_options_of_another_kind() -> None:
+    raw = read_yaml(find_config("cooperative/climbing_bn"))
+    wide: Any = resolve(raw, {"policy.graph.network.hidden": [16]})
+    assert wide.policy.graph.network.model_dump() == {
+        "kind": "attention",
+        "hidden": (16,),
+        "activation": "tanh",
+        "heads": 1,
+    }
+    plain: Any = resolve(raw, {"policy.graph.network.kind": "mlp"})
+    assert plain.policy.graph.network.model_dump() == {"kind": "mlp", "hidden": (32,), "activation": "tanh"}
+
+
+def test_sections_are_set_before_what_is_within_them() -> None:
+    config: Any = resolve(SPREAD, {"learner.clip": 0.3, "learner": {"steps": 32}})
+    assert (config.learner.clip, config.learner.steps) == (0.3, 32)
 
 
 @pytest.mark.parametrize(

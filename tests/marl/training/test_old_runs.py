@@ -103,6 +103,20 @@ def test_an_old_key_beside_the_new_one_is_refused() -> None:
     raw = {"recipe": "marl.algorithms.mappo", "env": {"world": "envs.games:climbing"}}
     with pytest.raises(InputError, match=r"leave learner\.trace out"):
         resolve({**raw, "learner": {"trace": 0.5, "gae_lambda": 0.6}}, {})
+    with pytest.raises(InputError, match=r"leave learner\.trace out"):
+        resolve(raw, {"learner.trace": 0.5, "learner.gae_lambda": 0.6})
+
+
+@pytest.mark.parametrize("old", ["mappo"], indirect=True)
+def test_a_wrong_key_is_told_of_old_runs_too(old: Path) -> None:
+    with pytest.raises(InputError, match=r"Did you mean env\.time_limit"):
+        evaluate_folder(old, ["env.time_limt=3"])
+    with pytest.raises(InputError, match=r"policy\.network"):
+        Run.open(old, {"policy.network.heads": 2})
+    config = old / "config.yaml"
+    config.write_text(config.read_text().replace("  time_limit: null", "  time_limt: 3"))
+    with pytest.raises(InputError, match=r"Did you mean env\.time_limit"):
+        Run.open(old)
 
 
 def test_the_fixtures_are_old() -> None:
