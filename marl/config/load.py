@@ -26,11 +26,6 @@ RENAMED_KEYS = {
     "weighing": "advantage",
     "idle": "zero_action",
 }
-# What recipes were called before; runs of theirs still load.
-RENAMED_RECIPES = {
-    "recsys.oracles.sequential": "recsys.problems.sequential",
-    "recsys.oracles.slate": "recsys.problems.slate",
-}
 # Saved configs of recipes that never used these have them all the same.
 RETIRED = ("compile", "train", "evaluation", "resume", "env")
 
@@ -38,8 +33,12 @@ RETIRED = ("compile", "train", "evaluation", "resume", "env")
 def load_recipe(path: str) -> Recipe:
     """The recipe of a module: what it calls `recipe`. Raises InputError where there is none."""
     try:
-        module = import_dotted(RENAMED_RECIPES.get(path, path))
-    except ConcordError:
+        module = import_dotted(path)
+    except ConcordError as error:
+        missing = error.__cause__
+        is_there = not isinstance(missing, ModuleNotFoundError) or not f"{path}.".startswith(f"{missing.name}.")
+        if isinstance(missing, ImportError) and is_there:
+            raise InputError(f"{path} was found, but cannot import what it needs: {in_words(missing)}") from error
         raise
     except Exception as error:
         raise InputError(f"The recipe {path} cannot be imported: {in_words(error)}") from error

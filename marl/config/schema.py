@@ -148,7 +148,8 @@ class EvaluationConfig(Section):
     def _best_is_known(self) -> EvaluationConfig:
         if self.load == "best" and self.every is None:
             raise ValueError(
-                "evaluation.load=best needs evaluations while training: set evaluation.every, such as 20 updates"
+                "evaluation.load=best needs evaluations while training, which keep the best policy: train with "
+                "evaluation.every, such as 20 updates. A run that was trained without them has its last policy only"
             )
         return self
 

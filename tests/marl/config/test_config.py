@@ -32,10 +32,15 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("learner.lambda=0.9", "Did you mean learner.gae_lambda?"),
         ("learner.gama=0.9", "Did you mean learner.discount?"),
         ("learner.gae_lamda=0.9", "Did you mean learner.gae_lambda?"),
-        (
-            "learner.discount=x",
-            "learner.discount: expected a valid number, unable to parse string as a number or a valid",
-        ),
+        ("learner.discount=x", "learner.discount: expected a valid number or a list; got 'x'"),
+        ("learner.discount=[0.9,-1,x]", "learner.discount: entry 3 of the list: expected a valid number; got 'x'"),
+        ("advantage.weights=1", "advantage.weights: expected a list such as [1]; got 1"),
+        ("learner.clip=null", "learner.clip: expected a valid number; got null"),
+        ("policy.network.hidden=64", "policy.network.hidden: expected a list such as [64, 64]; got 64"),
+        ("policy.network.hidden=[]", "policy.network.hidden: expected a list of at least 1 entry; got []"),
+        ("policy.network.hidden=[4,0]", "policy.network.hidden: entry 2 of the list: expected greater than 0; got 0"),
+        ("learner=3", "learner: expected a section such as {name: value}; got 3"),
+        ("evaluation.load=best", "A run that was trained without them has its last policy only"),
         ("seed=true", "seed: expected a number; got true"),
         ("train.cpu_seconds=yes", "train.cpu_seconds: expected a number; got true"),
         ("n_envs=4", "Did you mean env.num_envs?"),
@@ -175,6 +180,8 @@ def test_sections_are_set_before_what_is_within_them() -> None:
     ("code", "message"),
     [
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("\n\nimport nothing_there", r"no_recipe was found.*No module named 'nothing_there' \(no_recipe.py, line 3"),
+        ("from marl import nothing", r"no_recipe was found.*cannot import name 'nothing'"),
         ("def (", "cannot be imported: SyntaxError"),
         ("def recipe(config, run): pass", "recipe = MyRecipe()"),
         (
@@ -196,6 +203,11 @@ def test_a_module_that_is_no_recipe_is_told(
     monkeypatch.delitem(sys.modules, "no_recipe", raising=False)
     with pytest.raises(InputError, match=message):
         resolve({"recipe": "no_recipe"}, {})
+
+
+def test_a_file_s_sections_are_nested() -> None:
+    with pytest.raises(InputError, match=r"sections are nested, such as learner: {clip: …}"):
+        resolve({**SPREAD, "learner.clip": 0.1}, {})
 
 
 def test_dates_stay_text() -> None:
@@ -233,8 +245,14 @@ def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:
 
 
 def test_a_misspelled_config_name_gets_the_nearest() -> None:
-    with pytest.raises(InputError, match="Did you mean cooperative/spread"):
-        find_config("cooperative/spred")
+    for name in ("cooperative/spred", "spred"):
+        with pytest.raises(InputError, match="Did you mean cooperative/spread"):
+            find_config(name)
+
+
+def test_a_name_that_is_near_no_config_gets_none() -> None:
+    with pytest.raises(InputError, match="`concord list` shows the names"):
+        find_config("nofile.yaml")
 
 
 def test_files_that_are_no_config_are_refused(tmp_path: Path) -> None:
