@@ -26,7 +26,6 @@ HAVE_AN_EFFECT = (
     "evaluation.num_envs",
     "evaluation.patience",
     "evaluation.load",
-    "evaluation.team",
     "seed",
     "device",
     "threads",
@@ -69,7 +68,7 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
 
 def _require_effect(evaluation: EvaluationConfig, point: dict[str, Any]) -> None:
     effective = (*HAVE_AN_EFFECT, *_own_settings(evaluation))
-    unused = [key for key in point if not key.startswith(effective)]
+    unused = [key for key in point if not f"{key}.".startswith(tuple(f"{name}." for name in effective))]
     if unused:
         twin = " The twin was evaluated after training; evaluate there with env='{pettingzoo: …}'."
         raise InputError(

@@ -55,8 +55,10 @@ def with_configs(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """The files' contents by their names, and every point for each of them, under the key `config` where several.
 
-    Raises InputError for two files of one name.
+    Raises InputError for two files of one name, and for a setting of that key.
     """
+    if any(CONFIG in point for point in points):
+        raise InputError(f"{CONFIG}=… is no setting; several configs are compared as `concord run ONE,OTHER`.")
     raws = {path.stem: read_yaml(path) for path in paths}
     if len(raws) < len(paths):
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -98,9 +97,10 @@ def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
     others = {key: value for key, value in points[0].items() if key not in budget}
     if (folder / SWEEP).exists():
         if budget:
-            _extend_sweep(folder, budget)
+            _extend_sweep(folder, budget, others)
         return _finish_sweep(folder, [word for word in assignments if not word.startswith("train.")])
     if budget:
+        Run.open(folder, points[0])  # what is wrong with any of them changes nothing
         _write_budget(_with_budget(folder, budget))
     run = Run.open(folder, others)
     return follow(run.config, run)
@@ -123,12 +123,12 @@ def _with_budget(folder: Path, budget: dict[str, Any]) -> Run:
         )
     for stage in stages:
         used, train = run.used(stage), run.config.train
-        seconds = math.inf if train.cpu_seconds is None else train.cpu_seconds
-        if used["env_steps"] >= train.env_steps or used["cpu_seconds"] >= seconds:
+        limits = {"env_steps": train.env_steps, "cpu_seconds": train.cpu_seconds}
+        reached = [name for name, limit in limits.items() if limit is not None and used[name] >= limit]
+        if reached:
             raise InputError(
                 f"{folder} has trained {used['env_steps']} env_steps in {used['cpu_seconds']:.1f} cpu_seconds already, "
-                f"so train.env_steps={train.env_steps} and train.cpu_seconds={train.cpu_seconds} leave nothing to "
-                "train; set more."
+                f"so train.{reached[0]}={limits[reached[0]]} leaves nothing to train; set more."
             )
     return run
 
@@ -140,10 +140,11 @@ def _write_budget(run: Run) -> None:
         write_atomically(run.folder / "config.yaml", dump(run.config))
 
 
-def _extend_sweep(folder: Path, budget: dict[str, Any]) -> None:
+def _extend_sweep(folder: Path, budget: dict[str, Any], others: dict[str, Any]) -> None:
     """Give every run of a sweep another budget, in its plan. From now on each trains alone.
 
-    Raises InputError where the budget is what the sweep varies, and for seeds that are being trained as one.
+    Raises InputError where the budget is what the sweep varies, for seeds that are being trained as one, and where
+    other settings, which are not kept, are wrong.
     """
     plan = _read_plan(folder / SWEEP)
     varied = [key for key in budget if key in _varying(plan["points"])]
@@ -156,7 +157,7 @@ def _extend_sweep(folder: Path, budget: dict[str, Any]) -> None:
     points = [{**point, **budget} for point in plan["points"]]
     for name in _configs(plan["raws"], points):
         if (folder / name / "config.yaml").exists():
-            _with_budget(folder / name, budget)
+            _with_budget(folder / name, {**budget, **others})
     with sole_trainer(folder):
         (folder / REPORT).unlink(missing_ok=True)
         write_atomically(folder / SWEEP, json.dumps({**plan, "points": points, "alone": True}, indent=2))
@@ -171,10 +172,17 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
             Run.create(folder / name, config).take()
         elif plan["alone"] and isinstance(config, TrainingConfig):
             _follow_plan(folder / name, config)
+        if assignments:  # what is wrong with them is told before anything is trained
+            Run.open(folder / name, *split_assignments(assignments))
     for group in [] if plan["alone"] else _seed_groups(configs):
         if can_stack([configs[name] for name in group]):
             train_stacked(folder, {name: configs[name] for name in group})
     waiting = [folder / name for name in configs if not (folder / name / REPORT).exists()]
+    if assignments and not waiting:
+        raise InputError(
+            f"Every run of {folder} has finished, so {assignments[0]} changes nothing. `concord evaluate "
+            f"{folder / next(iter(configs))} …` plays one of them under other settings."
+        )
     _run_processes(waiting, plan["processes"] or usable_cores(), assignments)
     reports = {name: Report.load(folder / name / "report.json") for name in configs}
     variants: dict[tuple[str, ...], list[Report]] = {}

@@ -49,6 +49,8 @@ def find_config(name: str) -> Path:
     plain = name.removesuffix(".yaml").removeprefix("configs/")
     if plain in known:
         return known[plain]
-    near = difflib.get_close_matches(plain, known, 3, 0.4)
+    # A name may lack its folder.
+    names = {name.rpartition("/")[2]: name for name in known} | {name: name for name in known}
+    near = dict.fromkeys(names[name] for name in difflib.get_close_matches(plain, names, 3, 0.7))
     hint = f"Did you mean {' or '.join(near)}?" if near else "`concord list` shows the names."
     raise InputError(f"There is no config {name!r}: neither a file nor a config that comes with Concord. {hint}")

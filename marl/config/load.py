@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from envs.core import ConcordError, InputError, import_dotted
 from marl.config.recipe import Recipe
-from marl.config.schema import RunConfig, Section, walk
+from marl.config.schema import EnvConfig, Partly, RunConfig, Section, walk
 from marl.output.console import console, in_words
 
 END = "..."  # YAML's end of a document
@@ -26,11 +26,6 @@ RENAMED_KEYS = {
     "weighing": "advantage",
     "idle": "zero_action",
 }
-# What recipes were called before; runs of theirs still load.
-RENAMED_RECIPES = {
-    "recsys.oracles.sequential": "recsys.problems.sequential",
-    "recsys.oracles.slate": "recsys.problems.slate",
-}
 # Saved configs of recipes that never used these have them all the same.
 RETIRED = ("compile", "train", "evaluation", "resume", "env")
 
@@ -38,8 +33,12 @@ RETIRED = ("compile", "train", "evaluation", "resume", "env")
 def load_recipe(path: str) -> Recipe:
     """The recipe of a module: what it calls `recipe`. Raises InputError where there is none."""
     try:
-        module = import_dotted(RENAMED_RECIPES.get(path, path))
-    except ConcordError:
+        module = import_dotted(path)
+    except ConcordError as error:
+        missing = error.__cause__
+        is_there = not isinstance(missing, ModuleNotFoundError) or not f"{path}.".startswith(f"{missing.name}.")
+        if isinstance(missing, ImportError) and is_there:
+            raise InputError(f"{path} was found, but cannot import what it needs: {in_words(missing)}") from error
         raise
     except Exception as error:
         raise InputError(f"The recipe {path} cannot be imported: {in_words(error)}") from error
@@ -148,21 +147,20 @@ def resolve(raw: dict[str, Any], overrides: dict[str, Any], saved: bool = False)
     fields = list(walk(model))
     known = {name for name, _, _ in fields}
     raw, renamed = _renamed(raw, known)
-    renamed |= {key: _new_name(key, known) for key in overrides if _new_name(key, known) != key}
-    overrides = {_new_name(key, known): value for key, value in overrides.items()}
-    raw["recipe"] = RENAMED_RECIPES.get(path, path)
-    for key, value in overrides.items():
-        if key in AGENTS:
-            _forget_agents(raw, AGENTS - overrides.keys())
-        _assign(raw, key, _deep_copy(value))
-    if saved:
+    overrides, also = _renamed(overrides, known)
+    if saved:  # before the overrides, whose mistakes are told
         _drop_retired(raw, known)
         for name, _, section in fields:
             if section is not None:
                 _update_section(raw, name.split("."), section)
     else:
-        for old, new in renamed.items():
+        for old, new in {**renamed, **also}.items():
             console.print(f"note: {old} is called {new} now", markup=False)
+    # Sections first: none takes back what was set within it.
+    for key in sorted(overrides, key=lambda key: key.count(".")):
+        if key in AGENTS:
+            _forget_agents(raw, AGENTS - overrides.keys())
+        _assign(raw, key, overrides[key])
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -183,7 +181,7 @@ def _renamed(raw: dict[str, Any], known: set[str], prefix: str = "") -> tuple[di
     for key, value in raw.items():
         old = f"{prefix}{key}"
         new = _new_name(old, known)
-        name = new.rpartition(".")[2]
+        name = new.removeprefix(prefix)
         if new != old:
             renamed[old] = new
             if name in raw:
@@ -209,7 +207,8 @@ def _drop_retired(raw: dict[str, Any], known: set[str]) -> None:
         if section not in known:
             raw.pop(section, None)
         elif isinstance(value, dict) and f"{section}.args" in known:
-            raw[section] = {key: held for key, held in value.items() if f"{section}.{key}" in known}
+            retired = {key for key in EnvConfig.model_fields if f"{section}.{key}" not in known}
+            raw[section] = {key: held for key, held in value.items() if key not in retired}
 
 
 def _update_section(raw: dict[str, Any], path: Sequence[str], section: type[Section]) -> None:
@@ -224,18 +223,14 @@ def _update_section(raw: dict[str, Any], path: Sequence[str], section: type[Sect
         raw[last] = section.of_earlier(raw[last])
 
 
-def _deep_copy(raw: Any) -> Any:
-    return {key: _deep_copy(value) for key, value in raw.items()} if isinstance(raw, dict) else raw
-
-
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for name in path:
         if raw.get(name) is None:
-            raw[name] = {}
+            raw[name] = Partly()
         raw = raw[name]
         if not isinstance(raw, dict):
-            raise InputError(f"{key} cannot be set: {name} is {raw!r}, not a section.")
+            raise InputError(f"{key} cannot be set: {name} is {raw!r}, not a section; {name} can be set as a whole.")
     raw[last] = value
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from marl.config.load import yaml_text
 from marl.config.schema import walk
 
 # What other libraries call our fields, or a reader might.
@@ -71,18 +72,41 @@ def explain(model: type[BaseModel], path: str, problems: Sequence[Any]) -> str:
     """One sentence on the problems that pydantic found with one field, and how to mend them."""
     problem = problems[0]
     if problem["type"] == "extra_forbidden":
+        if "." in str(problem["loc"][-1]):
+            section, _, last = path.rpartition(".")
+            return f"Unknown key {path}: in a file sections are nested, such as {section}: {{{last}: …}}."
         known = [name for name, _, _ in walk(model)]
         near = _nearest(path, known)
         hint = f"Did you mean {near}?" if near else f"Known keys: {', '.join(_siblings(path, known))}."
         return f"Unknown key {path}. {hint}"
     if problem["type"] == "missing":
         return f"{path} is missing: {problem['msg'].lower()}."
-    messages = [re.sub(r"^(Value error, |Input should be )", "", each["msg"]) for each in problems]
-    message = messages[0] if problems[-1]["type"] == "too_short" else " or ".join(dict.fromkeys(messages))
-    place = f"{path}: " if path else ""
+    default = next((field.default for name, field, _ in walk(model) if name == path), None)
+    # Of a value that may be a number or a list, and is a list, the entries say more than that it is no number.
+    entries = [each for each in problems if isinstance(each["loc"][-1], int)]
+    lengths = [each for each in problems if each["type"] == "too_short"]
+    told = entries[:1] or lengths or problems
+    message = " or ".join(dict.fromkeys(_expected(each, default) for each in told))
+    place = f"{path}: " if path and not message.startswith(path) else ""
     if problem["type"] == "value_error":
         return f"{place}{message}."
-    return f"{place}expected {message}; got {problem['input']!r}."
+    if entries:
+        place += f"entry {entries[0]['loc'][-1] + 1} of the list: "
+    got = told[0]["input"]
+    return f"{place}expected {message}; got {'null' if got is None else repr(got)}."
+
+
+def _expected(problem: Any, default: Any) -> str:
+    """The values that a field takes, in the words of a config."""
+    kind = problem["type"]
+    if kind in ("tuple_type", "list_type"):
+        return f"a list such as {yaml_text(default or [problem['input']])}" if isinstance(default, tuple) else "a list"
+    if kind in ("dict_type", "model_type"):
+        return "a section such as {name: value}"
+    if kind == "too_short":
+        least = problem["ctx"]["min_length"]
+        return f"a list of at least {least} {'entry' if least == 1 else 'entries'}"
+    return re.sub(r"^(Value error, |Input should be )|, unable to parse.*", "", problem["msg"])
 
 
 def _nearest(path: str, known: list[str]) -> str | None:

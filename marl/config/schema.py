@@ -8,10 +8,25 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
+class Partly(dict[str, Any]):
+    """A mapping that was set key by key: over a default, the default's other keys stay."""
+
+
 class Section(BaseModel):
-    """A part of a config: unknown keys are errors, values never change after loading."""
+    """A part of a config: unknown keys are errors, values never change after loading.
+
+    Where a recipe gives a section a default, what a config says of it lies over that default, at every depth.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _over_the_default(cls, value: Any, info: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        field = cls.model_fields[info.field_name]
+        return over(field.get_default(call_default_factory=True, validated_data=info.data), value)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -133,7 +148,8 @@ class EvaluationConfig(Section):
     def _best_is_known(self) -> EvaluationConfig:
         if self.load == "best" and self.every is None:
             raise ValueError(
-                "evaluation.load=best needs evaluations while training: set evaluation.every, such as 20 updates"
+                "evaluation.load=best needs evaluations while training, which keep the best policy: train with "
+                "evaluation.every, such as 20 updates. A run that was trained without them has its last policy only"
             )
         return self
 
@@ -189,6 +205,21 @@ class TrainingConfig(LearningConfig):
         """
         rows = min(self.evaluation.num_envs, self.evaluation.episodes)
         return rows if self.env.pettingzoo is None else min(rows, self.env.num_envs)
+
+
+def over(default: Any, given: Any) -> Any:
+    """A value of a config over its default: a section takes what is left out from it, a mapping only if `Partly`."""
+    if isinstance(default, Section) and isinstance(given, dict):
+        kept = {name: value for name, value in default if name in default.model_fields_set}
+        kind = getattr(default, "kind", None)
+        if given.get("kind", kind) != kind:  # args and options are read by one kind alone
+            common = type(default).model_fields.keys() - {"args"}
+            kept = {name: value for name, value in kept.items() if name in common}
+    elif isinstance(given, Partly):
+        kept = default if isinstance(default, dict) else {}
+    else:
+        return given
+    return {**kept, **{name: over(kept.get(name), value) for name, value in given.items()}}
 
 
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

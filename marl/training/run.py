@@ -20,7 +20,7 @@ from marl.output.console import TrainingDisplay, console
 from marl.output.files import write_atomically
 from marl.output.versions import versions
 from marl.training.checkpoints import checkpoints, load_checkpoint, load_newest
-from marl.training.folders import refuse_used_folder, sole_trainer
+from marl.training.folders import LACKS_CONFIG, refuse_used_folder, sole_trainer
 from marl.training.metrics_log import MetricsLog
 from marl.training.population import Population
 from marl.training.stage import Budget, Probe, Source, Stage, check_finite, summary
@@ -78,6 +78,10 @@ class Run:
         if not path.is_file():
             points = sorted(folder.glob("*/config.yaml"))
             hint = f" It holds runs: name one of them, such as {points[0].parent}." if points else ""
+            if (folder / "report.json").exists():
+                raise InputError(f"{folder} holds a report{LACKS_CONFIG}")
+            if (folder.parent / "sweep.json").exists():
+                hint = f" `concord resume {folder.parent}` writes it, from the plan of the sweep."
             raise InputError(f"{folder} holds no run: it has no config.yaml.{hint}")
         if not path.read_text(errors="replace").rstrip().endswith(END):
             raise InputError(

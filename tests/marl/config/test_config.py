@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,10 +32,15 @@ SPREAD = read_yaml(find_config("cooperative/spread"))
         ("learner.lambda=0.9", "Did you mean learner.gae_lambda?"),
         ("learner.gama=0.9", "Did you mean learner.discount?"),
         ("learner.gae_lamda=0.9", "Did you mean learner.gae_lambda?"),
-        (
-            "learner.discount=x",
-            "learner.discount: expected a valid number, unable to parse string as a number or a valid",
-        ),
+        ("learner.discount=x", "learner.discount: expected a valid number or a list; got 'x'"),
+        ("learner.discount=[0.9,-1,x]", "learner.discount: entry 3 of the list: expected a valid number; got 'x'"),
+        ("advantage.weights=1", "advantage.weights: expected a list such as [1]; got 1"),
+        ("learner.clip=null", "learner.clip: expected a valid number; got null"),
+        ("policy.network.hidden=64", "policy.network.hidden: expected a list such as [64, 64]; got 64"),
+        ("policy.network.hidden=[]", "policy.network.hidden: expected a list of at least 1 entry; got []"),
+        ("policy.network.hidden=[4,0]", "policy.network.hidden: entry 2 of the list: expected greater than 0; got 0"),
+        ("learner=3", "learner: expected a section such as {name: value}; got 3"),
+        ("evaluation.load=best", "A run that was trained without them has its last policy only"),
         ("seed=true", "seed: expected a number; got true"),
         ("train.cpu_seconds=yes", "train.cpu_seconds: expected a number; got true"),
         ("n_envs=4", "Did you mean env.num_envs?"),
@@ -98,10 +104,84 @@ def test_a_resolved_config_survives_being_written_and_read() -> None:
     assert resolve(yaml.safe_load(dump(config)), {}) == config
 
 
+WORST = """
+from marl.config.recipe import Recipe
+from marl.learning.scalarization import AdvantageConfig
+from marl.training.on_policy import ActorCriticConfig
+
+class Config(ActorCriticConfig):
+    advantage: AdvantageConfig = AdvantageConfig(
+        kind="worst:Worst", weights=(1, 1), weights_end=(1, 0), args={"rate": 0.2, "of": {"a": 1, "b": 2}}
+    )
+
+class Mine(Recipe):
+    config = Config
+    def run(self, config, run): pass
+
+recipe = Mine()
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "differs"),
+    [
+        ({}, {"advantage.weights": [1, 2]}, {"weights": (1, 2)}),
+        ({"weights": [1, 2]}, {}, {"weights": (1, 2)}),
+        ({"weights": [1, 2]}, {"advantage": {"weights": [3, 4]}}, {"weights": (3, 4)}),
+        ({}, {"advantage.args.of.a": 3}, {"args": {"rate": 0.2, "of": {"a": 3, "b": 2}}}),
+        ({}, {"advantage.args": {}}, {"args": {}}),
+        ({"args": {"of": {"a": 3}}}, {}, {"args": {"of": {"a": 3}}}),
+        ({}, {"advantage.weights_end": None}, {"weights_end": None}),
+        ({}, {"advantage": "team"}, {"kind": "team", "args": {}}),
+        ({}, {"advantage.args.x": 1, "advantage.kind": "a.b:C"}, {"kind": "a.b:C", "args": {"x": 1}}),
+    ],
+)
+def test_a_config_lies_over_the_section_that_its_recipe_gives(
+    given: dict[str, Any],
+    overrides: dict[str, Any],
+    differs: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "worst.py").write_text(WORST)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "worst", raising=False)
+    raw = {"recipe": "worst", "env": {"world": "envs.games:climbing"}, **({"advantage": given} if given else {})}
+    config: Any = resolve(raw, overrides)
+    expected = {
+        "kind": "worst:Worst",
+        "weights": (1, 1),
+        "weights_end": (1, 0),
+        "args": {"rate": 0.2, "of": {"a": 1, "b": 2}},
+    }
+    assert config.advantage.model_dump() == expected | differs
+    assert resolve(yaml.safe_load(dump(config)), {}, saved=True) == config, "what was saved is what was meant"
+
+
+def test_a_graph_keeps_its_recipe_s_attention_but_no_options_of_another_kind() -> None:
+    raw = read_yaml(find_config("cooperative/climbing_bn"))
+    wide: Any = resolve(raw, {"policy.graph.network.hidden": [16]})
+    assert wide.policy.graph.network.model_dump() == {
+        "kind": "attention",
+        "hidden": (16,),
+        "activation": "tanh",
+        "heads": 1,
+    }
+    plain: Any = resolve(raw, {"policy.graph.network.kind": "mlp"})
+    assert plain.policy.graph.network.model_dump() == {"kind": "mlp", "hidden": (32,), "activation": "tanh"}
+
+
+def test_sections_are_set_before_what_is_within_them() -> None:
+    config: Any = resolve(SPREAD, {"learner.clip": 0.3, "learner": {"steps": 32}})
+    assert (config.learner.clip, config.learner.steps) == (0.3, 32)
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("\n\nimport nothing_there", r"no_recipe was found.*No module named 'nothing_there' \(no_recipe.py, line 3"),
+        ("from marl import nothing", r"no_recipe was found.*cannot import name 'nothing'"),
         ("def (", "cannot be imported: SyntaxError"),
         ("def recipe(config, run): pass", "recipe = MyRecipe()"),
         (
@@ -123,6 +203,11 @@ def test_a_module_that_is_no_recipe_is_told(
     monkeypatch.delitem(sys.modules, "no_recipe", raising=False)
     with pytest.raises(InputError, match=message):
         resolve({"recipe": "no_recipe"}, {})
+
+
+def test_a_file_s_sections_are_nested() -> None:
+    with pytest.raises(InputError, match=r"sections are nested, such as learner: {clip: …}"):
+        resolve({**SPREAD, "learner.clip": 0.1}, {})
 
 
 def test_dates_stay_text() -> None:
@@ -160,8 +245,14 @@ def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:
 
 
 def test_a_misspelled_config_name_gets_the_nearest() -> None:
-    with pytest.raises(InputError, match="Did you mean cooperative/spread"):
-        find_config("cooperative/spred")
+    for name in ("cooperative/spred", "spred"):
+        with pytest.raises(InputError, match="Did you mean cooperative/spread"):
+            find_config(name)
+
+
+def test_a_name_that_is_near_no_config_gets_none() -> None:
+    with pytest.raises(InputError, match="`concord list` shows the names"):
+        find_config("nofile.yaml")
 
 
 def test_files_that_are_no_config_are_refused(tmp_path: Path) -> None:

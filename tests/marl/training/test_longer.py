@@ -96,11 +96,12 @@ def test_a_budget_of_processor_time_may_be_set_and_lifted(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.env_steps=64"], r"has trained 64 env_steps .* leave nothing to train; set more"),
+        (["train.env_steps=64"], r"has trained 64 env_steps .* leaves nothing to train; set more"),
         (["train.env_steps=x"], r"train\.env_steps: expected"),
         (["learner.clip=0.3"], r"keeps its config.*not learner\.clip"),
         (["train.save_seconds=3"], r"keeps its config.*not train\.save_seconds"),
         (["evaluation.every=3"], r"keeps its config.*not evaluation\.every"),
+        (["train.env_steps=128", "evaluation.episdes=3"], r"Did you mean evaluation\.episodes"),
     ],
 )
 def test_what_a_resumed_run_cannot_be_given_is_told_and_changes_nothing(
@@ -142,7 +143,7 @@ def test_a_sweep_trains_on_its_stacked_seeds_included(at_once: Path, tmp_path: P
     assert read_yaml(one / "config.yaml")["train"]["env_steps"] == 160
     assert_same(one, at_once, 1e-4)
     assert all(point["train.env_steps"] == 160 for point in json.loads((out / "sweep.json").read_text())["points"])
-    with pytest.raises(InputError, match="leave nothing to train"):
+    with pytest.raises(InputError, match="leaves nothing to train"):
         resume_folder(out, ["train.env_steps=160"])
     newest = checkpoints(one / "checkpoints" / "train")[-1]
     before = load_checkpoint(newest)["used"]
@@ -156,5 +157,25 @@ def test_a_sweep_over_budgets_keeps_them(tmp_path: Path) -> None:
     run_sweep({"small": RAW}, [{"train.env_steps": steps} for steps in (32, 64)], out, 1)
     with pytest.raises(InputError, match=r"compares values of train\.env_steps"):
         resume_folder(out, ["train.env_steps=160"])
-    with pytest.raises(InputError, match="leave nothing to train"):
+    with pytest.raises(InputError, match="leaves nothing to train"):
         resume_folder(out, ["train.cpu_seconds=100"])
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_settings_that_change_nothing_in_a_sweep_are_told(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    run_sweep({"small": RAW}, [{"learner.clip": clip} for clip in (0.1, 0.2)], out, 1)
+    plan = (out / "sweep.json").read_text()
+    for words, message in (
+        (["evaluation.episodes=9"], r"Every run of .* has finished, so evaluation\.episodes=9 changes nothing"),
+        (["evaluation.episdes=9"], r"Did you mean evaluation\.episodes"),
+        (["train.env_steps=160", "evaluation.episdes=9"], r"Did you mean evaluation\.episodes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            resume_folder(out, words)
+        assert (out / "sweep.json").read_text() == plan
+    (out / "learner.clip=0.1" / "report.json").unlink()
+    (out / "learner.clip=0.1" / "config.yaml").unlink()
+    with pytest.raises(InputError, match=f"`concord resume {out}` writes it"):
+        Run.open(out / "learner.clip=0.1")
+    assert len(resume_folder(out).tables["points"]) == 2

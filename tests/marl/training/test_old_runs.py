@@ -103,6 +103,27 @@ def test_an_old_key_beside_the_new_one_is_refused() -> None:
     raw = {"recipe": "marl.algorithms.mappo", "env": {"world": "envs.games:climbing"}}
     with pytest.raises(InputError, match=r"leave learner\.trace out"):
         resolve({**raw, "learner": {"trace": 0.5, "gae_lambda": 0.6}}, {})
+    with pytest.raises(InputError, match=r"leave learner\.trace out"):
+        resolve(raw, {"learner.trace": 0.5, "learner.gae_lambda": 0.6})
+
+
+@pytest.mark.parametrize(("old", "has_team"), [("mappo", False), ("bnpg", True)], indirect=["old"])
+def test_only_settings_that_a_recipe_has_are_offered_to_an_evaluation(old: Path, has_team: bool) -> None:
+    with pytest.raises(InputError, match=r"learner\.clip changes nothing in an evaluation") as caught:
+        evaluate_folder(old, ["learner.clip=1"])
+    assert ("evaluation.team" in str(caught.value)) == has_team
+
+
+@pytest.mark.parametrize("old", ["mappo"], indirect=True)
+def test_a_wrong_key_is_told_of_old_runs_too(old: Path) -> None:
+    with pytest.raises(InputError, match=r"Did you mean env\.time_limit"):
+        evaluate_folder(old, ["env.time_limt=3"])
+    with pytest.raises(InputError, match=r"policy\.network"):
+        Run.open(old, {"policy.network.heads": 2})
+    config = old / "config.yaml"
+    config.write_text(config.read_text().replace("  time_limit: null", "  time_limt: 3"))
+    with pytest.raises(InputError, match=r"Did you mean env\.time_limit"):
+        Run.open(old)
 
 
 def test_the_fixtures_are_old() -> None:

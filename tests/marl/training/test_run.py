@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from marl.algorithms.mappo import recipe
 from marl.commands.compare import _reports
 from marl.config.load import resolve
 from marl.learning.batch import Outcome
+from marl.output.report import Report
 from marl.training.run import Run
 from marl.training.tally import Tally
 
@@ -70,6 +72,34 @@ def test_of_two_who_want_a_folder_one_gets_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already holds a run"):
         second.begin()
     assert "seed: 1" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_a_lost_config_is_restored_as_the_message_says(tmp_path: Path) -> None:
+    config = resolve({"recipe": "marl.algorithms.mappo", "env": {"world": "envs.games:climbing"}}, {"seed": 3})
+    folder = tmp_path / "run"
+    Run.create(folder, config).take()
+    Report(config.recipe, config.seed, config.model_dump(mode="json"), {}).save(folder / "report.json")
+    (folder / "config.yaml").unlink()
+    message = r"holds a report, but no config\.yaml\. Write into config\.yaml what report\.json has under config"
+    for attempt in (lambda: Run.open(folder), lambda: Run.create(folder, config)):
+        with pytest.raises(InputError, match=message.replace("holds", "(already )?holds")):
+            attempt()
+    held = json.loads((folder / "report.json").read_text())["config"]
+    (folder / "config.yaml").write_text(json.dumps(held, indent=2) + "\n...\n")
+    assert Run.open(folder).config == config
+
+
+def test_a_folder_of_other_runs_is_not_filled(tmp_path: Path) -> None:
+    config = resolve({"recipe": "marl.algorithms.mappo", "env": {"world": "envs.games:climbing"}}, {})
+    Run.create(tmp_path / "runs" / "one", config).take()
+    with pytest.raises(InputError, match=r"runs holds other runs, such as .*one.* --out .*runs/NAME"):
+        Run.create(tmp_path / "runs", config)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    config = resolve({"recipe": "marl.algorithms.mappo", "env": {"world": "envs.games:climbing"}}, {})
+    with pytest.raises(InputError, match=r"Nothing can be written to /proc/x .*Choose another --out"):
+        Run.create(Path("/proc/x"), config).take()
 
 
 def test_what_is_computed_once_takes_its_folder_afterwards_and_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Earlier names of `recsys.problems`, by which saved runs call their recipes."""

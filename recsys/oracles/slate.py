@@ -1,0 +1,3 @@
+"""Earlier name of `recsys.problems.slate`."""
+
+from recsys.problems.slate import recipe as recipe
