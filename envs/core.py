@@ -333,11 +333,6 @@ def tree_map(function: Callable[..., Any], tree: T, *others: Any) -> T:
     return kind(*[tree_map(function, getattr(tree, n), *(getattr(o, n) for o in others)) for n in names])
 
 
-def tree_stack(trees: Sequence[T], dim: int = 0) -> T:
-    """Join equally shaped trees along a new axis."""
-    return tree_map(lambda *leaves: torch.stack(leaves, dim), *trees)
-
-
 def tree_where(mask: Bool[Tensor, " E"], yes: T, no: T) -> T:
     """Rows of `yes` where the mask holds, else rows of `no`."""
     return tree_map(lambda a, b: torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b), yes, no)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from envs.arguments import require_actor
 from envs.core import Actor, Decision, EnvSpec, InputError, KeepsRows, Observation, Streams, Tree
 
 Slots = str | int | Sequence[str | int]
@@ -22,13 +24,16 @@ class Team:
 
     A team's latent is the tuple of its members', None where none has any; its counts are their sums; its log_prob is
     [E,N] where every member gives one an agent, else None: what a joint decider does cannot be taken apart.
-    Raises InputError for an unknown agent, and unless every slot is filled once.
+    Raises InputError for an unknown agent, a member that is no Actor, and unless every slot is filled once.
     """
 
     def __init__(self, spec: EnvSpec, actors: Mapping[Slots, Actor]):
+        if not isinstance(actors, Mapping):
+            raise InputError(f"A team is made of actors by agent, {{{spec.agents[0]!r}: one, …}}; got {actors!r}.")
         members: dict[int, tuple[Actor, list[int]]] = {}
         for key, actor in actors.items():
-            keys = [key] if isinstance(key, str | int) else key
+            require_actor(actor, f"A team's member {key!r}")
+            keys = key if isinstance(key, Sequence) and not isinstance(key, str) else [key]
             members.setdefault(id(actor), (actor, []))[1].extend(_slot(spec, each) for each in keys)
         filled = sorted(slot for _, slots in members.values() for slot in slots)
         if filled != list(range(len(spec.agents))):
@@ -73,10 +78,10 @@ class Team:
         return joint
 
 
-def _slot(spec: EnvSpec, key: str | int) -> int:
+def _slot(spec: EnvSpec, key: Any) -> int:
     if key in spec.agents:
-        return spec.agents.index(str(key))
-    if isinstance(key, int) and 0 <= key < len(spec.agents):
+        return spec.agents.index(key)
+    if type(key) is int and 0 <= key < len(spec.agents):
         return key
     raise InputError(f"There is no agent {key!r}; the agents are {', '.join(spec.agents)}, or 0, 1, … by slot.")
 

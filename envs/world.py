@@ -25,6 +25,7 @@ from envs.core import (
     tree_map,
     tree_where,
 )
+from envs.forms import observation_form, require_form, transition_form
 
 State = TypeVar("State")
 # reward [E,N,K], terminated, truncated [E,N], ended [E]
@@ -96,7 +97,7 @@ class TensorEnv:
 
     On the CPU only the rows that ended are restarted (indexing); on a GPU all rows are computed and selected, so that
     the host never waits. Both give the same numbers wherever a world draws the same noise. Raises InputError for a time
-    limit or a number of rows below 1.
+    limit or a number of rows below 1, and where a world's first observation or transition has not the form of its spec.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class TensorEnv:
         self._select_rows = self.device.type != "cpu" if select_rows is None else select_rows
         self._never = torch.zeros(num_envs, len(self.spec.agents), dtype=torch.bool, device=self.device)
         self._start = torch.zeros(num_envs, dtype=torch.int64, device=self.device), ~self._never
+        self._begun, self._unseen, self._untried = False, True, True  # the last two: of what is checked once
 
     def reset(self, seed: int | Sequence[int]) -> Observation:
         """Start every row anew; P seeds seed P equal blocks of rows."""
@@ -129,12 +131,14 @@ class TensorEnv:
                 f"{self.num_envs} environments cannot be shared equally by {len(seeds)} seeds; give as many seeds as "
                 "policies, a divisor of num_envs."
             )
-        self._streams = Streams(seeds, self.device)
+        self._streams, self._begun = Streams(seeds, self.device), True
         self._rows, self._obs = self._begin(self._streams.draw(self.world.initial_noise, self.num_envs), self.num_envs)
         return self._obs
 
     def step(self, action: Num[Tensor, "E N A"]) -> Step:
         """Advance every row by one joint action, [E,N,A]."""
+        if not self._begun:
+            raise InputError("Call reset(seed) before the first step: it draws where the episodes begin.")
         noise = self._streams.draw(self.world.noise, self.num_envs)
         rows, obs, (reward, terminated, truncated, ended), final_obs = self.advance(
             self._rows, self._obs.alive, action, noise
@@ -150,7 +154,11 @@ class TensorEnv:
 
         Pure, so that it can be compiled.
         """
-        state, reward, terminated = self.world.transition(rows.state, action, noise)
+        result = self.world.transition(rows.state, action, noise)
+        if self._untried and not torch.compiler.is_compiling():
+            self._untried = False
+            self._require_transition(result)
+        state, reward, terminated = result
         clock, present = rows.clock + 1, rows.present
         seen = self._observe(state, clock)
         final_obs = Observation(seen.agent, seen.state, acted, seen.legal)
@@ -214,6 +222,9 @@ class TensorEnv:
 
     def _observe(self, state: Any, clock: Int[Tensor, " E"]) -> Observation:
         seen = self.world.observe(state)
+        if self._unseen and not torch.compiler.is_compiling():
+            self._unseen = False
+            self._require_observation(seen, len(clock))
         if self.spec.horizon is None:
             return seen
         elapsed = (clock / self.spec.horizon).to(seen.state.dtype).unsqueeze(-1)
@@ -221,6 +232,14 @@ class TensorEnv:
         if self.world.shows_clock:
             agent = torch.cat([elapsed.unsqueeze(1).expand(*agent.shape[:2], 1), agent], -1)
         return Observation(agent, torch.cat([elapsed, seen.state], -1), seen.alive, seen.legal)
+
+    def _require_observation(self, seen: Any, rows: int) -> None:
+        name, form = f"{type(self.world).__name__}.observe(…)", observation_form(self.world.spec, rows)
+        require_form(form, seen, Observation, name, self.device, optional="legal", exact=False)
+
+    def _require_transition(self, result: Any) -> None:
+        name, form = f"{type(self.world).__name__}.transition(…)", transition_form(self.world.spec, self.num_envs)
+        require_form(form, result, Transition, name, self.device, optional="terminated", exact=False)
 
     def _begin(self, noise: Tree, count: int) -> tuple[Rows, Observation]:
         """`count` rows at the start of an episode, and what is seen there."""

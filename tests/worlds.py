@@ -1,11 +1,14 @@
-"""A world for the tests of both worlds and learners."""
+"""Worlds for the tests of both worlds and learners."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from envs.core import Continuous, EnvSpec, Observation
+from envs.core import Continuous, Discrete, EnvSpec, Observation
 from envs.world import Transition, World
 
 
@@ -38,3 +41,70 @@ class Walk(World[Tensor]):
 
     def observe(self, state: Tensor) -> Observation:
         return Observation(state.unsqueeze(-1), state, torch.ones_like(state, dtype=torch.bool))
+
+
+class Misformed(World[Tensor]):
+    """Two agents and two channels; what it gives is altered as `ALTERED` or `DOUBLE` say."""
+
+    def __init__(self, altered: str):
+        self.alter = (ALTERED | DOUBLE)[altered][0]
+        self.spec = EnvSpec(("x", "y"), (0, 0), ("a", "b"), (3, 3), (Discrete((3,)),) * 2, 1)
+
+    def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(num, 1, generator=generator)
+
+    def initial(self, noise: Tensor) -> Tensor:
+        return noise
+
+    def transition(self, state: Tensor, action: Tensor, noise: None) -> Any:
+        given = Transition(state, torch.ones(len(state), 2, 2), (state > 0.9).expand(-1, 2))
+        return self.alter(given)
+
+    def observe(self, state: Tensor) -> Any:
+        alive = torch.ones(len(state), 2, dtype=torch.bool)
+        return self.alter(Observation(torch.zeros(len(state), 2, 3), state, alive))
+
+
+def _of_transition(alter: Callable[[Transition], Any]) -> Callable[[Any], Any]:
+    return lambda given: alter(given) if isinstance(given, Transition) else given
+
+
+def _of_observation(alter: Callable[[Observation], Any]) -> Callable[[Any], Any]:
+    return lambda given: given if isinstance(given, Transition) else alter(given)
+
+
+def _double(obs: Observation) -> Observation:
+    return Observation(obs.agent.double(), obs.state.double(), obs.alive)
+
+
+# What is altered, and how that is told.
+ALTERED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "one reward for all": (
+        _of_transition(lambda t: t._replace(reward=t.reward[:, :1])),
+        r"transition\(…\)\.reward must be float32 \[E,N,K\] = \[\d+, 2, 2\].* it is float32 \[\d+, 1, 2\]",
+    ),
+    "no channels": (_of_transition(lambda t: t._replace(reward=t.reward[..., 0])), r"it is float32 \[\d+, 2\] on"),
+    "too many channels": (
+        _of_transition(lambda t: t._replace(reward=t.reward.repeat(1, 1, 2))),
+        r"it is float32 \[\d+, 2, 4\] on",
+    ),
+    "whole rewards": (_of_transition(lambda t: t._replace(reward=t.reward.long())), r"it is int64 \[\d+, 2, 2\]"),
+    "ends of rows": (
+        _of_transition(lambda t: t._replace(terminated=t.terminated[:, 0])),
+        r"terminated must be bool \[E,N\] = \[\d+, 2\].* it is bool \[\d+\]",
+    ),
+    "real ends": (_of_transition(lambda t: t._replace(terminated=t.terminated.float())), r"it is float32 \[\d+, 2\]"),
+    "a tuple": (_of_transition(tuple), r"transition\(…\) must be of type Transition; it is of type tuple"),
+    "narrow views": (
+        _of_observation(lambda o: Observation(o.agent[..., :2], o.state, o.alive)),
+        r"observe\(…\)\.agent must be float32 \[E,N,D\] = \[\d+, 2, 3\].* it is float32 \[\d+, 2, 2\]",
+    ),
+    "a view": (_of_observation(lambda o: o.agent), r"observe\(…\) must be of type Observation; it is of type Tensor"),
+}
+DOUBLE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "double rewards": (
+        _of_transition(lambda t: t._replace(reward=t.reward.double())),
+        r"reward must be float32 .* it is float64",
+    ),
+    "double views": (_of_observation(_double), r"agent must be float32 .* it is float64"),
+}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from envs.core import InputError, VectorEnv
-from envs.testing.play import Problems, of_play, of_reset
+from envs.testing.play import Problem, Problems, of_play, of_reset
 from envs.testing.repeat import Maker, of_blocks, of_closing, of_saved_state, of_seeds
 
 __all__ = ["check_env"]
@@ -20,12 +22,12 @@ def check_env(make_env: VectorEnv | Callable[..., VectorEnv], steps: int = 200, 
     environment each, and close what it made. Choose `steps` above the length of a few episodes: only what happens can
     be checked.
 
-    Checked: shapes, types and devices against `spec`; finite numbers; zeros in the padding; a legal choice for whoever
-    is alive; agents leave flagged as either terminated or truncated, and earn nothing until they come back, if they do;
-    rows end where and only where nobody is left, at the horizon at the latest, which terminates; `final_obs` is the
-    true successor; tensors that were handed out are never overwritten; a seed fixes whole episodes; other seeds and
-    other rows differ where the world is random; a saved state continues identically; each of P seeds rules its own rows
-    as if alone.
+    Checked: shapes, types (reals are float32) and devices against `spec`; nothing is raised; finite numbers; zeros in
+    the padding; a legal choice for whoever is alive; agents leave flagged as either terminated or truncated, and earn
+    nothing until they come back, if they do; rows end where and only where nobody is left, at the horizon at the
+    latest, which terminates; `final_obs` is the true successor; tensors that were handed out are never overwritten; a
+    seed fixes whole episodes; other seeds and other rows differ where the world is random; a saved state continues
+    identically; each of P seeds rules its own rows as if alone.
     """
     problems: dict[str, str] = {}
     for what, problem in _violations(_maker(make_env), steps, seed):
@@ -49,12 +51,23 @@ def _maker(make_env: VectorEnv | Callable[..., VectorEnv]) -> Maker:
 def _violations(maker: Maker, steps: int, seed: int) -> Problems:
     with maker.env() as env:
         for check in (of_reset, of_play):
-            problems = list(check(env, steps, seed))
+            problems = list(_told(check(env, steps, seed)))
             yield from problems
             if any(problem.what.startswith("form") for problem in problems):
                 return  # nothing further can be judged
-        yield from of_seeds(maker, env, steps, seed)
-        yield from of_saved_state(maker, env, steps, seed)
-        yield from of_blocks(maker, env, steps, seed)
+        for repeated in (of_seeds, of_saved_state, of_blocks):
+            yield from _told(repeated(maker, env, steps, seed))
     if maker.fresh:
         yield from of_closing(maker)
+
+
+def _told(problems: Problems) -> Problems:
+    """The same, and whatever is raised in between as one more problem."""
+    try:
+        yield from problems
+    except InputError as error:
+        yield Problem("form refused", str(error))
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.name} ({Path(frame.filename).name}, line {frame.lineno})"
+        yield Problem("form raised", f"{type(error).__name__} in {place}: {error}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Discrete, EnvSpec, Observation, Step, Streams, VectorEnv, tree_map
+from envs.forms import Form, misfits, observation_form, step_form
 from envs.world import RandomActor
 
 
@@ -32,7 +33,7 @@ def of_reset(env: VectorEnv, steps: int, seed: int) -> Problems:
 
 
 def _of_observation(env: VectorEnv, obs: Observation, name: str) -> Problems:
-    form = list(_of_form(_observation_form(env), env, obs, name))
+    form = list(_of_form(observation_form(env.spec, env.num_envs), env, obs, name))
     yield from form
     if form:
         return
@@ -86,47 +87,10 @@ def _of_components(spec: EnvSpec, legal: Tensor, name: str) -> Problems:
             )
 
 
-Form = dict[str, tuple[tuple[int, ...], str]]
-
-
-def _observation_form(env: VectorEnv) -> Form:
-    spec, rows, agents = env.spec, env.num_envs, len(env.spec.agents)
-    choices = sum(spec.action.choices) if isinstance(spec.action, Discrete) else spec.action.size
-    return {
-        "agent": ((rows, agents, spec.observation_size), "float"),
-        "state": ((rows, spec.state_size), "float"),
-        "alive": ((rows, agents), "bool"),
-        "legal": ((rows, agents, choices), "bool"),
-    }
-
-
-def _step_form(env: VectorEnv) -> Form:
-    rows, agents = env.num_envs, len(env.spec.agents)
-    return {
-        "reward": ((rows, agents, len(env.spec.channels)), "float"),
-        "terminated": ((rows, agents), "bool"),
-        "truncated": ((rows, agents), "bool"),
-        "ended": ((rows,), "bool"),
-    }
-
-
-def _of_form(form: Form, env: VectorEnv, tree: Any, name: str) -> Problems:
+def _of_form(forms: dict[str, Form], env: VectorEnv, tree: Any, name: str) -> Problems:
     """Shape, type and device of each field."""
-    for part, (shape, kind) in form.items():
-        value = getattr(tree, part)
-        if part == "legal" and value is None:
-            continue
-        if not isinstance(value, Tensor):
-            yield Problem(f"form {name} {part}", f"{name}.{part} must be a tensor; it is a {type(value).__name__}.")
-            continue
-        right = value.dtype == torch.bool if kind == "bool" else value.is_floating_point()
-        if tuple(value.shape) != shape or not right or value.device.type != env.device.type:
-            came = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
-            yield Problem(
-                f"form {name} {part}",
-                f"{name}.{part} must be {kind} {list(shape)} on {env.device} by spec, num_envs and device; it is "
-                f"{came}. Mend it or the spec.",
-            )
+    for part, sentence in misfits(forms, tree, name, env.device, optional="legal"):
+        yield Problem(f"form {name} {part}", sentence)
 
 
 def of_play(env: VectorEnv, steps: int, seed: int) -> Problems:
@@ -143,7 +107,7 @@ def of_play(env: VectorEnv, steps: int, seed: int) -> Problems:
         name = f"step {t}"
         if not torch.equal(given, decision.action):
             yield Problem("action overwritten", f"{name}: the environment wrote to the action it was given. Clone it.")
-        form = list(_of_form(_step_form(env), env, step, name))
+        form = list(_of_form(step_form(env.spec, env.num_envs), env, step, name))
         for part in ("obs", "final_obs"):
             form += list(_of_observation(env, getattr(step, part), f"{name}'s {part}"))
         yield from form

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Actor, Decision, InputError, Observation, Step, Streams, VectorEnv, tree_map, tree_where
+from envs.core import Actor, Decision, InputError, Observation, Step, Streams, VectorEnv
 from marl.evaluation.seats import Seats
 from marl.output.report import Metric
 from marl.training.run import stage_seed
@@ -101,9 +101,11 @@ def play_policies(
     Every row plays the same number. A row that has finished is not decided for any more (`Seats`), so that the random
     numbers of the others are no longer those that they would have beside it: the same for the same seed, and the same
     in distribution. Nothing is kept of a step but what the team earned, so that memory is that of one step, however
-    large the swarm. Raises InputError where no episode ends within `patience` steps.
+    large the swarm. Raises InputError where no episode ends within `patience` steps, for an actor that is none, and for
+    a decision that is not allowed (`Referee`).
     """
     policies = len(seeds)
+    _require_some(env, episodes, policies, discount)
     obs = env.reset(list(seeds) if policies > 1 else seeds[0])
     seats = Seats(env, actor, Streams([stage_seed(seed, "actions") for seed in seeds], env.device))
     score, book = Score(env, discount), Book(env.num_envs, math.ceil(episodes * policies / env.num_envs))
@@ -117,6 +119,7 @@ def play_policies(
                 seats.forget(step.ended)
                 trail.append((step.ended, score.add(step, decision)))
             obs = step.obs
+        seats.referee.settle()
         finished, news = book.enter(*(torch.stack(column).cpu().numpy() for column in zip(*trail)))
         if book.full:
             return score.episodes(book.rows, policies)
@@ -129,6 +132,22 @@ def play_policies(
             )
         if finished:
             seats.keep(torch.from_numpy(book.playing).to(env.device))
+
+
+def _require_some(env: VectorEnv, episodes: int, policies: int, discount: Tensor | None) -> None:
+    """Raise InputError unless there are episodes, seeds that share the rows, and a discount for each channel."""
+    if episodes < 1:
+        raise InputError(f"Expected at least one episode to play; got episodes={episodes}.")
+    if policies < 1 or env.num_envs % policies:
+        raise InputError(
+            f"Expected a seed for each policy, and as many rows for each; got {policies} seeds for {env.num_envs} rows."
+        )
+    channels = env.spec.channels
+    if discount is not None and tuple(discount.shape) != (len(channels),):
+        raise InputError(
+            f"Expected a discount for each reward channel, [{len(channels)}] for {', '.join(channels)}; got "
+            f"{list(discount.shape)}."
+        )
 
 
 class Score:
@@ -238,14 +257,13 @@ class Moment(NamedTuple):
 
 def watch(env: VectorEnv, actor: Actor, seed: int, picture: Callable[[], Any]) -> Iterator[Moment]:
     """Steps without end, the same ones for the same seed; `picture` is asked before each."""
-    streams = Streams([stage_seed(seed, "actions")], env.device)
-    obs, memory = env.reset(seed), actor.initial_memory(env.num_envs)
+    obs = env.reset(seed)
+    seats = Seats(env, actor, Streams([stage_seed(seed, "actions")], env.device))
     while True:
         with torch.inference_mode():
             seen = picture()
-            decision, memory = actor.act(obs, memory, streams)
+            decision = seats.act(obs)
             step = env.step(decision.action)
-            if memory is not None:
-                memory = tree_where(step.ended, tree_map(torch.zeros_like, memory), memory)
+            seats.forget(step.ended)
         yield Moment(obs, seen, decision, step)
         obs = step.obs

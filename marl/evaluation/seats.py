@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Num
 from torch import Tensor
 
+from envs.arguments import require_actor
 from envs.core import (
     Actor,
     Continuous,
@@ -23,6 +24,7 @@ from envs.core import (
     tree_map,
     tree_where,
 )
+from marl.evaluation.decisions import Referee, two_things
 
 
 class Seats:
@@ -34,18 +36,24 @@ class Seats:
     """
 
     def __init__(self, env: VectorEnv, actor: Actor, streams: Streams):
+        require_actor(actor, "What plays")
         self.spec, self.actor, self.streams = env.spec, actor, streams
+        self.referee = Referee(env.spec, env.device)
         self.memory = actor.initial_memory(env.num_envs)
         self.rows = torch.arange(env.num_envs, device=env.device).view(len(streams), -1)  # [P,R]
         self._all = self._playing = torch.ones_like(self.rows, dtype=torch.bool)
         self._drawing = streams
 
     def act(self, obs: Observation) -> Decision:
-        """Decide for all E rows; those that have finished get the first legal action, and count nothing."""
+        """Decide for all E rows; those that have finished get the first legal action, and count nothing.
+
+        Raises InputError for a decision that is none, or not allowed; see `Referee`.
+        """
         asked = self.rows.flatten()
         whole = len(asked) == len(obs.alive) and self._playing is self._all
         shown = obs if whole else self._shown(obs, asked)
-        decision, self.memory = self.actor.act(shown, self.memory, self._drawing)
+        decision, self.memory = two_things(self.actor.act(shown, self.memory, self._drawing))
+        self.referee.check(decision, shown)
         if whole:
             return decision
         action = first_legal(self.spec, obs).to(decision.action.dtype)

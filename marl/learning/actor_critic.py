@@ -155,7 +155,7 @@ class ActorCritic(Learner):
         """The whole batch as a gradient step sees it, and what the critic remembers at each segment's start."""
         alive, config = batch.obs.alive, self.config
         advantage, target, critic_memory = self._advantages(batch)
-        of_agents = self.scalarization(advantage, batch)
+        of_agents = self.scalarization.of(advantage, batch)
         free = choosing(batch.obs, self.policy.space)
         of_deciders, acting = by_decider(of_agents, alive, free, self.policy.members)
         if config.normalize_advantages:

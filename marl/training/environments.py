@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from envs.arguments import require_arguments
-from envs.core import ConcordError, EnvSpec, InputError, Streams, VectorEnv, import_dotted
+from envs.core import ConcordError, EnvSpec, InputError, Observation, Streams, VectorEnv, import_dotted
+from envs.forms import observation_form, require_form, transition_form
 from envs.world import RandomActor, TensorEnv, Transition, World
 from marl.config.schema import EnvConfig, TrainingConfig
 from marl.output.console import in_words
@@ -90,11 +91,18 @@ def _world(config: EnvConfig, path: str) -> World[Any]:
 
 
 def _first_step(world: World[Any]) -> Transition:
-    """One step of random play."""
-    env, generator = TensorEnv(world, 1), torch.Generator().manual_seed(0)
+    """One step of random play, after which every row starts anew. Raises InputError where its form is another."""
+    rows = 3 if len(world.spec.agents) == 2 else 2  # an axis of rows is told from one of agents by its length
+    env, generator = TensorEnv(world, rows, time_limit=1), torch.Generator().manual_seed(0)
     decision, _ = RandomActor(env.spec).act(env.reset(0), None, Streams([0]))
-    state = world.initial(world.initial_noise(1, generator))
-    return world.transition(state, decision.action, world.noise(1, generator))
+    env.step(decision.action)
+    name, forms = type(world).__name__, (observation_form(world.spec, rows), transition_form(world.spec, rows))
+    state = world.initial(world.initial_noise(rows, generator))
+    seen = world.observe(state)
+    require_form(forms[0], seen, Observation, f"{name}.observe(…)", env.device, optional="legal")
+    first = world.transition(state, decision.action, world.noise(rows, generator))
+    require_form(forms[1], first, Transition, f"{name}.transition(…)", env.device, optional="terminated")
+    return first
 
 
 def pettingzoo_env(path: str, args: dict[str, Any], num_envs: int, section: str = "args", **options: Any) -> VectorEnv:

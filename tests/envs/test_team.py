@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -115,3 +117,15 @@ def test_a_team_keeps_rows_and_counts_as_its_members_do() -> None:
 def test_a_team_with_a_slot_free_twice_filled_or_unknown_is_refused(keys: tuple[str | int, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Team(SPEC, {key: always(0) for key in keys})
+
+
+@pytest.mark.parametrize(
+    ("actors", "message"),
+    [
+        ({ONE: Scripted, OTHER: always(0)}, "got the class Scripted"),
+        ({True: always(0), 0: always(1)}, "no agent True"),
+    ],
+)
+def test_a_team_of_what_is_no_actor_or_by_what_is_no_agent_is_refused(actors: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Team(SPEC, actors)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from worlds import ALTERED, DOUBLE, Misformed
 
 from envs.aloha import Aloha
 from envs.core import Discrete, EnvSpec, InputError, Observation, Step, Tree
@@ -163,13 +164,19 @@ def reborn(step: Step) -> Step:
 
 
 ALTERED_STEPS: dict[str, tuple[Callable[[Step], Step], str]] = {
-    "a reward without channels": (lambda s: altered(s, reward=s.reward[..., 0]), r"reward must be float \[6, 2, 2\]"),
-    "integer flags": (lambda s: altered(s, ended=s.ended.long()), r"ended must be bool \[6\].* is int64 \[6\]"),
+    "a reward without channels": (
+        lambda s: altered(s, reward=s.reward[..., 0]),
+        r"reward must be float32 \[E,N,K\] = \[6, 2, 2\]",
+    ),
+    "integer flags": (lambda s: altered(s, ended=s.ended.long()), r"ended must be bool \[E\] = \[6\].* is int64 \[6\]"),
     "a missing observation": (
         in_view(lambda o: altered(o, agent=None)),
         r"obs\.agent must be a tensor; it is a NoneType",
     ),
-    "views too narrow": (in_view(lambda o: altered(o, agent=o.agent[..., :2])), r"agent must be float \[6, 2, 3\]"),
+    "views too narrow": (
+        in_view(lambda o: altered(o, agent=o.agent[..., :2])),
+        r"agent must be float32 \[E,N,D\] = \[6, 2, 3\]",
+    ),
     "NaN": (in_view(lambda o: altered(o, state=o.state / 0)), "obs.state must be finite"),
     "infinite rewards": (lambda s: altered(s, reward=s.reward / 0), "rewards must be finite"),
     "dirty padding": (in_view(lambda o: altered(o, agent=o.agent + 1)), r"agent\[:, 1, 2:\] must be zero"),
@@ -358,3 +365,19 @@ class ClosingOnce(TensorEnv):
 def test_a_broken_environment_is_told_what_is_wrong(make: Callable[[int], TensorEnv], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_env(make, steps=12)
+
+
+@pytest.mark.parametrize("altered", ALTERED | DOUBLE)
+def test_a_world_of_another_form_than_its_spec_is_a_listed_problem(altered: str) -> None:
+    with pytest.raises(InputError, match=(ALTERED | DOUBLE)[altered][1]) as caught:
+        check_env(lambda num_envs: TensorEnv(Misformed(altered), num_envs), steps=10)
+    assert "breaks the contract of VectorEnv in" in str(caught.value)
+
+
+def test_what_an_environment_raises_is_a_listed_problem() -> None:
+    class Raising(TensorEnv):
+        def step(self, action: Tensor) -> Step:
+            raise ZeroDivisionError("no such step")
+
+    with pytest.raises(InputError, match=r"in 1 way.*\n- ZeroDivisionError in step \(.*, line \d+\): no such step"):
+        check_env(lambda num_envs: Raising(Parting(), num_envs), steps=10)

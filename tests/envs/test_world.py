@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from worlds import Walk
+from worlds import ALTERED, Misformed, Walk
 
 from envs.aloha import Aloha
 from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
@@ -357,3 +357,16 @@ def test_whoever_is_gone_without_a_word_has_terminated() -> None:
         gone += int(step.terminated.sum())
         alive = step.obs.alive
     assert gone > 8
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("altered", ALTERED)
+def test_a_first_step_of_another_form_than_the_spec_is_refused_however_many_rows(altered: str, rows: int) -> None:
+    env = TensorEnv(Misformed(altered), rows)
+    with pytest.raises(InputError, match=ALTERED[altered][1]):
+        env.step(torch.zeros(len(env.reset(0).alive), 2, 1, dtype=torch.int64))
+
+
+def test_a_step_before_the_first_reset_is_refused() -> None:
+    with pytest.raises(InputError, match=r"Call reset\(seed\) before the first step"):
+        TensorEnv(climbing(), 2).step(torch.zeros(2, 2, 1, dtype=torch.int64))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_runs import GRU, Mortals
 from torch import Tensor
-from worlds import Walk
+from worlds import Misformed, Walk
 
 from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observation, Streams, Tree
 from envs.games import Constant
@@ -288,3 +288,24 @@ def test_a_share_s_interval_is_clopper_and_pearson_s() -> None:
     half = Metric.proportion(5, 10)
     assert half.low == pytest.approx(0.18709, abs=1e-5)
     assert math.isclose(half.high, 1 - half.low)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "seeds", "discount", "message"),
+    [
+        (0, [0], None, "at least one episode to play; got episodes=0"),
+        (-1, [0], None, "got episodes=-1"),
+        (4, [], None, "got 0 seeds for 3 rows"),
+        (4, [0, 1], None, "got 2 seeds for 3 rows"),
+        (4, [0], torch.ones(2), r"a discount for each reward channel, \[1\] for one; got \[2\]"),
+    ],
+)
+def test_what_cannot_be_played_is_refused_at_once(episodes: int, seeds: list[int], discount: Any, message: str) -> None:
+    env = TensorEnv(Constant(horizon=3), 3)
+    with pytest.raises(InputError, match=message):
+        play_policies(env, RandomActor(env.spec), episodes, seeds, discount=discount)
+
+
+def test_a_world_that_pays_once_for_all_agents_is_not_scored() -> None:
+    with pytest.raises(InputError, match=r"reward must be float32 \[E,N,K\]"):
+        played(Misformed("one reward for all"), 2, 2)

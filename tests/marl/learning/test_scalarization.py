@@ -165,3 +165,39 @@ def test_whoever_lives_and_has_more_than_one_legal_choice_in_some_component_is_c
 def test_whoever_lives_and_has_a_real_component_that_counts_is_choosing() -> None:
     space = Continuous((-1.0, -1.0), (1.0, 1.0))
     assert choosing(seen([[False, True], [False, False], [True, True]]), space).tolist() == [[True, False, False]]
+
+
+class Odd(Scalarization):
+    """Gives whatever `give` makes of the weighted sum."""
+
+    give: Any = staticmethod(lambda summed: summed)
+
+    def __call__(self, advantage: Tensor, batch: Batch) -> Any:
+        return self.give(self.weighed(advantage))
+
+
+@pytest.mark.parametrize(
+    ("give", "came"),
+    [
+        (lambda x: x.unsqueeze(-1).expand(-1, -1, 2), r"\[2, 3, 2\] torch.float32"),
+        (lambda x: x[:, 0], r"\[2\] torch"),
+        (lambda x: x[:1], r"\[1, 3\] torch"),
+        (lambda x: x[:, :1], r"\[2, 1\] torch"),
+        (lambda x: None, "a NoneType"),
+        (lambda x: x.double(), r"\[2, 3\] torch.float64"),
+    ],
+)
+def test_what_is_no_number_for_each_agent_is_refused_by_the_name_of_the_class(give: Any, came: str) -> None:
+    odd = Odd(CHANNELS)
+    odd.give = give
+    wanted = r"Odd must turn advantages .* = \[2, 3, 2\] .*\[B,N\] = \[2, 3\] of torch.float32; it gave "
+    with pytest.raises(InputError, match=wanted + came):
+        odd.of(ADVANTAGE, batch())
+
+
+def test_numbers_that_are_none_are_the_class_s_fault_only_where_advantages_are_numbers() -> None:
+    odd = Odd(CHANNELS)
+    odd.give = lambda x: x / 0
+    with pytest.raises(InputError, match="Odd gave NaN or infinite numbers for finite advantages"):
+        odd.of(ADVANTAGE, batch())
+    assert odd.of(ADVANTAGE / 0, batch()).isinf().any()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from worlds import ALTERED, DOUBLE
 
 from envs.core import InputError
 from envs.games import Constant
@@ -53,3 +54,10 @@ def test_arguments_reach_the_environment_in_a_worker() -> None:
     env = pettingzoo_env(SPREAD, {"N": 2}, 1, workers=1)
     env.close()
     assert len(env.spec.agents) == 2
+
+
+@pytest.mark.parametrize("altered", ALTERED | DOUBLE)
+def test_a_world_whose_first_step_has_another_form_than_its_spec_is_told_the_field(altered: str) -> None:
+    message = (ALTERED | DOUBLE)[altered][1]
+    with pytest.raises(InputError, match=message):
+        make_env(EnvConfig(world="worlds:Misformed", args={"altered": altered}, time_limit=5))
