@@ -16,7 +16,7 @@ from marl.output.console import console
 
 @dataclass(frozen=True)
 class Outdated:
-    """Claims of one system that were measured before its newest change."""
+    """Claims of one system that were measured before the newest change of its files or of the claims' tests."""
 
     system: str
     change: Change
@@ -24,13 +24,13 @@ class Outdated:
 
 
 def check_claims(ids: Sequence[str], tier: str, root: Path = REPOSITORY) -> int:
-    """Print which of the chosen claims fall short or are disputed, are not measured, or are out of date.
+    """Print which claims fall short or are disputed, are not measured, were defined otherwise, or are out of date.
 
     Returns the exit code: 1 where a claim falls short, else 0. Raises InputError for bad input.
     """
     ledger = Ledger(root)
     chosen = ledger.select(ids, tier)
-    lines = [Line(claim, claim.state) for claim in chosen]
+    lines = [Line(claim, ledger.state(claim)) for claim in chosen]
 
     short = [line for line in lines if line.state in ("falls short", "disputed")]
     _title("Fall short or are disputed", len(short))
@@ -41,44 +41,44 @@ def check_claims(ids: Sequence[str], tier: str, root: Path = REPOSITORY) -> int:
     _title("Not measured", len(unmeasured))
     _print_ids(unmeasured)
 
+    otherwise = [line.claim for line in lines if line.state == "defined otherwise"]
+    _title("Defined otherwise (command, metric, bar or seeds) when they were measured", len(otherwise))
+    _print_ids(otherwise)
+
     _print_outdated(ledger, chosen)
     return conclude(lines)
 
 
 def outdated(claims: Sequence[Claim], systems: dict[str, list[str]], history: History) -> list[Outdated]:
-    """Claims whose commit lacks a change of their system's files, by system, with the newest such change.
+    """Claims whose commit lacks a change of their system's files or own tests, with the newest such change.
 
     A commit that is not part of this history lacks all of them. Claims without a commit are left out.
     """
-    groups = []
-    for system, paths in systems.items():
-        dated = [(claim, commit) for claim in claims if claim.system == system and (commit := commit_of(claim))]
-        changes = history.changes(paths) if dated else []
-        missed: dict[Change, list[Claim]] = {}
-        for claim, commit in dated:
-            included = history.up_to(commit)
-            newest = next((change for change in changes if change.commit not in included), None)
-            if newest is not None:
-                missed.setdefault(newest, []).append(claim)
-        groups += [Outdated(system, change, late) for change, late in missed.items()]
-    return groups
-
-
-def commit_of(claim: Claim) -> str | None:
-    """The commit that a claim was measured at, where it is known."""
-    return claim.measured.commit if claim.measured else None
+    missed: dict[tuple[str, Change], list[Claim]] = {}
+    for claim in claims:
+        if claim.commit is None:
+            continue
+        included = history.up_to(claim.commit)
+        changes = history.changes([*systems[claim.system], *claim.tests])
+        newest = next((change for change in changes if change.commit not in included), None)
+        if newest is not None:
+            missed.setdefault((claim.system, newest), []).append(claim)
+    return [Outdated(system, change, late) for (system, change), late in missed.items()]
 
 
 def _print_outdated(ledger: Ledger, claims: Sequence[Claim]) -> None:
-    """The third list: by system, then the claims whose commit is not known."""
-    undated = [claim for claim in claims if claim.measured and claim.measured.commit is None]
+    """The last list: by system, then the claims whose commit is not known."""
+    undated = [claim for claim in claims if claim.measured and claim.commit is None]
     reason = None
     groups: list[Outdated] = []
     try:
         groups = outdated(claims, ledger.systems, History(ledger.root))
     except InputError as error:
         reason = str(error)
-    _title("Measured before their system last changed", len(undated) + sum(len(group.claims) for group in groups))
+    _title(
+        "Measured before their system or their tests last changed",
+        len(undated) + sum(len(group.claims) for group in groups),
+    )
     for group in groups:
         change = group.change
         console.print(f"  {group.system}, by {change.commit[:7]} of {change.date}, {change.subject}:", markup=False)

@@ -1,8 +1,8 @@
 """Entries of `benchmarks/claims.yaml`, and their tables in `docs/claims.md`.
 
 A claim is one sentence, the command that shows it, the metric in which it shows, and the bar that the metric must meet.
-That it holds is computed from value and bar, never stored. `marl.claims.measure` measures claims, `marl.claims.check`
-looks at what is recorded.
+That it holds is computed from value, bar and git's history, never stored. `marl.claims.measure` measures claims,
+`marl.claims.check` looks at what is recorded.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
 HEADER = """\
 # What this project claims, and how to check it: `concord claims ID…` measures a claim again (a prefix such as `core/`
 # selects many), `make claims` the quick tier, `make claims-slow` the rest, `concord claims --check` only looks.
-# A claim holds where `measured.value` meets `bar`; that is computed each time and written nowhere. `measured` and the
-# tables of docs/claims.md are rewritten by the command; everything else is written by hand. Comments are not kept.
-# `measured.commit` is null where a value was measured before its commit was recorded.
+# A claim holds where `measured.value` itself, not an end of its interval, meets `bar`, and where command, metric, bar
+# and seeds are those that this file had at `measured.commit`; that is computed each time and written nowhere.
+# `measured` and the tables of docs/claims.md are rewritten by the command, all else by hand. Comments are not kept.
+# `measured.commit` is null where a value was measured before its commit was recorded; such a claim cannot be checked.
 """
+DEFINING = ("command", "metric", "bar", "seeds")  # fields without which a value says nothing
 TABLE = re.compile(r"(<!-- claims: ([^\n]*?) -->\n)(.*?)(<!-- /claims -->)", re.DOTALL)
 
 
@@ -94,6 +96,21 @@ class Claim(Section):
         """True where pytest measures it."""
         return shlex.split(self.command)[0] == "pytest"
 
+    @property
+    def tests(self) -> list[str]:
+        """The files and folders of tests that its command names."""
+        words = shlex.split(self.command)[1:] if self.is_test else []
+        return [word.partition("::")[0] for word in words if word.startswith("tests")]
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that it was measured at, where it is known."""
+        return self.measured.commit if self.measured else None
+
+    def defined_by(self, entry: Mapping[str, Any] | None) -> bool:
+        """True where an entry, as `definitions` gives it, has the same command, metric, bar and seeds."""
+        return entry is not None and all(entry.get(name) == getattr(self, name) for name in DEFINING)
+
     def meets_bar(self, value: float) -> bool:
         """True where this value meets the bar; what is no number never does."""
         match = BAR.fullmatch(self.bar)
@@ -102,11 +119,11 @@ class Claim(Section):
 
     @property
     def state(self) -> str:
-        """holds, falls short, disputed (short, with a proof that it must be) or not measured."""
+        """holds, commit unknown (meets its bar), falls short, disputed (short, as is proved) or not measured."""
         if self.measured is None:
             return "not measured"
         if self.meets_bar(self.measured.value):
-            return "holds"
+            return "holds" if self.commit else "commit unknown"
         return "disputed" if self.disputed else "falls short"
 
 
@@ -145,6 +162,16 @@ def read_claims(root: Path, systems: Collection[str]) -> list[Claim]:
         if claim.disputed is not None and not (root / claim.disputed).exists():
             raise InputError(f"{path}: {claim.id} is disputed by {claim.disputed}, which does not exist.")
     return claims
+
+
+def definitions(text: str) -> dict[str, dict[str, Any]]:
+    """By id, what some version of claims.yaml says of each claim besides `measured`; nothing if it is damaged."""
+    try:
+        raw = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return {}
+    entries = [entry for entry in raw if isinstance(entry, dict)] if isinstance(raw, list) else []
+    return {str(entry.get("id")): {key: entry[key] for key in entry if key != "measured"} for entry in entries}
 
 
 def _read_yaml(path: Path) -> Any:
@@ -191,23 +218,23 @@ def _short(value: float) -> float | int:
     return int(value) if math.isfinite(value) and value == int(value) else value
 
 
-def renew_tables(text: str, claims: Sequence[Claim]) -> str:
-    """A document with its tables of claims made anew."""
+def renew_tables(text: str, claims: Sequence[Claim], state: Callable[[Claim], str]) -> str:
+    """A document with its tables of claims made anew; `state` gives that of each."""
 
     def table(match: re.Match[str]) -> str:
         prefixes = tuple(match[2].split())
         chosen = [claim for claim in claims if claim.id.startswith(prefixes)]
-        return match[1] + results_table(chosen) + match[4]
+        return match[1] + results_table(chosen, state) + match[4]
 
     return TABLE.sub(table, text)
 
 
-def results_table(claims: Sequence[Claim]) -> str:
+def results_table(claims: Sequence[Claim], state: Callable[[Claim], str]) -> str:
     """A Markdown table: claim, measured, bar, its verdict, the commit it was measured at, command."""
     rows = ["| claim | measured | bar | holds? | commit | command |", "| --- | --- | --- | --- | --- | --- |"]
     for claim in claims:
-        commit = claim.measured.commit if claim.measured else None
-        cells = [claim.claim, _measured(claim), claim.bar, _verdict(claim), (commit or "")[:7], f"`{claim.command}`"]
+        verdict, commit = _verdict(claim, state(claim)), (claim.commit or "")[:7]
+        cells = [claim.claim, _measured(claim), claim.bar, verdict, commit, f"`{claim.command}`"]
         escaped = [cell.replace("|", "\\|") for cell in cells]
         rows.append(f"| {' | '.join(escaped)} |")
     return "\n".join(rows) + "\n"
@@ -221,9 +248,15 @@ def _measured(claim: Claim) -> str:
     return figure(claim.measured.value)
 
 
-def _verdict(claim: Claim) -> str:
-    words = {"holds": "yes", "falls short": "**no**", "disputed": f"no, [disputed](../{claim.disputed})"}
-    return words.get(claim.state, claim.state)
+def _verdict(claim: Claim, state: str) -> str:
+    words = {
+        "holds": "yes",
+        "commit unknown": "yes, commit unknown",
+        "defined otherwise": "defined otherwise when measured",
+        "falls short": "**no**",
+        "disputed": f"no, [disputed](../{claim.disputed})",
+    }
+    return words.get(state, state)
 
 
 def figure(value: float) -> str:

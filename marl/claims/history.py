@@ -45,14 +45,18 @@ class History:
         self._root = root
         self._parents: dict[str, list[str]] = {}
         self._known: dict[str, frozenset[str]] = {}
+        self._changes: dict[tuple[str, ...], list[Change]] = {}
         for line in git(root, "rev-list", "--parents", "HEAD").splitlines():
             commit, *parents = line.split()
             self._parents[commit] = parents
 
     def changes(self, paths: Sequence[str]) -> list[Change]:
         """The commits that touched some of these files and folders, newest first."""
-        log = git(self._root, "log", "--no-show-signature", "--format=%H\t%cs\t%s", "HEAD", "--", *paths)
-        return [Change(*line.split("\t", 2)) for line in log.splitlines()]
+        key = tuple(paths)
+        if key not in self._changes:
+            log = git(self._root, "log", "--no-show-signature", "--format=%H\t%cs\t%s", "HEAD", "--", *paths)
+            self._changes[key] = [Change(*line.split("\t", 2)) for line in log.splitlines()]
+        return self._changes[key]
 
     def up_to(self, commit: str) -> frozenset[str]:
         """A commit and all its ancestors; nothing if it is not part of this history."""
@@ -65,6 +69,14 @@ class History:
                 ahead += [parent for parent in parents if parent not in reached]
             self._known[commit] = frozenset(reached)
         return self._known[commit]
+
+
+def file_at(root: Path, commit: str, path: str) -> str | None:
+    """A file as it is in a commit; None where git does not know the commit, or the commit the file."""
+    try:
+        return git(root, "show", f"{commit}:./{path}")
+    except InputError:
+        return None
 
 
 def git(root: Path, *words: str) -> str:

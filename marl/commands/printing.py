@@ -70,9 +70,11 @@ def print_along(report: Report, title: str, console: Console) -> None:
     gaps = any("gap" in row for row in rows)
     cells = []
     for row in rows:
-        gap = f"{number(row['gap'])} ± {number(1.96 * row['gap_error'])}" if "gap" in row else ""
+        gap = number(row["gap"]) if "gap" in row else ""
+        if "gap_half" in row:  # a report from before has none
+            gap += f" ± {number(float(row['gap_half']))}"
         name = f"{row[setting]}{' (trained)' if row.get('trained') else ''}"
-        interval = f"[{number(row['low'])}, {number(row['high'])}]"
+        interval = interval_text(Metric(row[headline], float(row["low"]), float(row["high"]), row["episodes"]))
         counts = (number(float(row["episodes"])), number(row["cpu_seconds"]))
         cells.append((name, number(row[headline]), interval, *((gap,) if gaps else ()), *counts))
     columns = (setting, "return", "95 % interval", *(("gap to limit",) if gaps else ()), "episodes", "CPU-s")

@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 from envs.core import EnvSpec, InputError
 from marl.config.load import AGENTS, load_recipe, resolve, yaml_text
 from marl.config.schema import TrainingConfig
-from marl.evaluation.limit_fit import FEWEST, SIGNIFICANT, fit, gaps, standard_error
+from marl.evaluation.limit_fit import (
+    FEWEST,
+    FEWEST_EPISODES,
+    SIGNIFICANT,
+    Fit,
+    Gap,
+    differ_in_sign,
+    fit,
+    gaps,
+    standard_error,
+)
 from marl.evaluation.load import MisfitError, load_actor
 from marl.evaluation.plots import new_axes
 from marl.evaluation.policy_report import optional, played
@@ -138,24 +148,57 @@ def _transfer(curve: Curve, rows: list[dict[str, Any]]) -> tuple[dict[str, Metri
     found = {gap.agents: gap for gap in gaps(returns, limit)}
     for row in rows:
         if (gap := found.get(row[curve.name])) is not None:
-            row |= {"gap": gap.value, "gap_error": gap.error}
-    used = sum(gap.counts for gap in found.values())
-    line = fit(list(found.values()), standard_error(limit), None if exact else largest)
-    metrics = {"limit_fit/points": Metric.exact(used)} | ({LIMIT: limit} if exact else {})
-    if line is None:
-        which = (
-            f"the gap to {origin} exceeds {SIGNIFICANT:g} standard errors at {used} of {len(found)} numbers of agents"
+            row |= {"gap": gap.value, "gap_error": gap.error, "gap_half": gap.half}
+    every = list(found.values())
+    line = fit(every, standard_error(limit), None if exact else largest)
+    metrics = {"limit_fit/points": Metric.exact(sum(gap.counts for gap in every))} | ({LIMIT: limit} if exact else {})
+    if line is not None:
+        metrics["limit_fit/slope"] = line.slope
+    if line is not None and line.doubt is not None:
+        metrics["limit_fit/misfit_p_value"] = Metric.exact(line.doubt)
+    note = f"no slope: {_why_no_slope(every, origin)}" if line is None else _about(line, every, origin)
+    unknown = sum(not gap.has_error for gap in every)
+    if unknown:
+        note += (
+            f"; {unknown} left out, whose error is unknown: {FEWEST_EPISODES} episodes or more, not all alike, "
+            "tell it, here and of the limit"
         )
-        return metrics, f"no slope: {which}, and a line needs {FEWEST}; more evaluation.episodes show smaller gaps"
-    slope = line.slope
+    return metrics, note
+
+
+def _why_no_slope(every: Sequence[Gap], origin: str) -> str:
+    used = [gap for gap in every if gap.counts]
+    if differ_in_sign(used):
+        above, below = ([gap.agents for gap in used if (gap.value > 0) == side] for side in (True, False))
+        return (
+            f"the gap to {origin} is positive at N={_listed(above)} and negative at N={_listed(below)}, no power of N"
+        )
+    return (
+        f"the gap to {origin} exceeds {SIGNIFICANT:g} standard errors at {len(used)} of {len(every)} numbers of agents"
+        f", and a line needs {FEWEST}; more evaluation.episodes show smaller gaps"
+    )
+
+
+def _about(line: Fit, every: Sequence[Gap], origin: str) -> str:
+    used = sorted(gap.agents for gap in every if gap.counts)
+    power = f"{line.slope.value:.3f} [{line.slope.low:.3f}, {line.slope.high:.3f}]"
+    if line.doubt is None:
+        return (
+            f"the gap to {origin} falls from N={used[0]} to N={used[-1]} with the local slope {power}, by the 2 of "
+            f"{len(every)} numbers of agents whose gaps exceed {SIGNIFICANT:g} standard errors; two points cannot test "
+            "a line"
+        )
     note = (
-        f"the gap to {origin} falls as N to the power {slope.value:.3f} [{slope.low:.3f}, {slope.high:.3f}], "
-        f"by {used} of {len(found)} numbers of agents, whose gaps exceed {SIGNIFICANT:g} standard errors"
+        f"the gap to {origin} falls as N to the power {power}, by {len(used)} of {len(every)} numbers of agents, whose "
+        f"gaps exceed {SIGNIFICANT:g} standard errors"
     )
     if line.doubt < NO_LINE:
         note += f"; but these gaps do not lie on a line (chance {line.doubt:.1g}), so that this is no law of the swarm"
-    found_metrics = {"limit_fit/slope": slope, "limit_fit/misfit_p_value": Metric.exact(line.doubt)}
-    return metrics | found_metrics, note
+    return note
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def draw(curve: Curve, target: Path) -> Path:

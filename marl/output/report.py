@@ -21,7 +21,10 @@ Tables = dict[str, list[dict[str, Any]]]  # by name, a list of rows
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its 95 % interval and the number of independent samples behind it."""
+    """A value with its 95 % interval and the number of independent samples behind it.
+
+    Where low = high, n = 1 says that it is exact, and n > 1 that all samples were equal: the error is then unknown.
+    """
 
     value: float
     low: float
@@ -35,15 +38,26 @@ class Metric:
 
     @classmethod
     def mean(cls, samples: Sequence[float] | np.ndarray) -> Metric:
-        """The mean of independent samples with Student's 95 % interval (infinite for one sample)."""
+        """The mean of independent samples with Student's 95 % interval (infinite for one sample).
+
+        Of two values, such as success and failure, the interval reaches as far as that of Clopper and Pearson too, for
+        Student's misses rare successes.
+        """
         from scipy import stats
 
         x = np.asarray(samples, dtype=np.float64)
         value, n = float(x.mean()), len(x)
         if n < 2:
             return cls(value, -math.inf, math.inf, n)
+        levels = np.unique(x)
+        if len(levels) == 1:
+            return cls(float(x[0]), float(x[0]), float(x[0]), n)
         half = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / math.sqrt(n))
-        return cls(value, value - half, value + half, n)
+        low, high = value - half, value + half
+        if len(levels) == 2:
+            share, step = cls.proportion(int((x == levels[1]).sum()), n), float(levels[1] - levels[0])
+            low, high = min(low, levels[0] + share.low * step), max(high, levels[0] + share.high * step)
+        return cls(value, float(low), float(high), n)
 
     @classmethod
     def proportion(cls, successes: int, trials: int) -> Metric:
@@ -58,14 +72,30 @@ class Metric:
 
     @classmethod
     def difference(cls, one: Metric, other: Metric) -> Metric:
-        """one - other of independent samples, with the 95 % interval that theirs make."""
+        """one - other of independent samples, with the 95 % interval that theirs make.
+
+        Each end of it comes from the ends that pull there (Zou and Donner, Statistics in Medicine 27, 2008).
+        """
         gap = one.value - other.value
-        half = math.hypot(one.value - one.low, other.value - other.low)
-        return cls(gap, gap - half, gap + half, min(one.n, other.n))
+        below = math.hypot(one.value - one.low, other.high - other.value)
+        above = math.hypot(one.high - one.value, other.value - other.low)
+        return cls(gap, gap - below, gap + above, min(one.n, other.n))
+
+    @property
+    def is_exact(self) -> bool:
+        """True for a number that was counted or computed."""
+        return self.n == 1 and self.low == self.high
+
+    @property
+    def has_spread(self) -> bool:
+        """True where the samples tell how far the value may be from the truth."""
+        return self.low != self.high
 
     def __str__(self) -> str:
-        if self.low == self.high:
+        if self.is_exact:
             return f"{self.value:.6g}"
+        if not self.has_spread:
+            return f"{self.value:.6g}, no spread in {self.n}"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

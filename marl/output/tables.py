@@ -31,10 +31,7 @@ def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> N
     """Name, value and interval of each metric."""
     rows = []
     for name, metric in metrics.items():
-        exact = metric.low == metric.high
-        rows.append(
-            (name, number(metric.value), "" if exact else interval_text(metric), "" if exact else str(metric.n))
-        )
+        rows.append((name, number(metric.value), interval_text(metric), "" if metric.is_exact else str(metric.n)))
     print_columns(title, ("metric", "value", "95 % interval", "n"), rows, console)
 
 
@@ -51,7 +48,11 @@ def print_columns(title: str, columns: Sequence[str], rows: Sequence[Sequence[st
 
 
 def interval_text(metric: Metric) -> str:
-    """The 95 % interval in brackets."""
+    """The 95 % interval in brackets; nothing of an exact number, and words where equal samples leave it unknown."""
+    if metric.is_exact:
+        return ""
+    if not metric.has_spread:
+        return f"no spread in {metric.n}"
     return f"[{number(metric.low)}, {number(metric.high)}]"
 
 

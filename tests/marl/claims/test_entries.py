@@ -11,7 +11,16 @@ import pytest
 from small_claims import ENTRY, MEASURED, REPOSITORY, SYSTEMS, TEST, claim, make_root
 
 from envs.core import InputError
-from marl.claims.entries import Claim, dump_claims, figure, read_claims, read_systems, renew_tables, results_table
+from marl.claims.entries import (
+    Claim,
+    definitions,
+    dump_claims,
+    figure,
+    read_claims,
+    read_systems,
+    renew_tables,
+    results_table,
+)
 from marl.claims.measure import Ledger, by_command
 from marl.config.catalog import find_config
 
@@ -39,10 +48,23 @@ def test_every_test_and_config_that_a_command_names_exists(own_claims: list[Clai
                 assert find_config(name).is_file(), c.id
 
 
+def test_every_module_that_decides_numbers_belongs_to_a_system() -> None:
+    places = [place for listed in read_systems(REPOSITORY).values() for place in listed]
+    modules = [
+        path.relative_to(REPOSITORY)
+        for name in ("envs", "marl", "recsys")
+        for path in REPOSITORY.glob(f"{name}/**/*.py")
+    ]
+    homeless = [m for m in modules if not any(m.is_relative_to(place) for place in places)]
+    assert {str(m) for m in homeless if m.name != "__init__.py"} == {"envs/drawing.py"}  # pictures
+
+
 def test_the_page_of_claims_has_a_table_for_every_system_and_is_up_to_date(own_claims: list[Claim]):
     page = (REPOSITORY / "docs/claims.md").read_text()
+    ledger = Ledger(REPOSITORY)
     assert re.findall("<!-- claims: (.*) -->", page) == [f"{system}/" for system in read_systems(REPOSITORY)]
-    assert renew_tables(page, own_claims) == page
+    if all(ledger.defined_at(c.commit) for c in own_claims if c.commit):  # else this clone's history is cut short
+        assert renew_tables(page, own_claims, ledger.state) == page
 
 
 def test_the_readmes_headline_figures_are_the_recorded_ones(own_claims: list[Claim]):
@@ -123,7 +145,23 @@ def test_whether_a_claim_holds_follows_from_value_and_bar(bar: str, meets: float
     assert claim(bar=bar, measured={**MEASURED, "value": meets}).state == "holds"
     assert claim(bar=bar, measured={**MEASURED, "value": fails}).state == "falls short"
     assert claim(bar=bar, measured={**MEASURED, "value": fails}, disputed="x").state == "disputed"
+    assert claim(bar=bar, measured={**MEASURED, "value": meets, "commit": None}).state == "commit unknown"
     assert claim(bar=bar).state == "not measured"
+
+
+def test_a_table_says_what_cannot_be_checked() -> None:
+    met = {**MEASURED, "value": 200_000}
+    undated, moved = claim(measured={**met, "commit": None}), claim(measured=met)
+    assert "| >= 120000 | yes, commit unknown |  |" in results_table([undated], lambda c: c.state)
+    assert "| defined otherwise when measured | 0123456 |" in results_table([moved], lambda c: "defined otherwise")
+
+
+def test_definitions_leave_out_what_was_measured_and_a_damaged_file_has_none() -> None:
+    text = dump_claims([claim(measured=MEASURED)])
+    assert definitions(text) == {"core/speed": {k: v for k, v in ENTRY.items() if k != "measured"}}
+    assert claim(claim="In other words.").defined_by(definitions(text)["core/speed"])
+    assert not claim(bar=">= 1").defined_by(definitions(text)["core/speed"])
+    assert definitions("- [") == definitions("core: 1") == {}
 
 
 def test_tables_are_made_anew_between_their_markers():
@@ -139,7 +177,7 @@ def test_tables_are_made_anew_between_their_markers():
         "| It is fast. | 1,234,568 | >= 120000 | yes | 0123456 | `concord bench step` |\n"
         "| a\\|b | 1.5 | <= 1 | **no** |  | `concord bench step` |\n"
     )
-    assert results_table(claims[:2]) == head + core
+    assert results_table(claims[:2], lambda c: c.state) == head + core
     text = (
         "before\n<!-- claims: core/ -->\nold\n<!-- /claims -->\nafter\n<!-- claims: bnpg/ slim/ -->\n<!-- /claims -->\n"
     )
@@ -148,12 +186,12 @@ def test_tables_are_made_anew_between_their_markers():
         "| It is fast. | 1.5 | >= 120000 | no, [disputed](../docs/proof.md) | 0123456 | `concord bench step` |\n"
         "| It is fast. |  | >= 120000 | not measured |  | `concord bench step` |\n"
     )
-    renewed = renew_tables(text, claims)
+    renewed = renew_tables(text, claims, lambda c: c.state)
     assert renewed == (
         f"before\n<!-- claims: core/ -->\n{head}{core}<!-- /claims -->\nafter\n"
         f"<!-- claims: bnpg/ slim/ -->\n{head}{others}<!-- /claims -->\n"
     )
-    assert renew_tables(renewed, claims) == renewed
+    assert renew_tables(renewed, claims, lambda c: c.state) == renewed
 
 
 def test_figures_have_four_digits():

@@ -40,6 +40,12 @@ def test_an_exact_number_has_no_interval() -> None:
     assert printed.getvalue().splitlines()[-1].split() == ["env_steps", "2,048"]
 
 
+def test_samples_without_spread_are_no_exact_number() -> None:
+    printed = io.StringIO()
+    print_metrics({"return": Metric.mean([0.0] * 256)}, "run", Console(file=printed, width=80, soft_wrap=True))
+    assert printed.getvalue().splitlines()[-1].split() == ["return", "0", "no", "spread", "in", "256", "256"]
+
+
 def test_differences_of_a_report_that_was_saved_may_be_endless() -> None:
     printed = io.StringIO()
     row = {"signal": "click", "policy": "new", "against": "logged"}

@@ -238,8 +238,27 @@ def test_an_exact_limit_is_used_where_there_is_one_else_the_largest_swarm(tmp_pa
     assert metrics["limit_fit/points"].value == 2
     assert metrics["limit_fit/slope"].value < -1
     assert "gap" not in tables["along"][-1]
-    assert "the gap to agents=200" in tables["notes"][-1]["note"]
+    note = tables["notes"][-1]["note"]
+    assert "the gap to agents=200 falls from N=2 to N=20 with the local slope" in note
+    assert note.endswith("two points cannot test a line")
+    assert "limit_fit/misfit_p_value" not in metrics
     assert draw(curve(), tmp_path / "curve.png").exists()
+
+
+def test_a_report_says_why_there_is_no_slope_and_what_was_left_out() -> None:
+    def note(*returns: Metric) -> str:
+        points = [
+            Point(2**k, {"return_per_agent": j, "limit/return_per_agent": Metric.exact(0.0)}, 1.0)
+            for k, j in enumerate(returns, start=1)
+        ]
+        metrics, tables = summarize(Curve("env.agents", points))
+        assert "limit_fit/slope" not in metrics
+        return str(tables["notes"][-1]["note"])
+
+    above, below, same = Metric(1.0, 0.9, 1.1, 64), Metric(-1.0, -1.1, -0.9, 64), Metric(1.0, 1.0, 1.0, 64)
+    assert "no slope: the gap to the exact limit is positive at N=2,8 and negative at N=4" in note(above, below, above)
+    assert "exceeds 3 standard errors at 1 of 3 numbers of agents" in note(above, same, same)
+    assert "2 left out, whose error is unknown" in note(above, same, same)
 
 
 def test_words_are_a_setting_as_good_as_numbers(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from marl.evaluation.limit_fit import Fit, Gap, fit, gaps, standard_error
+from marl.evaluation.limit_fit import Fit, Gap, differ_in_sign, fit, gaps, standard_error
 from marl.output.report import Metric
 
 SIZES = (2, 5, 10, 50, 200)
@@ -66,6 +66,8 @@ def test_points_off_the_line_widen_the_interval_and_are_doubted() -> None:
     line, good = fit(humped), fit(straight)
     assert line is not None
     assert good is not None
+    assert line.doubt is not None
+    assert good.doubt is not None
     assert line.doubt < 0.001 < good.doubt
     assert line.slope.high - line.slope.low > 2 * 1.96 * 0.05
 
@@ -75,6 +77,9 @@ def test_gaps_within_three_standard_errors_do_not_count() -> None:
     lost = Gap(1000, 0.029, 0.01)
     assert fit([*clear, lost]) == fit(clear)
     assert not lost.counts
+    assert Gap(2, 0.031, 0.01).counts
+    assert not Gap(2, 0.066, 0.01, freedom=4.0).counts, "Student's t of 4 degrees exceeds 6.62 as rarely as a normal 3"
+    assert Gap(2, 0.067, 0.01, freedom=4.0).counts
     assert fit([clear[0], lost]) is None
     assert fit([]) is None
 
@@ -90,6 +95,46 @@ def test_errors_come_from_intervals_and_add_up() -> None:
     assert gap.error == pytest.approx(math.hypot(standard_error(one), 1 / 1.9623), rel=1e-3)
     (certain,) = gaps({7: one}, Metric.exact(1.0))
     assert certain.error == pytest.approx(standard_error(one))
+    assert certain.freedom == 19
+    assert certain.half == pytest.approx((one.high - one.low) / 2, rel=1e-3)
+
+
+def test_points_of_unknown_error_are_left_out() -> None:
+    exact = Metric.exact(0.0)
+    same, few = Metric.mean([1.0] * 64), Metric.mean([0.9, 1.0, 1.1, 1.0])
+    found = gaps({2: Metric.exact(1.0), 4: Metric.exact(0.5), 8: same, 16: few}, exact)
+    assert [gap.has_error for gap in found] == [True, True, False, False]
+    assert standard_error(same) == math.inf
+    assert fit(found) == fit(found[:2])
+
+
+def test_gaps_of_opposite_sign_have_no_slope() -> None:
+    found = [Gap(2, 0.24, 0.002), Gap(64, -0.024, 0.002)]
+    assert differ_in_sign(found)
+    assert fit(found) is None
+    assert fit([*found, Gap(8, 0.1, 0.002)]) is None
+    lost = Gap(256, -0.001, 0.002)
+    assert not differ_in_sign([found[0], Gap(8, 0.1, 0.002), lost]), "a gap that does not count has no sign"
+
+
+def test_two_points_are_no_test_of_a_line() -> None:
+    line = fit([Gap(n, 1 / n, 0.001) for n in (2, 8)])
+    assert line is not None
+    assert line.doubt is None
+
+
+@pytest.mark.parametrize(("power", "sizes"), [(-0.5, (2, 8, 32)), (-1.0, (4, 8, 16))])
+def test_the_interval_of_a_slope_to_the_largest_swarm_holds_it_in_19_of_20_cases(
+    power: float, sizes: tuple[int, ...]
+) -> None:
+    """The slope brings the gaps back to the limit, and so answers to them more than by its lever alone."""
+    draw, inside, error = np.random.default_rng(3), 0, 0.003
+    for _ in range(800):
+        *few, largest = (n**power + error * draw.standard_normal() for n in sizes)
+        found = [Gap(n, j - largest, math.hypot(error, error)) for n, j in zip(sizes, few)]
+        line = slope_of(found, error, reference=sizes[-1])
+        inside += line.low < power < line.high
+    assert 0.93 < inside / 800 < 0.97
 
 
 def test_one_episode_proves_no_gap_and_exact_returns_weigh_alike() -> None:
