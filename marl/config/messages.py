@@ -83,7 +83,7 @@ def explain(model: type[BaseModel], path: str, problems: Sequence[Any]) -> str:
         return f"{path} is missing: {problem['msg'].lower()}."
     default = next((field.default for name, field, _ in walk(model) if name == path), None)
     # Of a value that may be a number or a list, and is a list, the entries say more than that it is no number.
-    entries = [each for each in problems if isinstance(each["loc"][-1], int)]
+    entries = [each for each in problems if isinstance((path, *each["loc"])[-1], int)]
     lengths = [each for each in problems if each["type"] == "too_short"]
     told = entries[:1] or lengths or problems
     message = " or ".join(dict.fromkeys(_expected(each, default) for each in told))
