@@ -78,7 +78,9 @@ class Referee:
     def _wrong(self, action: Num[Tensor, "E N A"], obs: Observation) -> Bool[Tensor, "E N A"]:
         """Components that are not allowed."""
         if not isinstance(self.spec.action, Discrete):
-            return ~action.isfinite()
+            # Where what was seen is no number, the world has failed, and its returns will tell.
+            sane = obs.agent.flatten(1).isfinite().all(1).view(-1, 1, 1)
+            return sane & ~action.isfinite()
         # The nearest choice that exists, so that what is looked up below is there.
         near = action.clamp(self._none, self._last)
         wrong = near != action
