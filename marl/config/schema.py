@@ -131,7 +131,7 @@ class EvaluationConfig(Section):
     load: Literal["last", "best"] = Field(
         "last",
         description="which policy is judged, played and filmed: as training left it, or the best of the evaluations in "
-        "between (needs every)",
+        "between (needs every), by the mean return, channels by the weights of advantage",
     )
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
     agents: tuple[int, ...] = Field(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.core import Decision, Discrete, EnvSpec, InputError, Observation, Tree
 
+HUGE = 1e18  # the square of more is no number of 32 bits
 RETURN = "Let act(obs, memory, streams) end with `return Decision(action), memory`."
 
 
@@ -78,7 +79,9 @@ class Referee:
     def _wrong(self, action: Num[Tensor, "E N A"], obs: Observation) -> Bool[Tensor, "E N A"]:
         """Components that are not allowed."""
         if not isinstance(self.spec.action, Discrete):
-            return ~action.isfinite()
+            # Where what was seen is no number, or too large to be squared, the world has failed; its returns will tell.
+            sane = (obs.agent.flatten(1).abs() < HUGE).all(1).view(-1, 1, 1)
+            return sane & ~action.isfinite()
         # The nearest choice that exists, so that what is looked up below is there.
         near = action.clamp(self._none, self._last)
         wrong = near != action

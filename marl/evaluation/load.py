@@ -16,6 +16,8 @@ class MisfitError(InputError):
 
 def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
     """The trained actor of a run and environments for it. Raises InputError where they do not fit together."""
+    if type(num_envs) is not int or num_envs < 1:
+        raise InputError(f"num_envs is how many environments to play in, a whole number from 1; got {num_envs!r}.")
     try:
         loaded: tuple[Actor, VectorEnv] = load_recipe(run.config.recipe).load(run, num_envs)
     except ConcordError:
@@ -23,6 +25,7 @@ def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:
     except Exception as error:
         raise MisfitError(
             f"The trained policy of {run.folder} does not fit this environment, or not these networks: "
-            f"{in_words(error)} Leave env and policy as they were trained, or change only what keeps their sizes."
+            f"{in_words(error)} Leave env and policy as they were trained, or change only what keeps their sizes. A "
+            "recipe that trains several members of a seed says how many in its hook `members(config)`."
         ) from error
     return loaded

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -27,8 +28,12 @@ class EvaluationProbe:
     """A Probe: every `evaluation.every` updates, what P policies earn, each with its best parameters so far.
 
     Every evaluation plays `evaluation.during_episodes` episodes from one seed of its own, so that training draws the
-    same with it and without. actor: what is executed of the policy. `best` is the policy's state, each of P
-    policies as it was when it earned most; None before the first evaluation.
+    same with it and without. policy: all that one stage trains, as many members of each of the run's seeds. actor: what
+    is executed of it. `best` is the policy's state, each of P policies as it was when it earned most; None before the
+    first evaluation. Most is by the sum of channels with the weights of `advantage`, those at the end of training; each
+    counts 1 where there are none.
+
+    Raises InputError for policies that the seeds cannot share.
     """
 
     def __init__(self, run: Run, policy: JointPolicy, actor: Actor):
@@ -37,7 +42,14 @@ class EvaluationProbe:
         self.every: int = section.every
         shorter = section.model_copy(update={"episodes": section.during_episodes})
         self.rows = evaluation_rows(run.config.model_copy(update={"evaluation": shorter}))
-        self.value = torch.full((run.policies,), -math.inf, dtype=torch.float64)
+        # A policy of one's own that does not say how many it is, is as many as the run says.
+        self.policies: int = getattr(policy, "policies", run.policies)
+        if self.policies % len(run.seeds):
+            raise InputError(
+                f"An EvaluationProbe needs as many policies of each seed; got P={self.policies} for "
+                f"{len(run.seeds)} seeds. Build the policy from run.streams(…, members=M)."
+            )
+        self.value = torch.full((self.policies,), -math.inf, dtype=torch.float64)
         self.best: dict[str, Any] | None = None
 
     def __call__(self, update: int, learner: Any) -> dict[str, Any]:
@@ -47,11 +59,11 @@ class EvaluationProbe:
         if len(channels) > 1:
             for k, channel in enumerate(channels):
                 found[f"{RETURN}/{channel}"] = _means([episodes.returns[:, k].mean() for episodes in played])
-        self._keep_best(found[RETURN])
+        self._keep_best(_means([self._worth(episodes) for episodes in played]))
         return found if len(played) > 1 else {name: float(values) for name, values in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The best policy, and what it earned."""
+        """The best policy, and what it earned by the weights of channels."""
         return {"value": self.value, "best_policy": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -60,16 +72,23 @@ class EvaluationProbe:
 
     def _play(self) -> tuple[list[Episodes], Sequence[str]]:
         config = self.run.config
-        rows = self.run.policies * self.rows
+        rows = self.policies * self.rows
         with closing(make_env(config.env, num_envs=rows, device=self.run.device)) as env:
             played = play_policies(
                 env,
                 self.actor,
                 config.evaluation.during_episodes,
-                self.run.stage_seeds(PURPOSE),
+                self.run.stage_seeds(PURPOSE, self.policies // len(self.run.seeds)),
                 config.evaluation.patience,
             )
             return played, env.spec.channels
+
+    def _worth(self, episodes: Episodes) -> float:
+        """The mean return per agent, channels by their weights."""
+        advantage = getattr(self.run.config, "advantage", None)  # which a learner of another kind may lack
+        weights = () if advantage is None else advantage.weights_end or advantage.weights
+        by_channel = episodes.returns.mean(0)
+        return float(by_channel @ np.array(weights) if weights else by_channel.sum())
 
     def _keep_best(self, value: Float[Tensor, " P"]) -> None:
         """Take the policies that earn more than ever before."""

@@ -14,6 +14,8 @@ from marl.learning.rollout import OnPolicy
 from marl.models.policies import IndependentPolicy
 from marl.training import on_policy
 from marl.training.environments import make_env
+from marl.training.policy_rows import take_policy
+from marl.training.population import Population
 from marl.training.run import Run, env_steps_to_updates
 from marl.training.stage import Probe
 
@@ -39,6 +41,13 @@ class OnPolicyRecipe(Recipe):
         """The actor that is judged, saved and played; by default the policy itself."""
         return policy
 
+    def members(self, config: Any) -> int:
+        """How many policies of each seed are trained side by side and are one result; one unless overridden.
+
+        All are trained, evaluated meanwhile and saved. The first is judged and loaded; returns are told of each.
+        """
+        return 1
+
     def check(self, config: Any, run: Run) -> None:
         """Raise InputError, before training, for an evaluation that could not be made."""
         with closing(make_env(config.env, num_envs=1)) as env:
@@ -59,7 +68,9 @@ class OnPolicyRecipe(Recipe):
             )
 
     def train(self, config: Any, run: Run) -> Any:
-        """The trained policy, the last or the best; P of them for a run with P seeds."""
+        """The trained policy, the last or the best; P of them for a run of P policies, seeds x members."""
+        if self.members(config) > 1:
+            run.population = Population(run.seeds, self.members(config))
         policy = on_policy.train(
             config, run, self.policy, self.learner, self.source(config), lambda policy: self.probes(config, run, policy)
         )
@@ -87,7 +98,13 @@ class OnPolicyRecipe(Recipe):
         from marl.evaluation.agent_sweep import in_other_numbers
         from marl.evaluation.policy_report import judge
 
-        report = judge(run, self.executed(policy), self.findings)
+        if self.members(config) == 1:
+            report = judge(run, self.executed(policy), self.findings)
+        else:
+            from marl.evaluation.members import one_member, returns_of_members
+
+            report = judge(run, self.executed(one_member(run, self, policy)), self.findings)
+            report.metrics.update(returns_of_members(run, self.executed(policy)))
         return in_other_numbers(run, report)
 
     def can_stack(self, config: Any) -> bool:
@@ -99,15 +116,19 @@ class OnPolicyRecipe(Recipe):
         return on_policy.STAGE
 
     def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
-        """Actor of the policy as it was last saved, or of the best, and environments to play it in."""
+        """Actor of the policy as it was last saved, or of the best, and environments to play it in.
+
+        Where a seed has several members, the first.
+        """
         config: Any = run.config
         env = make_env(config.env, num_envs=num_envs, device=run.device)
-        policy = self.policy(config, env.spec, run.streams("policy"))
-        policy.load_state_dict(self.saved(run))
+        policy = self.policy(config, env.spec, run.streams("policy", 1))
+        saved, members = self.saved(run), self.members(config)
+        policy.load_state_dict(saved if members == 1 else take_policy(saved, 0, members))
         return self.executed(policy), env
 
     def saved(self, run: Run) -> Any:
-        """The state of the policy that `evaluation.load` names, the last or the best."""
+        """The state of the policy that `evaluation.load` names, the last or the best; of all members of the seed."""
         if run.config.evaluation.load == "best":
             from marl.evaluation.probe import best_policy
 

@@ -32,7 +32,7 @@ def make_env(
 
     Raises InputError for what is no world, for arguments of which none can be made, and for episodes that never end.
     """
-    num_envs = num_envs or config.num_envs
+    num_envs = config.num_envs if num_envs is None else num_envs
     if config.vmas is not None and config.agents is not None:
         raise InputError(
             "A scenario of VMAS has a name of its own for the number of its agents, such as env.args.n_agents; set "

@@ -105,6 +105,8 @@ def test_real_actions_must_be_finite_and_may_leave_their_bounds() -> None:
     referee.check(Decision(action), obs)
     with pytest.raises(InputError, match="decided nan for component 0; an action must be finite"):
         referee.check(Decision(action * np.nan), obs)
+    lost = Observation(obs.agent * np.nan, obs.state, obs.alive)
+    referee.check(Decision(action * np.nan), lost)
     with pytest.raises(InputError, match=r"must be torch\.float32 "):
         referee.check(Decision(action.long()), obs)
 

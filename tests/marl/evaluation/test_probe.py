@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from marl.commands.evaluate import evaluate_folder, render_folder
 from marl.commands.run import run_training
 from marl.commands.sweep import resume_folder
 from marl.config.load import resolve
+from marl.evaluation.episodes import Episodes
 from marl.evaluation.plots import read_curve
 from marl.evaluation.policy_report import played
 from marl.evaluation.probe import EvaluationProbe, best_policy, rows_where
@@ -160,6 +162,34 @@ def test_each_of_several_policies_has_its_own_returns_and_its_own_best(tmp_path:
         assert part["value"].tolist() == pytest.approx(single.value.tolist(), abs=1e-5)
         for one, other in zip(tensors(part["best_policy"]), tensors(single.best), strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_members_of_a_seed_have_their_own_returns_and_uneven_ones_are_refused(tmp_path: Path) -> None:
+    config = resolve(RAW, {})
+    run, env = Run(tmp_path, config), make_env(config.env, num_envs=1)
+
+    def found(members: int) -> Any:
+        policy = recipe.policy(config, env.spec, run.streams("policy", members))
+        return EvaluationProbe(run, policy, policy)(3, None)["evaluation/return_per_agent"]
+
+    assert found(2)[0] == pytest.approx(found(1), abs=1e-5)
+    assert found(2)[0] != found(2)[1]
+    three = recipe.policy(config, env.spec, run.streams("policy", 3))
+    with pytest.raises(InputError, match=r"as many policies of each seed; got P=3 for 2 seeds.*members=M"):
+        EvaluationProbe(Run(tmp_path, config, (0, 1)), three, three)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "wanted"), [({}, 7.0), ({"weights": [1, 0.5]}, 5.0), ({"weights_end": [-1, 2]}, 5.0)]
+)
+def test_the_best_is_by_the_weights_of_channels_at_the_end(
+    tmp_path: Path, advantage: dict[str, Any], wanted: float
+) -> None:
+    config = resolve({**RAW, "advantage": advantage}, {})
+    run, env = Run(tmp_path, config), make_env(config.env, num_envs=1)
+    policy = recipe.policy(config, env.spec, run.streams("policy"))
+    episodes = Episodes(np.array([[2.0, 5.0], [4.0, 3.0]]), np.ones(2), 3)
+    assert EvaluationProbe(run, policy, policy)._worth(episodes) == wanted
 
 
 def test_a_policy_s_rows_are_replaced_alone() -> None:

@@ -61,3 +61,8 @@ def test_a_world_whose_first_step_has_another_form_than_its_spec_is_told_the_fie
     message = (ALTERED | DOUBLE)[altered][1]
     with pytest.raises(InputError, match=message):
         make_env(EnvConfig(world="worlds:Misformed", args={"altered": altered}, time_limit=5))
+
+
+def test_no_environments_at_all_are_refused() -> None:
+    with pytest.raises(InputError, match="num_envs must be at least 1; got 0"):
+        make_env(EnvConfig(world="envs.games:Constant", time_limit=3), num_envs=0)
