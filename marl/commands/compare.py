@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,6 +19,9 @@ from marl.output.report import Metric, Report, Tables
 LONGEST_LABEL = 80
 MOST_PAIRED = 8  # variants up to which each is compared with each
 RETURN = "return_per_agent"
+TRIMMED = 0.25  # of the seeds on either side, which leaves the interquartile mean
+FEWEST_SEEDS = 3  # below which no interval is printed
+ROUNDING = 1e-9  # relative
 
 
 @dataclass(frozen=True)
@@ -30,53 +34,75 @@ class Group:
     summary: dict[str, Metric]
 
 
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """The mean of the middle half of the last axis. Source: Agarwal et al., NeurIPS 2021 (arXiv 2108.13264)."""
+def interquartile_mean(values: np.ndarray) -> float:
+    """The mean of the middle half. Source: Agarwal et al., NeurIPS 2021 (arXiv 2108.13264)."""
     from scipy.stats import trim_mean
 
-    return np.asarray(trim_mean(values, 0.25, axis=-1))
+    return float(trim_mean(values, TRIMMED))
 
 
 def summarize(values: np.ndarray) -> dict[str, Metric]:
-    """min, median, iqm (bootstrapped over seeds, 95 %) and max."""
-    if len(values) < 2:
-        value = float(values[0])
-        alone = Metric.exact(value)
-        return {"min": alone, "median": alone, "max": alone, "iqm": Metric(value, -np.inf, np.inf)}
-    resampled = np.random.default_rng(0).choice(values, (2000, len(values)))
-    low, high = np.percentile(interquartile_mean(resampled), [2.5, 97.5])
-    n = len(values)
+    """min, median and max, which are counted, and iqm with its 95 % interval over seeds."""
     exact = {"min": values.min(), "median": np.median(values), "max": values.max()}
-    found = {name: Metric(float(value), float(value), float(value), n) for name, value in exact.items()}
-    return {**found, "iqm": Metric(float(interquartile_mean(values)), float(low), float(high), n)}
+    return {**{name: Metric.exact(float(value)) for name, value in exact.items()}, "iqm": _trimmed(values)}
+
+
+def _trimmed(values: np.ndarray) -> Metric:
+    """The interquartile mean with the interval of Tukey and McLaughlin, Sankhya A 25 (1963), infinite below 3 seeds.
+
+    The standard deviation of the values, the outer quarters drawn in to the middle half, times sqrt((n-1) / (h (h-1)))
+    and Student's quantile of h - 1 degrees of freedom, where h of n values are in the middle half.
+    """
+    from scipy import stats
+
+    n, outer = len(values), int(TRIMMED * len(values))
+    value, inner = interquartile_mean(values), n - 2 * outer
+    if n < FEWEST_SEEDS:
+        return Metric(value, -math.inf, math.inf, n)
+    drawn_in = np.clip(values, *np.sort(values)[[outer, n - 1 - outer]])
+    if np.ptp(drawn_in) == 0:  # of equal seeds no spread; where the outer ones differ, it is only not seen
+        half = math.inf if np.ptp(values) else 0.0
+        return Metric(value, value - half, value + half, n)
+    error = float(drawn_in.std(ddof=1)) * math.sqrt((n - 1) / (inner * (inner - 1)))
+    half = float(stats.t.ppf(0.975, inner - 1)) * error
+    return Metric(value, value - half, value + half, n)
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Metric:
-    """Mean difference between two groups with Welch's 95 % interval (infinite with one seed each)."""
+    """Mean difference between two groups with Welch's 95 % interval.
+
+    Infinite with one seed each, and where neither group varies, which leaves the error unknown.
+    """
     from scipy import stats
 
-    value = float(first.mean() - second.mean())
-    if min(len(first), len(second)) < 2:
-        return Metric(value, -np.inf, np.inf, min(len(first), len(second)))
-    if first.std() == 0 and second.std() == 0:
-        return Metric(value, value, value, min(len(first), len(second)))
-    interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
-    return Metric(value, float(interval.low), float(interval.high), min(len(first), len(second)))
+    value, n = float(first.mean() - second.mean()), min(len(first), len(second))
+    if n < 2 or (_equal(first) and _equal(second)):
+        return Metric(value, -math.inf, math.inf, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one constant group, which is no loss of precision here
+        interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    return Metric(value, float(interval.low), float(interval.high), n)
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Metric:
-    """Mean difference seed by seed with Student's 95 % interval (infinite with one seed)."""
+    """Mean difference seed by seed with Student's 95 % interval, infinite with one seed or where all differ alike."""
     gaps = first - second
-    return Metric.mean(gaps) if len(gaps) > 1 else Metric(float(gaps[0]), -np.inf, np.inf, 1)
+    if _equal(gaps, np.abs(first).max()):
+        return Metric(float(gaps.mean()), -math.inf, math.inf, len(gaps))
+    return Metric.mean(gaps)
 
 
-def in_errors(gaps: np.ndarray) -> float:
-    """A mean in units of its own standard error; infinite, or 0 for a mean of 0, where all gaps are equal."""
-    mean = float(gaps.mean())
-    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
-    if error == 0:
-        return math.copysign(math.inf, mean) if mean else 0.0
-    return mean / error
+def _equal(values: np.ndarray, scale: float = 0.0) -> bool:
+    """True where values are the same but for rounding, theirs or that of numbers of this size."""
+    return bool(np.ptp(values) <= ROUNDING * max(scale, float(np.abs(values).max())))
+
+
+def in_errors(first: np.ndarray, second: np.ndarray) -> float:
+    """`paired` in units of its standard error; no number where that is unknown, so that it meets no bar."""
+    gap, gaps = paired(first, second), first - second
+    if gap.high == math.inf:
+        return math.nan
+    return gap.value / (float(gaps.std(ddof=1)) / math.sqrt(len(gaps)))
 
 
 def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Metric]:
@@ -87,7 +113,8 @@ def sweep_metrics(variants: dict[tuple[str, ...], list[Report]]) -> dict[str, Me
     returns between runs of one seed, `…/in_errors` that in units of its standard error, and `…/low_share` the lower end
     of its 95 % interval as a share of b's mean. Where more than one key varies, the same again under `best/` for the
     best variant (highest mean return) of each value of the first key: so both sides of a comparison are tuned alike.
-    `mode/paired/…` are the same differences of most probable actions.
+    `mode/paired/…` are the same differences of most probable actions. Each interval is one of 95 % by itself: they are
+    not adjusted for how many there are, nor those under `best/` for having been chosen by the seeds that judge.
     """
     values = {label: _columns(reports) for label, reports in variants.items()}
     found = _side_by_side({",".join(label): columns for label, columns in values.items()})
@@ -135,7 +162,7 @@ def _side_by_side(values: dict[str, dict[str, np.ndarray]]) -> dict[str, Metric]
 
 def _paired(key: str, one: np.ndarray, other: np.ndarray) -> dict[str, Metric]:
     gap = paired(one, other)
-    found = {key: gap, f"{key}/in_errors": Metric.exact(in_errors(one - other))}
+    found = {key: gap, f"{key}/in_errors": Metric.exact(in_errors(one, other))}
     return found | ({f"{key}/low_share": Metric.exact(gap.low / abs(float(other.mean())))} if other.mean() else {})
 
 
@@ -185,6 +212,15 @@ def _group(label: str, members: list[tuple[Path, Report]], metric: str) -> Group
     for folder, report in members:
         if metric not in report.metrics:
             raise InputError(f"{folder} has no metric {metric!r}; it has {', '.join(report.metrics)}.")
+    by_seed: dict[str, list[Path]] = {}
+    for folder, report in members:
+        by_seed.setdefault(str(report.seed), []).append(folder)
+    for seed, folders in by_seed.items():
+        if len(folders) > 1:
+            raise InputError(
+                f"Each seed counts once; seed {seed} of {label} was run in {', '.join(map(str, folders))}. "
+                "Name one of these folders."
+            )
     values = np.array([report.metrics[metric].value for _, report in members])
     return Group(label, [folder for folder, _ in members], values, summarize(values))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from marl.commands.compare import Group
+from marl.commands.compare import FEWEST_SEEDS, Group
 from marl.config.catalog import Entry
 from marl.config.describe import describe
 from marl.config.load import load_recipe
@@ -93,11 +93,20 @@ def _print_sweep(metrics: dict[str, Metric], title: str, console: Console) -> No
         if name.endswith("/iqm"):
             base = name.removesuffix("/iqm")
             rest = (number(metrics[f"{base}/{stat}"].value) for stat in ("min", "median", "max"))
-            rows.append((base, number(iqm.value), interval_text(iqm), *rest, str(iqm.n)))
+            rows.append((base, number(iqm.value), _over_seeds(iqm), *rest, str(iqm.n)))
     print_columns(title, ("metric", "IQM", "95 % interval", "min", "median", "max", "n"), rows, console)
+    if any(name.startswith("best/") for name in metrics):
+        console.print("best/: chosen by the same seeds that judge it here, which flatters it; judge it on others")
     differences = {name: metric for name, metric in metrics.items() if name.startswith("difference/")}
     if differences:
         print_metrics(differences, "differences of return_per_agent", console)
+    if len(differences) > 1:
+        console.print(f"these {len(differences)} intervals are not adjusted for how many they are: some miss by chance")
+
+
+def _over_seeds(iqm: Metric) -> str:
+    """The interval of an interquartile mean; words where seeds are too few to tell how far they may spread."""
+    return "too few seeds" if iqm.n < FEWEST_SEEDS else interval_text(iqm)
 
 
 def print_config(config: RunConfig, console: Console) -> None:
@@ -123,5 +132,5 @@ def print_comparison(groups: Sequence[Group], metric: str, console: Console) -> 
     for group in groups:
         iqm = group.summary["iqm"]
         rest = (number(group.summary[name].value) for name in ("min", "median", "max"))
-        rows.append((group.label, str(len(group.values)), number(iqm.value), interval_text(iqm), *rest))
+        rows.append((group.label, str(len(group.values)), number(iqm.value), _over_seeds(iqm), *rest))
     print_columns(metric, ("runs", "seeds", "IQM", "95 % interval", "min", "median", "max"), rows, console)

@@ -55,7 +55,8 @@ def episode_sums(
 
     carry: the sums of the episodes under way before step 0. Where `ended`, the first result is the episode's total.
     """
-    # In float64: totals are differences of running sums, and one huge reward must not spoil the next episode's.
+    # In float64: totals are differences of running sums, right to 2^-53 of the largest one. An infinite reward leaves
+    # later episodes without a number; a loop over time would not, and costs eight times as much at 16 environments.
     running = carry.double() + amount.cumsum(0, dtype=torch.float64)
     time = torch.arange(1, len(ended) + 1, device=ended.device).unsqueeze(1)
     last_end = torch.where(ended, time, 0).cummax(0).values  # steps taken when the latest episode ended, 0 if none did

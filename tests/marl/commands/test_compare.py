@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from envs.core import InputError
-from marl.commands.compare import sweep_metrics
+from marl.commands.compare import compare_folders, difference, summarize, sweep_metrics
 from marl.commands.run import with_configs
 from marl.commands.sweep import run_sweep
 from marl.output.report import Metric, Report
@@ -36,14 +39,59 @@ def test_differences_seed_by_seed_and_the_best_of_each_side() -> None:
 
 
 def test_most_probable_actions_are_compared_too() -> None:
-    def both(drawn: float, greedy: float) -> list[Report]:
-        metrics = {"return_per_agent": Metric.exact(drawn), "mode/return_per_agent": Metric.exact(greedy)}
-        return [Report("r", seed, {}, metrics, {}) for seed in range(2)]
+    def both(drawn: float, *greedy: float) -> list[Report]:
+        exact = Metric.exact
+        metrics = [{"return_per_agent": exact(drawn), "mode/return_per_agent": exact(x)} for x in greedy]
+        return [Report("r", seed, {}, found, {}) for seed, found in enumerate(metrics)]
 
-    found = sweep_metrics({("side=a",): both(5, 9), ("side=b",): both(4, 7)})
+    found = sweep_metrics({("side=a",): both(5, 9, 10, 11), ("side=b",): both(4, 7, 7, 7)})
     assert found["paired/side=a-side=b"].value == 1
-    assert found["mode/paired/side=a-side=b"].value == 2
-    assert found["mode/paired/side=a-side=b/low_share"].value == pytest.approx(2 / 7)
+    gap = found["mode/paired/side=a-side=b"]
+    assert gap.value == 3
+    assert found["mode/paired/side=a-side=b/low_share"].value == pytest.approx(gap.low / 7)
+
+
+def test_where_no_seed_varies_nothing_is_known_of_the_error() -> None:
+    found = sweep_metrics({("side=a",): reports(0.3, 0.3, 0.3), ("side=b",): reports(0.1, 0.1, 0.1)})
+    for name in ("difference/side=a-side=b", "paired/side=a-side=b"):
+        assert found[name].value == pytest.approx(0.2)
+        assert (found[name].low, found[name].high, found[name].n) == (-math.inf, math.inf, 3)
+    assert math.isnan(found["paired/side=a-side=b/in_errors"].value)
+    assert found["paired/side=a-side=b/low_share"].value == -math.inf
+    rounded = difference(np.array([0.1 + 0.2, 0.3]), np.array([1.0, 1.0]))
+    assert rounded.high == math.inf, "what differs by rounding alone does not vary"
+
+
+def test_the_interval_of_an_interquartile_mean_is_tukeys_and_mclaughlins() -> None:
+    found = summarize(np.array([100.0, 1.0, 3.0, 2.0, -50.0]))["iqm"]
+    spread = np.std([1, 1, 2, 3, 3], ddof=1)
+    half = stats.t.ppf(0.975, 2) * spread * math.sqrt(4 / (3 * 2))
+    assert found.value == 2
+    assert (found.low, found.high, found.n) == (pytest.approx(2 - half), pytest.approx(2 + half), 5)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_interquartile_means_of_gaussian_seeds_are_covered_in_19_of_20_cases(seeds: int) -> None:
+    draws = np.random.default_rng(0).normal(size=(1000, seeds))
+    found = [summarize(row)["iqm"] for row in draws]
+    assert 0.92 < np.mean([iqm.low <= 0 <= iqm.high for iqm in found]) < 0.97
+
+
+def test_seeds_that_tell_no_spread_have_no_interval_of_width_0() -> None:
+    few, same, modes = (summarize(np.array(x))["iqm"] for x in ([7.0, 11.0], [7.0] * 5, [7.0, 7.0, 7.0, 7.0, 11.0]))
+    assert few.high == modes.high == math.inf
+    assert (same.low, same.high, same.n, same.is_exact) == (7, 7, 5, False)
+    assert summarize(np.array([7.0, 11.0]))["min"].is_exact
+
+
+def test_a_seed_that_was_run_twice_is_refused(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 1), ("again", 0)):
+        metrics = {"return_per_agent": Metric.exact(seed)}
+        Report("marl.algorithms.mappo", seed, {"seed": seed}, metrics).save(tmp_path / name / "report.json")
+    (group,) = compare_folders([tmp_path / "one", tmp_path / "two"], "return_per_agent", tmp_path / "c.png")
+    assert len(group.values) == 2
+    with pytest.raises(InputError, match=r"Each seed counts once; seed 0 .*/again, .*/one\. Name one of these"):
+        compare_folders([tmp_path], "return_per_agent", tmp_path / "c.png")
 
 
 def test_configs_are_compared_under_their_names(tmp_path: Path) -> None:

@@ -34,6 +34,21 @@ def test_names_stay_whole_at_any_width(width: int, lines: int) -> None:
     assert {len(row) for row in rows[lines - 1 :: lines]} == {len(rows[-1])}  # columns are aligned
 
 
+def test_a_sweep_says_what_its_intervals_do_not_hold() -> None:
+    exact, gap = Metric.exact(1.0), Metric(1.0, 0.5, 1.5, 2)
+    names = [f"{label}/return_per_agent/{stat}" for label in ("a", "best/a") for stat in ("min", "median", "max")]
+    found = dict.fromkeys(names, exact) | {
+        f"{x}/return_per_agent/iqm": Metric(1.0, -1.0, 3.0, 2) for x in ("a", "best/a")
+    }
+    found |= {"difference/a-b": gap, "difference/a-c": gap}
+    printed = io.StringIO()
+    report = Report("marl.algorithms.mappo", [0, 1], {}, found, {"points": []})
+    print_report(report, Path("nowhere"), Console(file=printed, width=120, soft_wrap=True))
+    assert "too few seeds" in printed.getvalue()
+    assert "best/: chosen by the same seeds that judge it" in printed.getvalue()
+    assert "these 2 intervals are not adjusted" in printed.getvalue()
+
+
 def test_an_exact_number_has_no_interval() -> None:
     printed = io.StringIO()
     print_metrics({"env_steps": Metric.exact(2048)}, "run", Console(file=printed, width=80, soft_wrap=True))
