@@ -25,3 +25,15 @@ def pixels(axes: Any) -> Any:
     canvas = axes.figure.canvas
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_particles(discs: list[tuple[Any, float, str]], points: list[tuple[Any, str]]) -> Any:
+    """A picture [400,400,3] uint8 of the square [-1.5, 1.5]²: discs (center, radius, color), points (center, color)."""
+    from matplotlib.patches import Circle
+
+    axes = blank_axes((-1.5, 1.5), (-1.5, 1.5))
+    for center, color in points:
+        axes.add_patch(Circle(center, 0.05, color=color, zorder=1))
+    for center, radius, color in discs:
+        axes.add_patch(Circle(center, radius, facecolor=color, edgecolor="black", alpha=0.7, zorder=2))
+    return pixels(axes)

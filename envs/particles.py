@@ -17,7 +17,6 @@ from torch import Tensor
 
 from envs.constants import Constants
 from envs.core import Discrete, EnvSpec, InputError, Observation
-from envs.drawing import blank_axes, pixels
 from envs.world import Transition, World
 
 DT, DAMPING, FORCE = 0.1, 0.25, 5.0
@@ -100,6 +99,8 @@ class SimpleSpread(World[SpreadState]):
 
     def frame(self, state: SpreadState) -> Any:
         """Agents as discs, landmarks as dots."""
+        from envs.drawing import draw_particles
+
         n = self.agents
         positions = state.body[0].view(2, -1)[:, n:].T.cpu().numpy()
         return draw_particles([(p, 0.15, "tab:blue") for p in positions[:n]], [(p, "black") for p in positions[n:]])
@@ -210,6 +211,8 @@ class SpeakerListener(World[Any]):
 
     def frame(self, state: SpeakerListenerState) -> Any:
         """The goal and the listener in the goal's color; the speaker as a disc that wears the word it says."""
+        from envs.drawing import draw_particles
+
         colors = ["tab:red", "tab:green", "tab:blue"]
         positions, goal = state.positions[0].T.cpu().numpy(), int(state.goal[0])
         word = colors[int(state.word[0].argmax())] if bool(state.word[0].any()) else "lightgray"
@@ -232,15 +235,3 @@ class SpeakerListenerState(NamedTuple):
     velocity: Float[Tensor, "E 2"]
     goal: Num[Tensor, " E"]
     word: Float[Tensor, "E 3"]
-
-
-def draw_particles(discs: list[tuple[Any, float, str]], points: list[tuple[Any, str]]) -> Any:
-    """A picture [400,400,3] uint8 of the square [-1.5, 1.5]²: discs (center, radius, color), points (center, color)."""
-    from matplotlib.patches import Circle
-
-    axes = blank_axes((-1.5, 1.5), (-1.5, 1.5))
-    for center, color in points:
-        axes.add_patch(Circle(center, 0.05, color=color, zorder=1))
-    for center, radius, color in discs:
-        axes.add_patch(Circle(center, radius, facecolor=color, edgecolor="black", alpha=0.7, zorder=2))
-    return pixels(axes)

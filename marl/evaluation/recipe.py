@@ -14,7 +14,6 @@ from marl.learning.rollout import OnPolicy
 from marl.models.policies import IndependentPolicy
 from marl.training import on_policy
 from marl.training.environments import make_env
-from marl.training.policy_rows import take_policy
 from marl.training.population import Population
 from marl.training.run import Run, env_steps_to_updates
 from marl.training.stage import Probe
@@ -124,7 +123,11 @@ class OnPolicyRecipe(Recipe):
         env = make_env(config.env, num_envs=num_envs, device=run.device)
         policy = self.policy(config, env.spec, run.streams("policy", 1))
         saved, members = self.saved(run), self.members(config)
-        policy.load_state_dict(saved if members == 1 else take_policy(saved, 0, members))
+        if members > 1:
+            from marl.training.policy_rows import take_policy
+
+            saved = take_policy(saved, 0, members)
+        policy.load_state_dict(saved)
         return self.executed(policy), env
 
     def saved(self, run: Run) -> Any:

@@ -133,10 +133,10 @@ class Stage:
         """Raise InputError where the config differs from that of the checkpoint in something that matters."""
         if not before:
             return
-        # What an earlier version saved is read as its config.yaml is.
-        was, now = (
-            flatten(config.model_dump(mode="json")) for config in (resolve(before, {}, saved=True), self.config)
-        )
+        # What an earlier version saved is read as its config.yaml is; what is damaged, as far as it goes.
+        with contextlib.suppress(InputError):
+            before = resolve(before, {}, saved=True).model_dump(mode="json")
+        now, was = flatten(self.config.model_dump(mode="json")), flatten(before)
         changed = [
             f"{key} is {value!r}, was {was[key]!r}"
             for key, value in now.items()
