@@ -129,3 +129,14 @@ def test_a_team_with_a_slot_free_twice_filled_or_unknown_is_refused(keys: tuple[
 def test_a_team_of_what_is_no_actor_or_by_what_is_no_agent_is_refused(actors: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Team(SPEC, actors)
+
+
+def test_one_member_that_keeps_rows_or_has_a_latent_is_enough_for_the_team() -> None:
+    team = Team(SPEC, {ONE: Counting(), OTHER: always(1)})
+    assert team.keeps_rows
+    decision, _ = team.act(TensorEnv(climbing(), 3).reset(0), team.initial_memory(3), Streams([0]))
+    assert decision.latent is not None
+    assert decision.latent[0].shape == (3, 2, 1)
+    assert decision.latent[1] is None
+    assert decision.counts is not None
+    assert decision.counts["queries"].tolist() == [2, 2, 2]

@@ -325,7 +325,7 @@ def test_what_is_set_replaces_what_the_file_says_under_either_name() -> None:
     named = {**SWARM, "env": {"world": "envs.swarm:Vicsek", "agents": 4}}
     found = resolve(named, {"env.args.agents": 6}).env
     assert (found.agents, found.args) == (None, {"agents": 6})
-    with pytest.raises(InputError, match=r"env: env\.agents and env\.args\.agents are one number; got 4 and 5"):
+    with pytest.raises(InputError, match=r"env\.agents and env\.args\.agents are one number; got 4 and 5"):
         resolve({**named, "env": {**named["env"], "args": {"agents": 5}}}, {})
 
 

@@ -309,3 +309,23 @@ def test_what_cannot_be_played_is_refused_at_once(episodes: int, seeds: list[int
 def test_a_world_that_pays_once_for_all_agents_is_not_scored() -> None:
     with pytest.raises(InputError, match=r"reward must be float32 \[E,N,K\]"):
         played(Misformed("one reward for all"), 2, 2)
+
+
+def test_as_many_episodes_of_other_rows_are_not_paired() -> None:
+    one, other = (play(TensorEnv(Draws(), rows), RandomActor(Draws().spec), 64, 3) for rows in (16, 32))
+    assert len(one.returns) == len(other.returns)
+    assert one.above(other) == Metric.difference(Metric.mean(one.per_agent), Metric.mean(other.per_agent))
+
+
+@pytest.mark.parametrize("horizon", [1, 4, 5])
+def test_late_rewards_are_those_of_the_last_half_of_the_horizon(horizon: int) -> None:
+    """A reward of 1 at every step has a mean of 1 over any of them."""
+    world = Constant(agents=2, horizon=horizon)
+    late = play(TensorEnv(world, 3), RandomActor(world.spec), 6, 0).late
+    assert late is not None
+    assert late.tolist() == [1.0] * 6
+
+
+def test_independent_errors_add_up_as_squares() -> None:
+    gap = Metric.difference(Metric(10.0, 7.0, 13.0, 20), Metric(4.0, 0.0, 8.0, 30))
+    assert (gap.value, gap.low, gap.high, gap.n) == (6, 1, 11, 20)

@@ -198,3 +198,29 @@ def test_a_policy_s_rows_are_replaced_alone() -> None:
     assert mixed["a"][:, 0].tolist() == [0, 0, 1, 1]
     assert mixed["b"] == 1
     assert rows_where(torch.tensor([False, False]), new, old)["b"] == 0
+
+
+def test_a_resumed_probe_keeps_a_best_that_is_not_reached_again(tmp_path: Path) -> None:
+    config = resolve(RAW, {})
+    run, env = Run(tmp_path, config), make_env(config.env, num_envs=1)
+    policy = recipe.policy(config, env.spec, run.streams("policy"))
+    first, resumed = (EvaluationProbe(run, policy, policy) for _ in range(2))
+    first(3, None)
+    best = tree_map(torch.clone, first.best)
+    resumed.load_state_dict({**first.state_dict(), "value": first.value + 100})
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 1
+    resumed(6, None)
+    assert same(resumed.best, best)
+    assert torch.equal(resumed.value, first.value + 100)
+
+
+def test_what_is_found_of_the_channels_adds_up_to_the_whole(tmp_path: Path) -> None:
+    config = resolve(RAW, {})
+    run, env = Run(tmp_path, config), make_env(config.env, num_envs=1)
+    policy = recipe.policy(config, env.spec, run.streams("policy"))
+    found = EvaluationProbe(run, policy, policy)(3, None)
+    bet, age = (found[f"evaluation/return_per_agent/{channel}"] for channel in ("bet", "age"))
+    assert bet + age == pytest.approx(found["evaluation/return_per_agent"])
+    assert age > 1 > bet

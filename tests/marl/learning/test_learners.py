@@ -731,3 +731,63 @@ def test_where_nothing_is_relabeled_the_outcome_is_the_environment_s() -> None:
     chain.update(batch)
     assert chain.outcome(batch) is batch.outcome
     assert with_reward(batch, batch.reward[..., :1]).outcome is None, "other channels"
+
+
+def test_the_first_values_are_in_the_units_of_the_first_batch_s_returns() -> None:
+    """Rewards of 1 over 4 steps: returns of 4, 3, 2 and 1, and a critic's numbers around them from the first on."""
+    small = build(
+        Constant(horizon=4),
+        4,
+        steps=4,
+        discount=1.0,
+        gae_lambda=1.0,
+        scale_values=True,
+        normalize_advantages=False,
+        learning_rate=1e-12,
+        epochs=1,
+        minibatches=1,
+        learner=Recording,
+    )
+    batch = next(iter(small.source))
+    small.learner.update(batch)
+    returns = 4 * (1 - batch.obs.state[:, 0])
+    value = returns.mean() + returns.std(correction=0) * small.critic(batch.obs, None)[0].detach().flatten()
+    assert float(value.std()) > 0
+    found = small.learner.given[0].advantage
+    torch.testing.assert_close(found.flatten().sort().values, (returns - value).sort().values, atol=1e-4, rtol=1e-4)
+
+
+def test_a_channel_that_was_relabeled_for_one_agent_once_has_no_outcome() -> None:
+    batch = next(iter(build(Mortals()).source))
+    reward = batch.reward.clone()
+    reward[3, 0, 1] += 1
+    raw, found = batch.outcome, with_reward(batch, reward).outcome
+    assert raw is not None
+    assert found is not None
+    for name in ("discounted", "total"):
+        assert bool(getattr(found, name)[..., 1].isnan().all())
+        assert torch.equal(getattr(found, name)[..., 0], getattr(raw, name)[..., 0])
+
+
+def test_the_divergence_is_the_mean_of_r_minus_1_minus_log_r_over_those_who_act() -> None:
+    small = whole("mlp", learning_rate=1e-12)
+    batch = next(iter(small.source))
+    assert batch.decision.log_prob is not None
+    shift = 0.3 * torch.randn(batch.decision.log_prob.shape, generator=torch.Generator().manual_seed(0))
+    old = dataclasses.replace(batch.decision, log_prob=batch.decision.log_prob - shift)
+    terms = small.learner.update(dataclasses.replace(batch, decision=old))
+    assert batch.obs.legal is not None
+    acting = batch.obs.alive & (batch.obs.legal.sum(-1) > 1)
+    wanted = (shift.expm1() - shift)[acting]
+    assert float(terms["kl"]) == pytest.approx(float(wanted.mean()), rel=1e-4)
+    assert float(terms["kl"]) > 0
+    assert float(terms["clipped"]) == pytest.approx(float((shift.expm1().abs() > 0.2)[acting].float().mean()))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_minibatches_log_together_what_the_whole_batch_does(count: int) -> None:
+    one, several = (whole("mlp", minibatches=number, learning_rate=1e-12) for number in (1, count))
+    batch = next(iter(one.source))
+    wanted, found = one.learner.update(batch), several.learner.update(batch)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=1e-4)

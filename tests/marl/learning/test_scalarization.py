@@ -201,3 +201,19 @@ def test_numbers_that_are_none_are_the_class_s_fault_only_where_advantages_are_n
     with pytest.raises(InputError, match="Odd gave NaN or infinite numbers for finite advantages"):
         odd.of(ADVANTAGE, batch())
     assert odd.of(ADVANTAGE / 0, batch()).isinf().any()
+
+
+def test_each_policy_s_channels_are_normalized_over_its_own_rows() -> None:
+    draw = torch.Generator().manual_seed(0)
+    everybody = torch.ones(20, 3, dtype=torch.bool)
+    advantages = [3 * p + 10**p * torch.randn(20, 3, 2, generator=draw) for p in range(2)]
+    together = Normalized(CHANNELS, policies=2)(torch.cat(advantages), batch(everybody.repeat(2, 1)))
+    alone = [Normalized(CHANNELS)(advantage, batch(everybody)) for advantage in advantages]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_weights_that_are_given_for_the_end_alone_begin_at_1() -> None:
+    progress = Progress(5)
+    progress.advance()
+    fading = Own(CHANNELS, AdvantageConfig(weights_end=(1.0, 0.0)), progress=progress)
+    assert float(fading(ADVANTAGE, batch())[0, 0]) == 11

@@ -179,3 +179,29 @@ def test_settings_that_change_nothing_in_a_sweep_are_told(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=f"`concord resume {out}` writes it"):
         Run.open(out / "learner.clip=0.1")
     assert len(resume_folder(out).tables["points"]) == 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_sweep_that_goes_on_has_no_report_until_it_has_finished_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "sweep"
+    run_sweep({"small": RAW}, [{"learner.clip": clip} for clip in (0.2, 0.1)], out, 1)
+    assert (out / "report.json").exists()
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_run_processes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        resume_folder(out, ["train.env_steps=160"])
+    assert not list(out.rglob("report.json"))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_sweep_trains_on_twice(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    run_sweep({"small": RAW}, [{"learner.clip": clip} for clip in (0.2, 0.1)], out, 1)
+    for steps in (96, 128):
+        report = resume_folder(out, [f"train.env_steps={steps}"])
+        assert [row["env_steps"] for row in report.tables["points"]] == [steps] * 2
