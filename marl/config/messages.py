@@ -87,7 +87,7 @@ def explain(model: type[BaseModel], path: str, problems: Sequence[Any]) -> str:
     lengths = [each for each in problems if each["type"] == "too_short"]
     told = entries[:1] or lengths or problems
     message = " or ".join(dict.fromkeys(_expected(each, default) for each in told))
-    place = f"{path}: " if path and not message.startswith(path) else ""
+    place = f"{path}: " if path else ""
     if problem["type"] == "value_error":
         return f"{place}{message}."
     if entries:
