@@ -1,4 +1,4 @@
-"""Checks of what is given: arguments that a config has for a function, and actors."""
+"""Check of the arguments that a config has for a function."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from envs.core import Actor, InputError
+from envs.core import InputError
 
 
 def require_arguments(function: Callable[..., Any], args: dict[str, Any], section: str) -> None:
@@ -27,18 +27,3 @@ def require_arguments(function: Callable[..., Any], args: dict[str, Any], sectio
     missing = [p.name for p in named if p.default is p.empty and p.name not in args]
     if missing:
         raise InputError(f"{section}.{missing[0]} is missing: {name} needs it.")
-
-
-def require_actor(actor: Any, name: str) -> None:
-    """Raise InputError unless this is an Actor; `name` says what it was given for."""
-    if isinstance(actor, type):
-        kind, hint = f"the class {actor.__name__}", f"Make one, {actor.__name__}(…)."
-    elif isinstance(actor, Actor):
-        return
-    else:
-        kind = f"a {type(actor).__name__}"
-        hint = "A function of (obs, streams) that gives actions becomes one by envs.world.Scripted(function)."
-    raise InputError(
-        f"{name} must be an Actor (envs.core.Actor), an object with initial_memory(num_envs) and act(obs, memory, "
-        f"streams); got {kind}. {hint}"
-    )

@@ -197,7 +197,13 @@ class Actor(Protocol):
         """Memory at the start of an episode."""
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """Decide for all agents of all rows."""
+        """Decide for all agents of all rows: `return Decision(action), memory`.
+
+        action: [E,N,A], E = len(obs.alive) rows, N agents, A = spec.action.size components. Discrete: int64, component
+        a in {0, …, spec.action.choices[a] - 1}, and legal where `obs.legal` is given and the agent alive. Continuous:
+        float32 and finite, in [low, high]; environments clip what is beyond. Agents who are not alive act without
+        effect; 0 will do. memory: what the next call gets, None where nothing is remembered.
+        """
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.arguments import require_actor
+from envs.actors import require_actor
 from envs.core import Actor, Decision, EnvSpec, InputError, KeepsRows, Observation, Streams, Tree
 
 Slots = str | int | Sequence[str | int]

@@ -25,7 +25,7 @@ from envs.core import (
     tree_map,
     tree_where,
 )
-from envs.forms import observation_form, require_form, transition_form
+from envs.forms import require_form
 
 State = TypeVar("State")
 # reward [E,N,K], terminated, truncated [E,N], ended [E]
@@ -157,7 +157,7 @@ class TensorEnv:
         result = self.world.transition(rows.state, action, noise)
         if self._untried and not torch.compiler.is_compiling():
             self._untried = False
-            self._require_transition(result)
+            require_form(self.world, result, Transition, len(action), self.device)
         state, reward, terminated = result
         clock, present = rows.clock + 1, rows.present
         seen = self._observe(state, clock)
@@ -224,7 +224,7 @@ class TensorEnv:
         seen = self.world.observe(state)
         if self._unseen and not torch.compiler.is_compiling():
             self._unseen = False
-            self._require_observation(seen, len(clock))
+            require_form(self.world, seen, Observation, len(clock), self.device)
         if self.spec.horizon is None:
             return seen
         elapsed = (clock / self.spec.horizon).to(seen.state.dtype).unsqueeze(-1)
@@ -232,14 +232,6 @@ class TensorEnv:
         if self.world.shows_clock:
             agent = torch.cat([elapsed.unsqueeze(1).expand(*agent.shape[:2], 1), agent], -1)
         return Observation(agent, torch.cat([elapsed, seen.state], -1), seen.alive, seen.legal)
-
-    def _require_observation(self, seen: Any, rows: int) -> None:
-        name, form = f"{type(self.world).__name__}.observe(…)", observation_form(self.world.spec, rows)
-        require_form(form, seen, Observation, name, self.device, optional="legal", exact=False)
-
-    def _require_transition(self, result: Any) -> None:
-        name, form = f"{type(self.world).__name__}.transition(…)", transition_form(self.world.spec, self.num_envs)
-        require_form(form, result, Transition, name, self.device, optional="terminated", exact=False)
 
     def _begin(self, noise: Tree, count: int) -> tuple[Rows, Observation]:
         """`count` rows at the start of an episode, and what is seen there."""

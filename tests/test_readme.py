@@ -65,6 +65,16 @@ def test_python_s_five_lines_train_quietly_and_load(
     assert (names["result"].folder / "report.json").exists()
 
 
+def test_an_actor_of_one_s_own_is_scored_as_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", CORE, re.DOTALL) if "class Still" in block)
+    small = {"train.env_steps": 4096, "evaluation.episodes": 8, "evaluation.film_episodes": 0, "evaluation.twin": None}
+    folder = tmp_path / "run"
+    marl.train("cooperative/spread", out=folder, **small)  # type: ignore[arg-type]
+    capsys.readouterr()
+    exec(code.replace("runs/DIR", str(folder)), {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_a_world_is_handed_to_other_libraries_as_shown() -> None:
     from envs.particles import SimpleSpread
     from envs.pettingzoo import parallel_env

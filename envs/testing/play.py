@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Discrete, EnvSpec, Observation, Step, Streams, VectorEnv, tree_map
-from envs.forms import Form, misfits, observation_form, step_form
+from envs.forms import Form, misfits, observation_form, transition_form
 from envs.world import RandomActor
 
 
@@ -87,9 +87,17 @@ def _of_components(spec: EnvSpec, legal: Tensor, name: str) -> Problems:
             )
 
 
+def _step_form(env: VectorEnv) -> dict[str, Form]:
+    """Fields of a `Step` beside its observations."""
+    rows, agents = env.num_envs, len(env.spec.agents)
+    flags = Form("[E,N]", (rows, agents), torch.bool)
+    reward = transition_form(env.spec, rows)["reward"]
+    return {"reward": reward, "terminated": flags, "truncated": flags, "ended": Form("[E]", (rows,), torch.bool)}
+
+
 def _of_form(forms: dict[str, Form], env: VectorEnv, tree: Any, name: str) -> Problems:
     """Shape, type and device of each field."""
-    for part, sentence in misfits(forms, tree, name, env.device, optional="legal"):
+    for part, sentence in misfits(forms, tree, name, env.device):
         yield Problem(f"form {name} {part}", sentence)
 
 
@@ -107,7 +115,7 @@ def of_play(env: VectorEnv, steps: int, seed: int) -> Problems:
         name = f"step {t}"
         if not torch.equal(given, decision.action):
             yield Problem("action overwritten", f"{name}: the environment wrote to the action it was given. Clone it.")
-        form = list(_of_form(step_form(env.spec, env.num_envs), env, step, name))
+        form = list(_of_form(_step_form(env), env, step, name))
         for part in ("obs", "final_obs"):
             form += list(_of_observation(env, getattr(step, part), f"{name}'s {part}"))
         yield from form

@@ -1,4 +1,4 @@
-"""The members of a seed, policies that are one result: one taken out, and what each of them earns."""
+"""The members of a seed, policies that are one result: the first judged, and what each earns."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from typing import Any
 
 from envs.core import Actor
 from marl.evaluation.episodes import play_policies
-from marl.evaluation.policy_report import discounts
-from marl.output.report import Metric
+from marl.evaluation.policy_report import discounts, judge
+from marl.output.report import Metric, Report
 from marl.training.environments import evaluation_rows, make_env
 from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 
 
-def one_member(run: Run, recipe: Any, policy: Any, number: int = 0) -> Any:
-    """A policy of its own with the parameters of one member of a run of one seed."""
+def judge_members(run: Run, recipe: Any, policy: Any) -> Report:
+    """The report of the first member of a run of one seed, and the returns of each: `policy=0/…`, `policy=1/…`."""
     with closing(make_env(run.config.env, num_envs=1)) as env:
-        alone = recipe.policy(run.config, env.spec, run.streams("policy", 1))
-    alone.load_state_dict(take_policy(dict(policy.state_dict()), number, run.policies))
-    return alone
+        first = recipe.policy(run.config, env.spec, run.streams("policy", 1))
+    first.load_state_dict(take_policy(dict(policy.state_dict()), 0, run.policies))
+    report = judge(run, recipe.executed(first), recipe.findings)
+    report.metrics.update(_returns(run, recipe.executed(policy)))
+    return report
 
 
-def returns_of_members(run: Run, actor: Actor) -> dict[str, Metric]:
-    """Returns of each of the policies that an actor plays at once, `policy=0/…`, `policy=1/…` and so on."""
+def _returns(run: Run, actor: Actor) -> dict[str, Metric]:
+    """Returns of each of the policies that an actor plays at once."""
     section, rows = run.config.evaluation, run.policies * evaluation_rows(run.config)
     with closing(make_env(run.config.env, num_envs=rows, device=run.device)) as env:
         seeds, spec = run.stage_seeds("evaluation"), env.spec

@@ -95,15 +95,11 @@ class OnPolicyRecipe(Recipe):
         policy = self.train(config, run)
         # What judges is imported after training, which needs none of it.
         from marl.evaluation.agent_sweep import in_other_numbers
+        from marl.evaluation.members import judge_members
         from marl.evaluation.policy_report import judge
 
-        if self.members(config) == 1:
-            report = judge(run, self.executed(policy), self.findings)
-        else:
-            from marl.evaluation.members import one_member, returns_of_members
-
-            report = judge(run, self.executed(one_member(run, self, policy)), self.findings)
-            report.metrics.update(returns_of_members(run, self.executed(policy)))
+        several = self.members(config) > 1
+        report = judge_members(run, self, policy) if several else judge(run, self.executed(policy), self.findings)
         return in_other_numbers(run, report)
 
     def can_stack(self, config: Any) -> bool:
@@ -122,11 +118,11 @@ class OnPolicyRecipe(Recipe):
         config: Any = run.config
         env = make_env(config.env, num_envs=num_envs, device=run.device)
         policy = self.policy(config, env.spec, run.streams("policy", 1))
-        saved, members = self.saved(run), self.members(config)
-        if members > 1:
+        saved = self.saved(run)
+        if self.members(config) > 1:
             from marl.training.policy_rows import take_policy
 
-            saved = take_policy(saved, 0, members)
+            saved = take_policy(saved, 0, self.members(config))
         policy.load_state_dict(saved)
         return self.executed(policy), env
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Num
 from torch import Tensor
 
-from envs.arguments import require_actor
+from envs.actors import require_actor
 from envs.core import (
     Actor,
     Continuous,

@@ -87,21 +87,16 @@ class Scalarization(ABC):
     def of(self, advantage: Float[Tensor, "B N K"], batch: Batch) -> Float[Tensor, "B N"]:
         """`self(advantage, batch)`. Raises InputError unless it is a tensor of that shape and type, and finite."""
         found: Any = self(advantage, batch)
-        form = isinstance(found, Tensor) and found.shape == advantage.shape[:2] and found.dtype == advantage.dtype
-        if not form:
+        name, (rows, agents, channels) = type(self).__name__, advantage.shape
+        if not isinstance(found, Tensor) or found.shape != (rows, agents) or found.dtype != advantage.dtype:
             came = f"{list(found.shape)} {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            rows, agents, channels = advantage.shape
             raise InputError(
-                f"{type(self).__name__} must turn advantages [B,N,K] = [{rows}, {agents}, {channels}] into one number "
-                f"for each agent, a tensor [B,N] = [{rows}, {agents}] of {advantage.dtype}; it gave {came}. Sum over "
-                "the last axis, as `self.weighed(advantage)` does, and keep rows and agents as they come."
+                f"{name} must turn advantages [B,N,K] = [{rows}, {agents}, {channels}] into one for each agent, [B,N] "
+                f"= [{rows}, {agents}] of {advantage.dtype}; it gave {came}. Sum over the last axis alone."
             )
         # One's own is looked at once a batch, which makes a GPU wait; Concord's own are finite where advantages are.
         if type(self) not in KINDS.values() and not found.isfinite().all() and advantage.isfinite().all():
-            raise InputError(
-                f"{type(self).__name__} gave NaN or infinite numbers for finite advantages. Dead agents' count too: "
-                "give them 0, and guard divisions."
-            )
+            raise InputError(f"{name} gave NaN or infinite numbers for finite advantages; give dead agents 0.")
         return found
 
     def state_dict(self) -> dict[str, Any]:

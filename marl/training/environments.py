@@ -12,7 +12,7 @@ import torch
 
 from envs.arguments import require_arguments
 from envs.core import ConcordError, EnvSpec, InputError, Observation, Streams, VectorEnv, import_dotted
-from envs.forms import observation_form, require_form, transition_form
+from envs.forms import require_form
 from envs.world import RandomActor, TensorEnv, Transition, World
 from marl.config.schema import EnvConfig, TrainingConfig
 from marl.output.console import in_words
@@ -96,12 +96,10 @@ def _first_step(world: World[Any]) -> Transition:
     env, generator = TensorEnv(world, rows, time_limit=1), torch.Generator().manual_seed(0)
     decision, _ = RandomActor(env.spec).act(env.reset(0), None, Streams([0]))
     env.step(decision.action)
-    name, forms = type(world).__name__, (observation_form(world.spec, rows), transition_form(world.spec, rows))
     state = world.initial(world.initial_noise(rows, generator))
-    seen = world.observe(state)
-    require_form(forms[0], seen, Observation, f"{name}.observe(…)", env.device, optional="legal")
+    require_form(world, world.observe(state), Observation, rows, env.device, exact=True)
     first = world.transition(state, decision.action, world.noise(rows, generator))
-    require_form(forms[1], first, Transition, f"{name}.transition(…)", env.device, optional="terminated")
+    require_form(world, first, Transition, rows, env.device, exact=True)
     return first
 
 

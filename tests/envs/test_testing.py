@@ -171,7 +171,7 @@ ALTERED_STEPS: dict[str, tuple[Callable[[Step], Step], str]] = {
     "integer flags": (lambda s: altered(s, ended=s.ended.long()), r"ended must be bool \[E\] = \[6\].* is int64 \[6\]"),
     "a missing observation": (
         in_view(lambda o: altered(o, agent=None)),
-        r"obs\.agent must be a tensor; it is a NoneType",
+        r"obs\.agent must be .*; it is of type NoneType",
     ),
     "views too narrow": (
         in_view(lambda o: altered(o, agent=o.agent[..., :2])),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from worlds import Walk
 
-from envs.arguments import require_actor
+from envs.actors import require_actor
 from envs.core import Decision, InputError, Observation, Streams, Tree
 from envs.foraging import Foraging
 from envs.games import climbing
