@@ -207,13 +207,16 @@ class TrainingConfig(LearningConfig):
         return rows if self.env.pettingzoo is None else min(rows, self.env.num_envs)
 
 
+# Fields that name what a section is of. Options, and the mapping args, are read by that alone.
+NAMING = ("kind", "world", "pettingzoo", "vmas")
+
+
 def over(default: Any, given: Any) -> Any:
     """A value of a config over its default: a section takes what is left out from it, a mapping only if `Partly`."""
     if isinstance(default, Section) and isinstance(given, dict):
         kept = {name: value for name, value in default if name in default.model_fields_set}
-        kind = getattr(default, "kind", None)
-        if given.get("kind", kind) != kind:  # args and options are read by one kind alone
-            common = type(default).model_fields.keys() - {"args"}
+        if any(given.get(name) not in (None, kept.get(name)) for name in NAMING):
+            common = type(default).model_fields.keys() - {"args", *NAMING}
             kept = {name: value for name, value in kept.items() if name in common}
     elif isinstance(given, Partly):
         kept = default if isinstance(default, dict) else {}

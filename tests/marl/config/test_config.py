@@ -12,7 +12,7 @@ from marl.config.catalog import catalog, find_config
 from marl.config.describe import describe
 from marl.config.load import dump, read_yaml, resolve, split_assignments
 from marl.config.messages import OTHER_NAMES
-from marl.config.schema import walk
+from marl.config.schema import EnvConfig, TrainingConfig, walk
 
 SPREAD = read_yaml(find_config("cooperative/spread"))
 
@@ -169,6 +169,23 @@ def test_a_graph_keeps_its_recipe_s_attention_but_no_options_of_another_kind() -
     }
     plain: Any = resolve(raw, {"policy.graph.network.kind": "mlp"})
     assert plain.policy.graph.network.model_dump() == {"kind": "mlp", "hidden": (32,), "activation": "tanh"}
+
+
+@pytest.mark.parametrize(
+    ("given", "env"),
+    [
+        ({"env.num_envs": 3}, {"world": "a.b:C", "pettingzoo": None, "args": {"x": 1}, "num_envs": 3}),
+        ({"env.world": "a.b:D"}, {"world": "a.b:D", "pettingzoo": None, "args": {}, "num_envs": 2}),
+        ({"env.pettingzoo": "a.b:e"}, {"world": None, "pettingzoo": "a.b:e", "args": {}, "num_envs": 2}),
+    ],
+)
+def test_another_world_keeps_no_arguments_of_the_recipe_s_own(given: dict[str, Any], env: dict[str, Any]) -> None:
+    class Config(TrainingConfig):
+        env: EnvConfig = EnvConfig(world="a.b:C", args={"x": 1}, num_envs=2)
+
+    raw = {"recipe": "x", "env": {key.partition(".")[2]: value for key, value in given.items()}}
+    found = Config.model_validate(raw).env.model_dump()
+    assert {name: found[name] for name in env} == env
 
 
 def test_sections_are_set_before_what_is_within_them() -> None:

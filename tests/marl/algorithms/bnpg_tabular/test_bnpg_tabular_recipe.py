@@ -18,7 +18,7 @@ def my_game() -> TabularGame:
     return random_game((2, 3), 3, discount=0.95)
 
 
-def poor_game() -> TabularGame:
+def poor_game(agents: int) -> TabularGame:
     game = my_game()
     return TabularGame(game.choices, game.transition, -game.reward, game.start, game.discount)
 
