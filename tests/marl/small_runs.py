@@ -131,6 +131,17 @@ def build(
     return Small(env, actor, values, learning, source)
 
 
+SMALL_CONFIG: dict[str, Any] = {
+    "recipe": "marl.algorithms.mappo",
+    "device": "cpu",
+    "env": {"world": "small_runs:Mortals", "num_envs": 4},
+    "policy": {"network": {"hidden": [8]}},
+    "critic": {"network": {"hidden": [8]}},
+    "learner": {"steps": 8},
+    "train": {"env_steps": 64},
+    "evaluation": {"episodes": 16, "film_episodes": 0},
+}
+
 GRU = {"network": {"kind": "gru", "hidden": (8,)}}
 ATTENTION = {"network": {"kind": "attention", "hidden": (8,), "heads": 2}}
 MESSAGES = {"network": {"kind": "message_passing", "hidden": (8,), "positions": (0,), "radius": 1.0}}

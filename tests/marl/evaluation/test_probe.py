@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import SMALL_CONFIG
 from torch import Tensor
 
 from envs.core import InputError, Streams, tree_map
@@ -29,11 +30,7 @@ from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 
 RAW: dict[str, Any] = {
-    "recipe": "marl.algorithms.mappo",
-    "device": "cpu",
-    "env": {"world": "small_runs:Mortals", "num_envs": 4},
-    "policy": {"network": {"hidden": [8]}},
-    "critic": {"network": {"hidden": [8]}},
+    **SMALL_CONFIG,
     "learner": {"steps": 8, "learning_rate": 0.05},
     "train": {"env_steps": 320, "save_seconds": 0},
     "evaluation": {"episodes": 16, "film_episodes": 0, "every": 3, "during_episodes": 32},

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import SMALL_CONFIG
 
 from envs.core import InputError
 from marl.commands import sweep
@@ -20,17 +21,6 @@ from marl.output.report import Report
 from marl.training.checkpoints import checkpoints, load_checkpoint
 from marl.training.metrics_log import read_rows
 from marl.training.run import Run
-
-RAW: dict[str, Any] = {
-    "recipe": "marl.algorithms.mappo",
-    "device": "cpu",
-    "env": {"world": "small_runs:Mortals", "num_envs": 4},
-    "policy": {"network": {"hidden": [8]}},
-    "critic": {"network": {"hidden": [8]}},
-    "learner": {"steps": 8},
-    "train": {"env_steps": 64},
-    "evaluation": {"episodes": 16, "film_episodes": 0},
-}
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
@@ -46,12 +36,12 @@ def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
 @pytest.fixture(scope="module")
 def at_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("longer") / "at once"
-    run_training(resolve(RAW, {"train.env_steps": 160}), folder)
+    run_training(resolve(SMALL_CONFIG, {"train.env_steps": 160}), folder)
     return folder
 
 
 def test_a_finished_run_trains_on_and_ends_as_if_it_had_been_asked_at_once(at_once: Path, tmp_path: Path) -> None:
-    run_training(resolve(RAW, {}), tmp_path / "run")
+    run_training(resolve(SMALL_CONFIG, {}), tmp_path / "run")
     report = resume_folder(tmp_path / "run", ["train.env_steps=160"])
     assert report.metrics["env_steps"].value == 160
     assert_same(tmp_path / "run", at_once)
@@ -63,7 +53,7 @@ def test_a_finished_run_trains_on_and_ends_as_if_it_had_been_asked_at_once(at_on
 
 
 def test_what_fades_follows_the_new_total_from_then_on(tmp_path: Path) -> None:
-    run_training(resolve(RAW, {"learner.entropy_end": 0.0}), tmp_path / "run")
+    run_training(resolve(SMALL_CONFIG, {"learner.entropy_end": 0.0}), tmp_path / "run")
     assert resume_folder(tmp_path / "run", ["train.env_steps=128"]).metrics["updates"].value == 4
 
 
@@ -71,7 +61,7 @@ def test_an_extension_that_is_interrupted_goes_on_by_itself(
     at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    run_training(resolve(RAW, {"train.save_seconds": 0}), folder)
+    run_training(resolve(SMALL_CONFIG, {"train.save_seconds": 0}), folder)
 
     def update(self: ActorCritic, batch: Any) -> Any:
         raise KeyboardInterrupt
@@ -86,7 +76,7 @@ def test_an_extension_that_is_interrupted_goes_on_by_itself(
 
 
 def test_a_budget_of_processor_time_may_be_set_and_lifted(tmp_path: Path) -> None:
-    run_training(resolve(RAW, {"train.env_steps": 100_000_000, "train.cpu_seconds": 0.2}), tmp_path / "run")
+    run_training(resolve(SMALL_CONFIG, {"train.env_steps": 100_000_000, "train.cpu_seconds": 0.2}), tmp_path / "run")
     before = Run.open(tmp_path / "run").used("train")["updates"]
     report = resume_folder(tmp_path / "run", ["train.cpu_seconds=0.6"])
     assert report.metrics["updates"].value > before
@@ -107,7 +97,7 @@ def test_a_budget_of_processor_time_may_be_set_and_lifted(tmp_path: Path) -> Non
 def test_what_a_resumed_run_cannot_be_given_is_told_and_changes_nothing(
     words: Sequence[str], message: str, tmp_path: Path
 ) -> None:
-    run_training(resolve(RAW, {}), tmp_path / "run")
+    run_training(resolve(SMALL_CONFIG, {}), tmp_path / "run")
     config, report = ((tmp_path / "run" / name).read_text() for name in ("config.yaml", "report.json"))
     with pytest.raises(InputError, match=message):
         resume_folder(tmp_path / "run", words)
@@ -116,7 +106,11 @@ def test_what_a_resumed_run_cannot_be_given_is_told_and_changes_nothing(
 
 
 def test_a_later_stage_is_not_left_behind_unnoticed(tmp_path: Path) -> None:
-    raw = {**RAW, "recipe": "marl.algorithms.bnpg", "policy": {**RAW["policy"], "graph": {"kind": "complete"}}}
+    raw = {
+        **SMALL_CONFIG,
+        "recipe": "marl.algorithms.bnpg",
+        "policy": {**SMALL_CONFIG["policy"], "graph": {"kind": "complete"}},
+    }
     run_training(resolve(raw, {"distill.env_steps": 64}), tmp_path / "run")
     with pytest.raises(InputError, match=r"has trained distill from what train gave.*Move"):
         resume_folder(tmp_path / "run", ["train.env_steps=128"])
@@ -135,7 +129,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_trains_on_its_stacked_seeds_included(at_once: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     points = [{"seed": seed, "learner.clip": clip} for seed in (0, 1) for clip in (0.2, 0.1)]
-    run_sweep({"small": RAW}, points, out, 1)
+    run_sweep({"small": SMALL_CONFIG}, points, out, 1)
     report = resume_folder(out, ["train.env_steps=160", "evaluation.episodes=32"])
     assert [row["env_steps"] for row in report.tables["points"]] == [160] * 4
     one = out / "seed=0,learner.clip=0.2"
@@ -154,7 +148,7 @@ def test_a_sweep_trains_on_its_stacked_seeds_included(at_once: Path, tmp_path: P
 @pytest.mark.usefixtures("in_this_process")
 def test_a_sweep_over_budgets_keeps_them(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    run_sweep({"small": RAW}, [{"train.env_steps": steps} for steps in (32, 64)], out, 1)
+    run_sweep({"small": SMALL_CONFIG}, [{"train.env_steps": steps} for steps in (32, 64)], out, 1)
     with pytest.raises(InputError, match=r"compares values of train\.env_steps"):
         resume_folder(out, ["train.env_steps=160"])
     with pytest.raises(InputError, match="leaves nothing to train"):
@@ -164,7 +158,7 @@ def test_a_sweep_over_budgets_keeps_them(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("in_this_process")
 def test_settings_that_change_nothing_in_a_sweep_are_told(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    run_sweep({"small": RAW}, [{"learner.clip": clip} for clip in (0.1, 0.2)], out, 1)
+    run_sweep({"small": SMALL_CONFIG}, [{"learner.clip": clip} for clip in (0.1, 0.2)], out, 1)
     plan = (out / "sweep.json").read_text()
     for words, message in (
         (["evaluation.episodes=9"], r"Every run of .* has finished, so evaluation\.episodes=9 changes nothing"),
@@ -186,7 +180,7 @@ def test_a_sweep_that_goes_on_has_no_report_until_it_has_finished_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "sweep"
-    run_sweep({"small": RAW}, [{"learner.clip": clip} for clip in (0.2, 0.1)], out, 1)
+    run_sweep({"small": SMALL_CONFIG}, [{"learner.clip": clip} for clip in (0.2, 0.1)], out, 1)
     assert (out / "report.json").exists()
 
     def interrupted(*_: Any) -> None:
@@ -201,7 +195,7 @@ def test_a_sweep_that_goes_on_has_no_report_until_it_has_finished_again(
 @pytest.mark.usefixtures("in_this_process")
 def test_a_sweep_trains_on_twice(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
-    run_sweep({"small": RAW}, [{"learner.clip": clip} for clip in (0.2, 0.1)], out, 1)
+    run_sweep({"small": SMALL_CONFIG}, [{"learner.clip": clip} for clip in (0.2, 0.1)], out, 1)
     for steps in (96, 128):
         report = resume_folder(out, [f"train.env_steps={steps}"])
         assert [row["env_steps"] for row in report.tables["points"]] == [steps] * 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small_runs import Mortals, build
+from small_runs import SMALL_CONFIG, Mortals, build
 
 from envs.core import InputError
 from marl.algorithms.mappo import recipe
@@ -55,6 +57,24 @@ def test_a_finished_stage_goes_on_where_its_budget_is_raised(tmp_path: Path) -> 
     first = trained("raised", 64)
     assert trained("raised", 64) == first
     assert trained("raised", 128) == trained("at once", 128) != first
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "was"),
+    [
+        ("learner.clip", 0.3, "0.2"),
+        ("learner.discount", 0.9, "0.99"),
+        ("critic.sees", "agent", "'state'"),
+        ("advantage.kind", "team", "'own'"),
+        ("env.num_envs", 8, "4"),
+    ],
+)
+def test_a_stage_goes_on_only_with_what_it_began_with(tmp_path: Path, key: str, value: Any, was: str) -> None:
+    begun = resolve(SMALL_CONFIG, {})
+    recipe.train(begun, Run(tmp_path, begun))
+    changed = resolve(SMALL_CONFIG, {key: value, "train.env_steps": 1024})
+    with pytest.raises(InputError, match=re.escape(f"{key} is {value!r}, was {was}.")):
+        recipe.train(changed, Run(tmp_path, changed))
 
 
 def test_comparison_finds_runs_alone_and_in_sweeps(tmp_path: Path) -> None:
