@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from marl.config.schema import Section
 from marl.learning.batch import Batch, advantages_of, join_steps, minibatches, take_rows
 from marl.learning.learner import Kept, Learner, Progress, Stateful, per_channel
 from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
-from marl.learning.optimizers import Stacked, build_optimizer
+from marl.learning.optimizers import Stacked, build_optimizer, gradients
 from marl.learning.scalarization import Scalarization, by_decider, choosing
 from marl.learning.value_scale import ValueScale
 from marl.models.critics import Critic
@@ -123,8 +123,10 @@ class ActorCritic(Learner):
         logged = []
         for _ in range(self.config.epochs):
             for rows, segments in minibatches(batch, self.config.minibatches, self.streams):
-                memories = take_rows((batch.memory, critic_memory), segments)
-                logged.append(self._step(take_rows(samples, rows), *memories))
+                self.optimizer.begin_step()
+                change, terms = self.descent(samples, (batch.memory, critic_memory), rows, segments)
+                self.optimizer.move(change)
+                logged.append(terms)
         return {name: torch.stack([entry[name] for entry in logged]).mean(0) for name in logged[0]}
 
     def parts(self) -> dict[str, Stateful | None]:
@@ -197,11 +199,16 @@ class ActorCritic(Learner):
         """Sums over each policy's samples; S is policy-major."""
         return x.unflatten(-2, (self.policies, -1)).sum((-4, -2, -1))
 
-    def _step(self, samples: Samples, memory: Tree, critic_memory: Tree) -> dict[str, Tensor]:
-        total, terms = self.loss(samples, memory, critic_memory)
-        total.backward()
-        self.optimizer.step()
-        return terms
+    def descent(
+        self, samples: Samples, memories: tuple[Tree, Tree], rows: Int[Tensor, "L S"], segments: Int[Tensor, " S"]
+    ) -> tuple[Float[Tensor, " F"], dict[str, Tensor]]:
+        """How a minibatch changes the parameters, and the loss's terms: all between two writes of the parameters.
+
+        samples, memories: of the whole batch, of which `rows` and `segments` are taken. Can be compiled.
+        """
+        total, terms = self.loss(take_rows(samples, rows), *take_rows(memories, segments))
+        (gradient,) = gradients(total, self.optimizer)
+        return self.optimizer.change(gradient), terms
 
     def _replay(
         self, samples: Samples, memory: Tree, critic_memory: Tree

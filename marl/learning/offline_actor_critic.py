@@ -18,7 +18,7 @@ from marl.learning.batch import Batch
 from marl.learning.learner import Learner, Stateful, per_channel
 from marl.learning.losses import mean_weights, squared_error
 from marl.learning.offline_losses import doubly_robust, importance_weighted
-from marl.learning.optimizers import Stacked, build_optimizer
+from marl.learning.optimizers import Stacked, build_optimizer, gradients
 from marl.learning.returns import discount_by_row
 from marl.models.action_critic import only_choice
 from marl.models.policies import JointPolicy
@@ -180,9 +180,9 @@ class LoggedActorCritic(Learner):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of each."""
         total, terms = self.loss(batch)
-        total.backward()
-        self.policy_optimizer.step()
-        self.critic_optimizer.step()
+        optimizers = self.policy_optimizer, self.critic_optimizer
+        for optimizer, gradient in zip(optimizers, gradients(total, *optimizers)):
+            optimizer.step(gradient)
         self._follow()
         return terms
 

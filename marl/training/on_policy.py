@@ -128,7 +128,9 @@ def compiled(wanted: bool, *methods: tuple[Any, str]) -> Iterator[None]:
         # A part that is compiled by itself would be shared with other owners, unchecked.
         setattr(owner, name, torch.compile(method, fullgraph=True, options=options))
     try:
-        yield
+        # A minibatch's gradient is taken within what is compiled.
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            yield
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"What is trained cannot be compiled as a whole: {reason} Set compile: false.") from error
@@ -148,6 +150,6 @@ def _with_code_of_its_own(method: MethodType) -> MethodType:
 def _pure(env: VectorEnv, policy: JointPolicy, learner: Learner) -> list[tuple[Any, str]]:
     """The pure methods, which can be compiled: owners and names."""
     parts = learner.learners.values() if isinstance(learner, Chain) else [learner]
-    found: list[tuple[Any, str]] = [(part, "loss") for part in parts if isinstance(part, ActorCritic)]
+    found: list[tuple[Any, str]] = [(part, "descent") for part in parts if isinstance(part, ActorCritic)]
     found += [(env, "advance")] if isinstance(env, TensorEnv) else []
     return found + ([(policy, "decide")] if hasattr(policy, "decide") else [])

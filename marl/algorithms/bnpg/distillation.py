@@ -112,8 +112,7 @@ class Distillation(Learner):
         for _ in range(self.config.epochs):
             for rows, segments in minibatches(batch, count, self.streams):
                 kl = self.loss(take_rows(lessons, rows), take_rows(batch.memory, segments))
-                kl.sum().backward()
-                self.optimizer.step()
+                self.optimizer.descend(kl.sum())
                 found.append(kl.detach())
         return {"kl": torch.stack(found).mean(0)}
 

@@ -17,7 +17,7 @@ from envs.world import TensorEnv
 from marl.learning.actor_critic import LearnerConfig
 from marl.learning.batch import Batch
 from marl.learning.learner import Learner, Progress, Stateful, per_channel
-from marl.learning.optimizers import Stacked, build_optimizer
+from marl.learning.optimizers import Stacked, build_optimizer, gradients
 from marl.learning.returns import episode_age
 from marl.learning.rollout import Differentiable
 from marl.models.policies import JointPolicy
@@ -48,18 +48,14 @@ class Pathwise(Learner):
         config = self.config
         self.optimizer.learning_rate = self.progress.along(config.learning_rate, config.learning_rate_end)
         value = discounted_return(batch, self.discount)
-        value.sum().neg().backward()
-        length = self._gradient_length()
-        self.optimizer.step()
+        (gradient,) = gradients(value.sum().neg(), self.optimizer)
+        length = self.optimizer.norms(gradient)
+        self.optimizer.step(gradient)
         return {"discounted_return": value.detach(), "gradient": length}
 
     def parts(self) -> dict[str, Stateful | None]:
         """The policy, the optimizer, and the clock."""
         return {"policy": self.policy, "optimizer": self.optimizer, "done": self.progress}
-
-    def _gradient_length(self) -> Float[Tensor, " P"]:
-        gradients = [p.grad.reshape(self.policies, -1) for p in self.optimizer.parameters if p.grad is not None]
-        return torch.cat(gradients, -1).norm(dim=-1)
 
 
 def discounted_return(batch: Batch, discount: Float[Tensor, " K"]) -> Float[Tensor, " P"]:

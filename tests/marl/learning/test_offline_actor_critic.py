@@ -81,9 +81,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def gradient_of(learner: LoggedActorCritic, batch: Batch) -> np.ndarray:
     """Of what is maximized, by the policy's logits."""
-    learner.policy.logits.grad.zero_()  # type: ignore[attr-defined]
-    learner.loss(batch)[0].backward()
-    return -learner.policy.logits.grad.numpy().copy()  # type: ignore[attr-defined]
+    (slope,) = torch.autograd.grad(learner.loss(batch)[0], learner.policy.logits)  # type: ignore[attr-defined]
+    return -slope.numpy()
 
 
 def table_learner(q: np.ndarray, **settings: Any) -> LoggedActorCritic:

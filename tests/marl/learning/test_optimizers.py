@@ -22,8 +22,7 @@ def parameters(policies: int = 2) -> list[nn.Parameter]:
 def descend(optimizer: ClippedAdam, mine: list[nn.Parameter], steps: int, scale: float = 1.0) -> None:
     """Gradients that differ at every step: the first policy's are those of its parameters alone."""
     for step in range(steps):
-        sum(((p * (step + 1)).sin().square().sum() for p in mine), torch.zeros(())).mul(scale).backward()
-        optimizer.step()
+        optimizer.descend(sum(((p * (step + 1)).sin().square().sum() for p in mine), torch.zeros(())).mul(scale))
 
 
 @pytest.mark.parametrize("largest", [1e9, 0.5])
@@ -32,11 +31,13 @@ def test_one_policy_steps_as_torch_s_adam_with_torch_s_clipping_of_each_group(la
     ours = ClippedAdam(Stacked(mine[:2], 1), Stacked(mine[2:], 1), learning_rate=0.01, max_grad_norm=largest)
     adam = torch.optim.Adam(theirs, lr=0.01, eps=EPSILON)
     for step in range(30):
-        for both in (mine, theirs):
-            sum(((p * (step + 1)).sin().square().sum() for p in both), torch.zeros(())).backward()
+        mine_loss, their_loss = (
+            sum(((p * (step + 1)).sin().square().sum() for p in both), torch.zeros(())) for both in (mine, theirs)
+        )
+        their_loss.backward()
         for group in (theirs[:2], theirs[2:]):
             nn.utils.clip_grad_norm_(group, largest)
-        ours.step()
+        ours.descend(mine_loss)
         adam.step()
         adam.zero_grad()
     for one, other in zip(mine, theirs, strict=True):
@@ -54,10 +55,8 @@ def test_each_policy_steps_as_if_alone() -> None:
 def test_a_short_gradient_is_left_alone_beside_a_long_one() -> None:
     mine = parameters(2)
     optimizer = ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_grad_norm=0.5)
-    for p in mine:
-        assert p.grad is not None
-        p.grad += torch.tensor([0.01, 10.0]).repeat_interleave(len(p) // 2).view(-1, *[1] * (p.dim() - 1))
-    optimizer.step()
+    slopes = [torch.tensor([0.01, 10.0]).repeat_interleave(len(p) // 2).view(-1, *[1] * (p.dim() - 1)) for p in mine]
+    optimizer.descend(sum(((p * slope).sum() for p, slope in zip(mine, slopes)), torch.zeros(())))
     means = [value for name, value in optimizer.state_dict().items() if name.endswith("mean")]
     first, second = (10 * torch.cat([m.chunk(2)[i].flatten() for m in means]) for i in range(2))
     torch.testing.assert_close(first, torch.full_like(first, 0.01))
