@@ -268,10 +268,21 @@ class Streams:
         drawn = [sample(count, g) for count, g in zip(rows, self.generators, strict=True)]
         return tree_map(lambda *leaves: torch.cat(leaves), *drawn)
 
+    def draw_ahead(self, sample: Callable[[int, torch.Generator], Tree], rows: int, steps: int) -> Tree:
+        """Numbers for `steps` draws of as many rows, [T,rows,…]; each policy's are drawn at once."""
+        shape = (len(self), steps, rows // len(self))
+        drawn = self.draw(sample, steps * rows)
+        return tree_map(lambda x: x.unflatten(0, shape).transpose(0, 1).flatten(1, 2), drawn)
+
     def exponential(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
-        """Exponential variables of rate 1; shape[0] must be a multiple of P."""
-        rest = tuple(shape[1:])
-        return self.draw(lambda n, g: torch.empty((n, *rest), device=self.device).exponential_(generator=g), shape[0])
+        """Exponential variables of rate 1, a multiple of P in shape[0]; steps of 2^-24 near 0."""
+        rest, device = tuple(shape[1:]), self.device
+
+        def sample(n: int, g: torch.Generator) -> Tensor:
+            # Several times faster than exponential_; the lower end is never the logarithm of 0.
+            return torch.empty((n, *rest), device=device).uniform_(1e-10, 1, generator=g).log_().neg_()
+
+        return self.draw(sample, shape[0])
 
     def normal(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         """Standard normal variables; shape[0] must be a multiple of P."""
@@ -337,6 +348,13 @@ def tree_map(function: Callable[..., Any], tree: T, *others: Any) -> T:
     if names is None:
         names = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(tree))  # type: ignore[arg-type]
     return kind(*[tree_map(function, getattr(tree, n), *(getattr(o, n) for o in others)) for n in names])
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree."""
+    found: list[Tensor] = []
+    tree_map(found.append, tree)
+    return found
 
 
 def tree_where(mask: Bool[Tensor, " E"], yes: T, no: T) -> T:

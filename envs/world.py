@@ -88,6 +88,13 @@ class Rows(NamedTuple):
     present: Bool[Tensor, "E N"]
 
 
+class Noise(NamedTuple):
+    """Random numbers of a step, [E,…], or of T steps, [T,E,…]: the physics', and those of an episode's start."""
+
+    physics: Tree
+    start: Tree
+
+
 class TensorEnv:
     """E rows of a `World`, stepped together on one device.
 
@@ -143,8 +150,7 @@ class TensorEnv:
         rows, obs, (reward, terminated, truncated, ended), final_obs = self.advance(
             self._rows, self._obs.alive, action, noise
         )
-        restart = self._restart_by_selection if self._select_rows else self._restart_by_index
-        self._rows, self._obs = restart(rows, obs, ended)
+        self._rows, self._obs = self._restart(rows, obs, ended)
         return Step(self._obs, reward, terminated, truncated, ended, final_obs)
 
     def advance(
@@ -173,6 +179,27 @@ class TensorEnv:
         obs = Observation(seen.agent, seen.state, alive, seen.legal)
         outcomes = (reward * acted.unsqueeze(-1), terminated, truncated, ~alive.any(-1))
         return Rows(state, clock, present), obs, outcomes, final_obs
+
+    def restart(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"], noise: Tree) -> tuple[Rows, Observation]:
+        """New episodes in the rows that ended, from random numbers [E,…]; the others stay. Pure, as `advance` is."""
+        if self._select_rows or torch.compiler.is_compiling():
+            return tree_where(ended, self._begin(noise, self.num_envs), (rows, obs))
+        places = ended.nonzero().squeeze(1)
+        return self._put(rows, obs, places, tree_map(lambda x: x.index_select(0, places), noise))
+
+    def draw_ahead(self, steps: int) -> Noise:
+        """Random numbers [T,E,…] for `advance` and `restart`, T times."""
+        world, rows = self.world, self.num_envs
+        return Noise(*(self._streams.draw_ahead(draw, rows, steps) for draw in (world.noise, world.initial_noise)))
+
+    @property
+    def rows(self) -> Rows:
+        """The present of every row."""
+        return self._rows
+
+    def go_on_from(self, rows: Rows, obs: Observation) -> None:
+        """Go on from what `advance` and `restart` made of the rows."""
+        self._rows, self._obs = rows, obs
 
     def close(self) -> None:
         """Nothing to free."""
@@ -239,22 +266,23 @@ class TensorEnv:
         rows = Rows(self.world.initial(noise), clock[:count], present[:count])
         return rows, self._observe(rows.state, rows.clock)
 
-    def _restart_by_index(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]) -> tuple[Rows, Observation]:
-        """Draw and observe only the rows that ended."""
+    def _restart(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]) -> tuple[Rows, Observation]:
+        """`restart` with the next random numbers, on a CPU only for the rows that ended."""
+        if self._select_rows:
+            return self.restart(rows, obs, ended, self._streams.draw(self.world.initial_noise, self.num_envs))
         places = ended.nonzero().squeeze(1)
         count, policies = len(places), len(self._streams)
         if not count:
             return rows, obs
         counts = [count] if policies == 1 else ended.view(policies, -1).sum(1).tolist()
-        fresh = self._begin(self._streams.draw_ragged(self.world.initial_noise, counts), count)
-        return tree_map(lambda old, new: old.index_copy(0, places, new), (rows, obs), fresh)
+        return self._put(rows, obs, places, self._streams.draw_ragged(self.world.initial_noise, counts))
 
-    def _restart_by_selection(
-        self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]
-    ) -> tuple[Rows, Observation]:
-        """Draw and observe every row, keep those that ended: no host synchronization."""
-        noise = self._streams.draw(self.world.initial_noise, self.num_envs)
-        return tree_where(ended, self._begin(noise, self.num_envs), (rows, obs))
+    def _put(self, rows: Rows, obs: Observation, places: Int[Tensor, " X"], noise: Tree) -> tuple[Rows, Observation]:
+        """Begin episodes at these places from random numbers [X,…]."""
+        if not len(places):
+            return rows, obs
+        fresh = self._begin(noise, len(places))
+        return tree_map(lambda old, new: old.index_copy(0, places, new), (rows, obs), fresh)
 
 
 class Scripted:

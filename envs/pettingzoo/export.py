@@ -179,10 +179,10 @@ class _OneEpisode(TensorEnv):
     def again(self) -> Observation:
         """Start an episode with the next numbers of the random stream."""
         everywhere = torch.ones(1, dtype=torch.bool)
-        self._rows, self._obs = super()._restart_by_index(self._rows, self._obs, everywhere)
+        self._rows, self._obs = super()._restart(self._rows, self._obs, everywhere)
         return self._obs
 
-    def _restart_by_index(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]) -> tuple[Rows, Observation]:
+    def _restart(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]) -> tuple[Rows, Observation]:
         return rows, obs
 
 

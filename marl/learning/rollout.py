@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Actor, InputError, Observation, Streams, Tree, VectorEnv, tree_map, tree_where
+from envs.core import Actor, InputError, Observation, Streams, Tree, VectorEnv, tree_map
 from envs.world import TensorEnv
 from marl.learning.batch import Batch, Outcome, join_steps
 from marl.learning.returns import discount_by_row, episode_age, episode_sums
+from marl.learning.unroll import Moment, Trail, Unroll, forget
 
 
 def rollout(
@@ -26,28 +27,37 @@ def rollout(
     steps: int,
     segment: int = 1,
     mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
+    unroll: Unroll | None = None,
 ) -> tuple[Batch, Observation, Tree]:
     """Act for `steps` steps from `obs`. Returns what happened, and observation and memory to go on from.
 
-    mode: how autograd looks on; with torch.enable_grad, what happened carries the graph of how it came about.
+    mode: how autograd looks on; with torch.enable_grad, what happened carries the graph of how it came about. unroll:
+    of this actor in this environment, where its random numbers are to be drawn ahead.
     """
-    trail, memories = [], []
     with mode():
-        for t in range(steps):
-            if t % segment == 0:
-                memories.append(memory)
-            decision, memory = actor.act(obs, memory, streams)
-            step = env.step(decision.action)
-            trail.append((obs, step.final_obs, decision, step.reward, step.terminated, step.truncated, step.ended))
-            obs = step.obs
-            if memory is not None:
-                memory = tree_where(step.ended, tree_map(torch.zeros_like, memory), memory)
+        if unroll is not None and unroll.reach(obs, memory):
+            trail = unroll.play(obs, memory, streams, steps)
+        else:
+            trail = _one_by_one(env, actor, obs, memory, streams, steps)
     policies = len(streams)
     # Joined outside inference mode: learners need ordinary tensors.
-    seen, final_obs, decisions, reward, terminated, truncated, ended = join_steps(trail, policies)
-    starts = join_steps(memories, policies)
-    happened = (reward, terminated, truncated, ended)
-    return Batch(policies, steps, segment, seen, final_obs, decisions, starts, *happened), obs, memory
+    seen, *others = join_steps(trail.moments, policies)
+    final_obs, decisions, *happened = others
+    starts = join_steps(trail.memories[::segment], policies)
+    return Batch(policies, steps, segment, seen, final_obs, decisions, starts, *happened), trail.obs, trail.memory
+
+
+def _one_by_one(env: VectorEnv, actor: Actor, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trail:
+    """Any actor in any environment, each with its own random numbers at every step."""
+    moments, memories = [], []
+    for _ in range(steps):
+        memories.append(memory)
+        decision, memory = actor.act(obs, memory, streams)
+        step = env.step(decision.action)
+        outcomes = step.reward, step.terminated, step.truncated, step.ended
+        moments.append(Moment(obs, step.final_obs, decision, *outcomes))
+        obs, memory = step.obs, forget(memory, step.ended)
+    return Trail(moments, memories, obs, memory)
 
 
 class EpisodeTracker:
@@ -93,7 +103,10 @@ class EpisodeTracker:
 
 
 class OnPolicy:
-    """Batches of the actor's own experience, one after the other, each from where the last one stopped."""
+    """Batches of the actor's own experience, one after the other, each from where the last one stopped.
+
+    at_once: steps that are computed as one where the actor's numbers can be drawn ahead; see `Unroll`.
+    """
 
     def __init__(
         self,
@@ -105,6 +118,7 @@ class OnPolicy:
         seeds: Sequence[int],
         segment: int = 1,
         discount: Float[Tensor, "*P K"] | None = None,
+        at_once: int | None = None,
     ):
         self.env, self.actor, self.steps, self.segment, self.streams = env, actor, steps, segment, streams
         if discount is None:
@@ -112,6 +126,8 @@ class OnPolicy:
         self.tracker = EpisodeTracker(discount, env.spec.channels)
         self._obs = env.reset(list(seeds))
         self._memory = actor.initial_memory(env.num_envs)
+        unrolls = isinstance(env, TensorEnv) and getattr(actor, "draws_alike", False)
+        self.unroll = Unroll(env, actor, len(streams), at_once) if unrolls else None
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -119,8 +135,9 @@ class OnPolicy:
             yield dataclasses.replace(batch, outcome=self.tracker.outcome(batch))
 
     def _collect(self, **options: Any) -> Batch:
+        present = self._obs, self._memory
         batch, self._obs, self._memory = rollout(
-            self.env, self.actor, self._obs, self._memory, self.streams, self.steps, self.segment, **options
+            self.env, self.actor, *present, self.streams, self.steps, self.segment, unroll=self.unroll, **options
         )
         return batch
 

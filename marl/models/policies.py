@@ -160,6 +160,7 @@ class IndependentPolicy(nn.Module):
     """
 
     members = None
+    draws_alike = True
 
     def __init__(self, spec: EnvSpec, config: PolicyConfig, streams: Streams):
         super().__init__()
@@ -186,14 +187,8 @@ class IndependentPolicy(nn.Module):
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Draw what all agents do."""
-        shape = (*obs.alive.shape, self.outputs)
-        noise = streams.exponential(shape) if isinstance(self.space, Discrete) else streams.normal(shape)
-        return self.decide(obs, memory, noise)
-
-    def decide(self, obs: Observation, memory: Tree, noise: Float[Tensor, "B N out"]) -> tuple[Decision, Tree]:
-        """Decision of all agents, given the random numbers. Pure, so that it can be compiled."""
         distribution, memory = self(obs, memory)
-        return distribution.choose(noise), memory
+        return distribution.sample(streams), memory
 
 
 class Greedy:

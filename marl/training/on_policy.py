@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from types import FunctionType, MethodType
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
-import torch
 from pydantic import field_validator, model_validator
 
-from envs.core import EnvSpec, InputError, Streams, VectorEnv
-from envs.world import TensorEnv
+from envs.core import EnvSpec, Streams
 from marl.config.schema import TrainingConfig
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
-from marl.learning.learner import Chain, Learner, Progress, per_channel
+from marl.learning.learner import Learner, Progress, per_channel
 from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import AdvantageConfig, build_scalarization
+from marl.learning.unroll import AT_ONCE
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import JointPolicy, PolicyConfig
+from marl.training.compiling import compiled, pure_methods
 from marl.training.environments import make_env
 from marl.training.run import Run, env_steps_to_updates
 from marl.training.stage import Probe
@@ -106,50 +105,8 @@ def train(
         discount=per_channel(config.learner.discount, len(env.spec.channels)).to(run.device),
         streams=run.streams("actions"),
         seeds=run.stage_seeds(STAGE),
+        at_once=AT_ONCE if config.compile else None,
     )
-    with closing(env), compiled(config.compile, *_pure(env, policy, learner)):
+    with closing(env), compiled(config.compile, *pure_methods(batches, learner)):
         run.fit(STAGE, learner, batches, updates, build_probes(policy), config.train.cpu_seconds)
     return policy
-
-
-@contextmanager
-def compiled(wanted: bool, *methods: tuple[Any, str]) -> Iterator[None]:
-    """Within, pure methods (owner, name) are replaced by compiled ones, where that is wanted.
-
-    Raises InputError where one of them cannot be compiled as a whole.
-    """
-    if not wanted:
-        yield
-        return
-    # What an owner reads besides tensors never changes while its methods are compiled, so it need not be checked.
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
-    for owner, name in methods:
-        method = _with_code_of_its_own(getattr(owner, name))
-        # A part that is compiled by itself would be shared with other owners, unchecked.
-        setattr(owner, name, torch.compile(method, fullgraph=True, options=options))
-    try:
-        # A minibatch's gradient is taken within what is compiled.
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            yield
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"What is trained cannot be compiled as a whole: {reason} Set compile: false.") from error
-    finally:
-        for owner, name in methods:
-            delattr(owner, name)
-
-
-def _with_code_of_its_own(method: MethodType) -> MethodType:
-    """The same method as a copy. The compiler keeps results by code, and another owner's constants may be others."""
-    of: Any = method.__func__
-    copy = FunctionType(of.__code__.replace(), of.__globals__, of.__name__, of.__defaults__, of.__closure__)
-    copy.__kwdefaults__ = of.__kwdefaults__
-    return MethodType(copy, method.__self__)
-
-
-def _pure(env: VectorEnv, policy: JointPolicy, learner: Learner) -> list[tuple[Any, str]]:
-    """The pure methods, which can be compiled: owners and names."""
-    parts = learner.learners.values() if isinstance(learner, Chain) else [learner]
-    found: list[tuple[Any, str]] = [(part, "descent") for part in parts if isinstance(part, ActorCritic)]
-    found += [(env, "advance")] if isinstance(env, TensorEnv) else []
-    return found + ([(policy, "decide")] if hasattr(policy, "decide") else [])

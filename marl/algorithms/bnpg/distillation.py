@@ -35,8 +35,9 @@ from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import choosing
 from marl.models.policies import IndependentPolicy
 from marl.training import on_policy
+from marl.training.compiling import compiled
 from marl.training.environments import make_env
-from marl.training.on_policy import ActorCriticConfig, compiled
+from marl.training.on_policy import ActorCriticConfig
 from marl.training.run import Run, env_steps_to_updates
 
 STAGE = "distill"
@@ -56,6 +57,8 @@ class DistillationActor:
 
     The lesson is the decision's latent. Both remember what they see, whoever acts.
     """
+
+    draws_alike = True
 
     def __init__(self, teacher: BayesianPolicy, student: IndependentPolicy, acting: Literal["student", "teacher"]):
         self.teacher, self.student, self.acting = teacher, student, acting

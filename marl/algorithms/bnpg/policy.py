@@ -40,6 +40,8 @@ class BayesianPolicy(nn.Module):
     learned graph is one more decider. Source: Chen and Zhang, ICML 2023 (arXiv 2306.01920).
     """
 
+    draws_alike = True
+
     def __init__(self, spec: EnvSpec, config: BayesianPolicyConfig, streams: Streams):
         super().__init__()
         self.space, self.agents, self.policies = spec.action, len(spec.agents), len(streams)
@@ -171,12 +173,14 @@ class BayesianNetworkDistribution:
     def sample(self, streams: Streams) -> Decision:
         """Draw a graph, then actions along it, each given its parents' (ancestral sampling)."""
         graph = self.policy.given_graph(self.obs.alive, streams) if self.graphs is None else self.graphs.draw(streams)
-        return self._ancestral(graph, self._noise(streams))
+        with torch.no_grad():
+            return self._ancestral(graph, self._noise(streams))
 
     def mode(self) -> Decision:
         """The most probable graph, and along it every agent's most probable choice given its parents' (greedily)."""
         graph = self.policy.given_graph(self.obs.alive, None) if self.graphs is None else self.graphs.mode()
-        return self._ancestral(graph, None)
+        with torch.no_grad():
+            return self._ancestral(graph, None)
 
     def log_prob(self, decision: Decision) -> Float[Tensor, "B M"]:
         """Of every agent's action given those of its parents in the executed graph; then of the graph."""
@@ -235,7 +239,6 @@ class BayesianNetworkDistribution:
             self._known = decision, policy.conditionals(y, self.obs)
         return self._known[1]
 
-    @torch.no_grad()
     def _ancestral(self, graph: Graph, noise: Float[Tensor, "B N out"] | None) -> Decision:
         """Everybody's choice, turn by turn; the most probable ones without noise."""
         policy, agents = self.policy, self.policy.agents

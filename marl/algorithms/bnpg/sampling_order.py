@@ -38,9 +38,9 @@ class SamplingOrder:
         first = torch.arange(0, rows * agents, agents, device=graph.order.device).unsqueeze(1)
         if self._fixed is not None:
             return (Places(group, (first + who).flatten()) for group, who in self._fixed)
-        if self._policies == 1 and graph.order.device.type == "cpu":
+        if self._policies == 1 and graph.order.device.type == "cpu" and not torch.compiler.is_compiling():
             return self._by_level(graph)
-        # One by one: the host need not learn how many levels there are, and each policy has equally many places.
+        # One by one: nobody need know how many levels there are, and each policy has equally many places.
         only = 0 if self._groups == 1 else None
         return (Places(only, (first + who).flatten()) for who in graph.order.split(1, -1))
 

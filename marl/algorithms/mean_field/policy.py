@@ -60,6 +60,8 @@ class SwarmPolicy(nn.Module):
     choice of rules shall see.
     """
 
+    draws_alike = True
+
     def __init__(self, spec: EnvSpec, config: SwarmPolicyConfig, streams: Streams):
         super().__init__()
         self.space, self.agents, self.policies = spec.action, len(spec.agents), len(streams)

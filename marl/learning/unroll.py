@@ -1,0 +1,168 @@
+"""Steps of a native world by a policy as one pure function of random numbers that were drawn ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from envs.core import Actor, Decision, Observation, Streams, Tree, leaves, tree_map, tree_where
+from envs.world import Noise, Rows, TensorEnv
+
+MOST_DRAWN = 2**18  # random numbers drawn ahead for a policy: more would leave a processor's caches
+AT_ONCE = 4  # steps in one compiled function: more are no faster and take longer to compile
+
+Sample = Callable[[int, torch.Generator], Tree]
+
+
+class Moment(NamedTuple):
+    """One step: what was seen, what it led to, what was decided, and what followed."""
+
+    obs: Observation
+    final_obs: Observation
+    decision: Decision
+    reward: Float[Tensor, "E N K"]
+    terminated: Bool[Tensor, "E N"]
+    truncated: Bool[Tensor, "E N"]
+    ended: Bool[Tensor, " E"]
+
+
+class Trail(NamedTuple):
+    """T steps, what the actor remembered before each, and observation and memory to go on from."""
+
+    moments: list[Moment]
+    memories: list[Tree]
+    obs: Observation
+    memory: Tree
+
+
+@runtime_checkable
+class DrawsAlike(Actor, Protocol):
+    """An Actor whose every `act` draws the same kinds and shapes of numbers from its streams, and is otherwise pure.
+
+    draws_alike: true. Its random numbers are then drawn ahead for many steps, and several steps compiled as one.
+    """
+
+    draws_alike: bool
+
+
+class Asked(NamedTuple):
+    """A draw that an actor asks its streams for; see `Streams.draw`."""
+
+    sample: Sample
+    rows: int
+
+
+class _Recorder(Streams):
+    """Streams that note what they are asked for."""
+
+    asked: tuple[Asked, ...] = ()
+
+    def draw(self, sample: Sample, rows: int) -> Tree:
+        self.asked += (Asked(sample, rows),)
+        return super().draw(sample, rows)
+
+
+class Drawn(Streams):
+    """Streams whose numbers were drawn before, in the order in which they are asked for."""
+
+    def __init__(self, numbers: Sequence[Tree], policies: int, device: torch.device):
+        self.device, self._numbers, self._policies = device, iter(numbers), policies
+
+    def __len__(self) -> int:
+        return self._policies
+
+    def draw(self, sample: Sample, rows: int) -> Tree:
+        """The next ones."""
+        return next(self._numbers)
+
+
+class Ahead(NamedTuple):
+    """Random numbers of T steps, [T,E,…]: each of the actor's draws in turn, and the world's."""
+
+    actor: tuple[Tree, ...]
+    world: Noise
+
+
+class Unroll:
+    """Steps of a policy that draws alike in a native world, several as one function of state and random numbers.
+
+    at_once: steps that `steps` takes in one call, so that it can be compiled; None: all whose numbers were drawn. The
+    same numbers are drawn in the same order in any case.
+    """
+
+    def __init__(self, env: TensorEnv, actor: DrawsAlike, policies: int, at_once: int | None = None):
+        self.env, self.actor, self.policies, self.at_once = env, actor, policies, at_once
+        self._asked: tuple[Asked, ...] | None = None
+        self._reach = 0
+
+    def reach(self, obs: Observation, memory: Tree) -> int:
+        """Steps for which random numbers are drawn ahead; 0 where those of one step are too many."""
+        if self._asked is None:
+            recorder = _Recorder(range(self.policies), self.env.device)
+            self.actor.act(obs, memory, recorder)
+            self._asked = recorder.asked
+            self._reach = MOST_DRAWN * self.policies // self._numbers_of_a_step()
+        return self._reach
+
+    def play(self, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trail:
+        """`steps` steps from `obs`, which the environment shows at present, and from what is remembered."""
+        moments: list[Moment] = []
+        memories: list[Tree] = []
+        rows, reach = self.env.rows, self.reach(obs, memory)
+        for drawn in _parts(steps, reach):
+            ahead = self._draw(streams, len(drawn))
+            for part in _parts(len(drawn), self.at_once or len(drawn)):
+                found, before, rows, obs, memory = self.steps(rows, obs, memory, _of(ahead, part))
+                moments += found
+                memories += before
+        self.env.go_on_from(rows, obs)
+        return Trail(moments, memories, obs, memory)
+
+    def steps(
+        self, rows: Rows, obs: Observation, memory: Tree, ahead: Ahead
+    ) -> tuple[list[Moment], list[Tree], Rows, Observation, Tree]:
+        """As many steps as there are random numbers; pure, so that they can be compiled."""
+        moments, memories = [], []
+        for t in range(_length(ahead.world.start)):
+            memories.append(memory)
+            of_actor, noise = tree_map(itemgetter(t), ahead)
+            decision, memory = self.actor.act(obs, memory, Drawn(of_actor, self.policies, self.env.device))
+            rows, following, outcomes, final_obs = self.env.advance(rows, obs.alive, decision.action, noise.physics)
+            moments.append(Moment(obs, final_obs, decision, *outcomes))
+            ended = outcomes[-1]
+            rows, obs = self.env.restart(rows, following, ended, noise.start)
+            memory = forget(memory, ended)
+        return moments, memories, rows, obs, memory
+
+    def _draw(self, streams: Streams, steps: int) -> Ahead:
+        assert self._asked is not None
+        of_actor = tuple(streams.draw_ahead(asked.sample, asked.rows, steps) for asked in self._asked)
+        return Ahead(of_actor, self.env.draw_ahead(steps))
+
+    def _numbers_of_a_step(self) -> int:
+        assert self._asked is not None
+        one, world = Streams([0], self.env.device), self.env.world
+        draws = [*self._asked, Asked(world.noise, self.env.num_envs), Asked(world.initial_noise, self.env.num_envs)]
+        return sum(asked.rows * sum(x.numel() for x in leaves(one.draw(asked.sample, 1))) for asked in draws)
+
+
+def forget(memory: Tree, ended: Bool[Tensor, " E"]) -> Tree:
+    """Memory without that of the rows that ended."""
+    return None if memory is None else tree_where(ended, tree_map(torch.zeros_like, memory), memory)
+
+
+def _parts(total: int, most: int) -> Iterator[range]:
+    return (range(first, min(total, first + most)) for first in range(0, total, most))
+
+
+def _of(ahead: Ahead, steps: range) -> Ahead:
+    return tree_map(lambda x: x[steps.start : steps.stop], ahead)
+
+
+def _length(tree: Tree) -> int:
+    return len(leaves(tree)[0])
