@@ -275,14 +275,9 @@ class Streams:
         return tree_map(lambda x: x.unflatten(0, shape).transpose(0, 1).flatten(1, 2), drawn)
 
     def exponential(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
-        """Exponential variables of rate 1, a multiple of P in shape[0]; steps of 2^-24 near 0."""
-        rest, device = tuple(shape[1:]), self.device
-
-        def sample(n: int, g: torch.Generator) -> Tensor:
-            # Several times faster than exponential_; the lower end is never the logarithm of 0.
-            return torch.empty((n, *rest), device=device).uniform_(1e-10, 1, generator=g).log_().neg_()
-
-        return self.draw(sample, shape[0])
+        """Exponential variables of rate 1; shape[0] must be a multiple of P."""
+        rest = tuple(shape[1:])
+        return self.draw(lambda n, g: torch.empty((n, *rest), device=self.device).exponential_(generator=g), shape[0])
 
     def normal(self, shape: Sequence[int]) -> Float[Tensor, "*shape"]:
         """Standard normal variables; shape[0] must be a multiple of P."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from marl.models.layers import MANY, SLOW_LIBRARY, tanh
 from marl.output.report import Metric
 
 # What the calibration loop reaches per CPU-second on the reference machine. The bars rest on peers' figures from
@@ -53,7 +54,11 @@ class Findings:
 
 
 class Calibration:
-    """The fixed loop: half small operations, whose cost is their dispatch, half products and elementwise work."""
+    """The fixed loop: half small operations, whose cost is their dispatch, half products and elementwise work.
+
+    On processors where torch's numerical library takes slow paths it goes around them as the networks do, or whatever
+    is measured would count as that much faster. On others, as on the reference machine, nothing differs.
+    """
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -70,7 +75,8 @@ class Calibration:
     def __call__(self) -> int:
         """One loop."""
         for x, (first, second, third) in zip(self._inputs, self._networks):
-            y = ((x @ first).tanh() @ second).tanh() @ third
+            hidden = tanh(tanh(x @ first) @ second)
+            y = (third.T @ hidden.T).T if SLOW_LIBRARY and len(x) >= MANY else hidden @ third
             (y.exp() + y).sum(-1).log()
         x = self._small
         for _ in range(40):

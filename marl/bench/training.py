@@ -105,8 +105,13 @@ class WatchedRun(Run):
     def fit(self, name: str, learner: L, source: Source, *arguments: Any, **options: Any) -> L:
         """`Run.fit` with a stopwatch around stepping, acting, gathering and updating."""
         assert isinstance(source, OnPolicy)
-        _replace(source.env, "step", self.watch.timed("stepping", source.env.step))
-        _replace(source.actor, "act", self.watch.timed("acting", source.actor.act))
+        if self.config.compile:
+            assert source.unroll is not None
+            _replace(source.unroll, "steps", self.watch.timed("playing", source.unroll.steps))
+        else:
+            for name in ("step", "advance", "restart"):
+                _replace(source.env, name, self.watch.timed("stepping", getattr(source.env, name)))
+            _replace(source.actor, "act", self.watch.timed("acting", source.actor.act))
         _replace(learner, "update", self.watch.updating(learner.update))
         self.watch.begun = time.monotonic()
         return super().fit(name, learner, _WatchedSource(source, self.watch), *arguments, **options)
@@ -161,17 +166,18 @@ def training_speed(watch: Watch, steps: int) -> tuple[np.ndarray, np.ndarray]:
 def shares(watch: Watch) -> dict[str, np.ndarray]:
     """Parts of the processor time, [rounds]; they add up to 1.
 
-    copying: joining steps into a batch and following episodes. logging: everything else, such as events and display.
+    playing: stepping and acting, where they are compiled as one. copying: random numbers, joining steps into a batch
+    and following episodes. logging: everything else, such as events and display.
     """
-    columns: dict[str, list[float]] = {name: [] for name in ("stepping", "acting", "copying", "updating", "logging")}
+    columns: defaultdict[str, list[float]] = defaultdict(list)
     for found in watch.rounds:
-        parts = found.parts
+        parts = dict(found.parts)
+        gathering, updating = parts.pop("gathering"), parts.pop("updating")
         seconds = {
-            "stepping": parts["stepping"],
-            "acting": parts["acting"],
-            "copying": parts["gathering"] - parts["stepping"] - parts["acting"],
-            "updating": parts["updating"],
-            "logging": found.cpu_seconds - parts["gathering"] - parts["updating"],
+            **parts,
+            "copying": gathering - sum(parts.values()),
+            "updating": updating,
+            "logging": found.cpu_seconds - gathering - updating,
         }
         for name, value in seconds.items():
             columns[name].append(value / found.cpu_seconds)

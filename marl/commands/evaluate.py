@@ -15,9 +15,9 @@ from marl.config.schema import EvaluationConfig, TrainingConfig
 from marl.evaluation import agent_sweep
 from marl.evaluation.load import load_actor
 from marl.evaluation.policy_report import evaluate, optional
+from marl.evaluation.rows import evaluation_rows
 from marl.output.console import console
 from marl.output.report import Report
-from marl.training.environments import evaluation_rows
 from marl.training.run import Run
 
 HAVE_AN_EFFECT = (

@@ -30,9 +30,10 @@ from marl.evaluation.limit_fit import (
 from marl.evaluation.load import MisfitError, load_actor
 from marl.evaluation.plots import new_axes
 from marl.evaluation.policy_report import optional, played
+from marl.evaluation.rows import evaluation_rows
 from marl.output.console import console
 from marl.output.report import Metric, Report
-from marl.training.environments import evaluation_rows, make_env
+from marl.training.environments import make_env
 from marl.training.run import Run
 
 HEADLINE = "return_per_agent"

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from envs.core import Actor, Discrete, EnvSpec, InputError, Observation, Streams
 from envs.world import Scripted
-from marl.training.environments import pettingzoo_spec
 from marl.training.run import Run
 
 TWIN_ARGS = "evaluation.twin.args"
@@ -20,6 +19,8 @@ def check_evaluation(run: Run, spec: EnvSpec) -> None:
     twin = run.config.evaluation.twin
     if twin is None:
         return
+    from marl.training.pettingzoo import pettingzoo_spec
+
     other = pettingzoo_spec(twin.pettingzoo, twin.args, TWIN_ARGS)
     for field in ("observation_sizes", "actions"):
         here, there = getattr(spec, field), getattr(other, field)

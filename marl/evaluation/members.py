@@ -8,8 +8,9 @@ from typing import Any
 from envs.core import Actor
 from marl.evaluation.episodes import play_policies
 from marl.evaluation.policy_report import discounts, judge
+from marl.evaluation.rows import evaluation_rows
 from marl.output.report import Metric, Report
-from marl.training.environments import evaluation_rows, make_env
+from marl.training.environments import make_env
 from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 

@@ -18,13 +18,15 @@ from marl.evaluation.checks import TWIN_ARGS, zero_action
 from marl.evaluation.episodes import Episodes, film, play
 from marl.evaluation.known_returns import known_metrics
 from marl.evaluation.plots import learning_curve, save_gif
+from marl.evaluation.rows import evaluation_rows
 from marl.learning.learner import per_channel
 from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
 from marl.output.report import Metric, Report, Tables
 from marl.training.checkpoints import checkpoints
-from marl.training.environments import evaluation_rows, make_env, pettingzoo_args, pettingzoo_env
+from marl.training.environments import make_env
 from marl.training.on_policy import STAGE
+from marl.training.pettingzoo import pettingzoo_args, pettingzoo_env
 from marl.training.run import Run, stage_seed
 
 Findings = Callable[[Run, Any, VectorEnv], tuple[dict[str, Metric], Tables]]

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from envs.core import Actor, InputError, Tree, tree_map
 from marl.evaluation.episodes import Episodes, play_policies
+from marl.evaluation.rows import evaluation_rows
 from marl.models.policies import JointPolicy
 from marl.training.checkpoints import checkpoints, load_newest
-from marl.training.environments import evaluation_rows, make_env
+from marl.training.environments import make_env
 from marl.training.on_policy import STAGE
 from marl.training.run import Run
 

@@ -17,7 +17,7 @@ from marl.config.schema import Section
 from marl.learning.batch import Batch, advantages_of, join_steps, minibatches, take_rows
 from marl.learning.learner import Kept, Learner, Progress, Stateful, per_channel
 from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
-from marl.learning.optimizers import Stacked, build_optimizer, gradients
+from marl.learning.optimizers import Stacked, build_optimizer
 from marl.learning.scalarization import Scalarization, by_decider, choosing
 from marl.learning.value_scale import ValueScale
 from marl.models.critics import Critic
@@ -207,8 +207,8 @@ class ActorCritic(Learner):
         samples, memories: of the whole batch, of which `rows` and `segments` are taken. Can be compiled.
         """
         total, terms = self.loss(take_rows(samples, rows), *take_rows(memories, segments))
-        (gradient,) = gradients(total, self.optimizer)
-        return self.optimizer.change(gradient), terms
+        parts = torch.autograd.grad(total, self.optimizer.parameters, allow_unused=True, materialize_grads=True)
+        return self.optimizer.change(self.optimizer.side_by_side(parts)), terms
 
     def _replay(
         self, samples: Samples, memory: Tree, critic_memory: Tree

@@ -65,8 +65,7 @@ class ClippedAdam:
         self._gaps = [self._value.new_zeros(room - p.numel()) for room, p in zip(self._rooms, self.parameters)]
         # What depends on the number of steps: tensors, so that a compiled step need not be compiled again.
         self._length, self._unbias = self._value.new_zeros(()), self._value.new_zeros(())
-        for p, value in zip(self.parameters, self._split(self._value)):
-            p.data = value.copy_(p.data)
+        self._adopt()
         # The pieces of the gradient that are clipped, and for each the number of the network that it belongs to.
         self._pieces: list[int] = []
         networks: list[int] = []
@@ -91,6 +90,9 @@ class ClippedAdam:
 
     def begin_step(self) -> None:
         """Count one more step."""
+        own = self._value.untyped_storage()._cdata
+        if not all(p.untyped_storage()._cdata == own for p in self.parameters):
+            self._adopt()  # another optimizer that has them too took them in between
         self.steps += 1
         self._length.fill_(-self.learning_rate / (1 - DECAY**self.steps))
         self._unbias.fill_((1 - SQUARE_DECAY**self.steps) ** -0.5)
@@ -133,6 +135,11 @@ class ClippedAdam:
         for name, part in self.state_dict().items():
             part.copy_(state[name])
         self.steps = int(state["steps"])
+
+    def _adopt(self) -> None:
+        """Make the parameters views of this optimizer's tensor."""
+        for p, value in zip(self.parameters, self._split(self._value)):
+            p.data = value.copy_(p.data)
 
     def _clip(self, gradient: Float[Tensor, " F"]) -> None:
         """Scale each network's gradient down to the norm `max_grad_norm` where it is longer."""

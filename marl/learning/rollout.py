@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Actor, InputError, Observation, Streams, Tree, VectorEnv, tree_map
+from envs.core import Actor, Observation, Streams, Tree, VectorEnv, tree_map
 from envs.world import TensorEnv
 from marl.learning.batch import Batch, Outcome, join_steps
 from marl.learning.returns import discount_by_row, episode_age, episode_sums
-from marl.learning.unroll import Moment, Trail, Unroll, forget
+from marl.learning.unroll import DrawsAlike, Moment, Trail, Unroll, forget
 
 
 def rollout(
@@ -39,12 +39,13 @@ def rollout(
             trail = unroll.play(obs, memory, streams, steps)
         else:
             trail = _one_by_one(env, actor, obs, memory, streams, steps)
-    policies = len(streams)
     # Joined outside inference mode: learners need ordinary tensors.
-    seen, *others = join_steps(trail.moments, policies)
-    final_obs, decisions, *happened = others
-    starts = join_steps(trail.memories[::segment], policies)
-    return Batch(policies, steps, segment, seen, final_obs, decisions, starts, *happened), trail.obs, trail.memory
+    found: Moment = join_steps(trail.moments, len(streams))
+    starts = join_steps(trail.memories[::segment], len(streams))
+    outcomes = found.reward, found.terminated, found.truncated, found.ended
+    sizes = len(streams), steps, segment
+    batch = Batch(*sizes, found.obs, found.final_obs, found.decision, starts, *outcomes)
+    return batch, trail.obs, trail.memory
 
 
 def _one_by_one(env: VectorEnv, actor: Actor, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trail:
@@ -126,8 +127,8 @@ class OnPolicy:
         self.tracker = EpisodeTracker(discount, env.spec.channels)
         self._obs = env.reset(list(seeds))
         self._memory = actor.initial_memory(env.num_envs)
-        unrolls = isinstance(env, TensorEnv) and getattr(actor, "draws_alike", False)
-        self.unroll = Unroll(env, actor, len(streams), at_once) if unrolls else None
+        unrolls = isinstance(env, TensorEnv) and isinstance(actor, DrawsAlike) and actor.draws_alike
+        self.unroll = Unroll(env, actor, len(streams), at_once) if unrolls else None  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -161,26 +162,3 @@ class OnPolicy:
             return torch.where(new.view(-1, *[1] * (leaf.dim() - 1)), torch.zeros_like(leaf), leaf)
 
         self._memory, self.tracker.carry = tree_map(kept, (state["memory"], dict(state["carry"])))
-
-
-class Differentiable(OnPolicy):
-    """The same batches, whose rewards carry the graph of actions and physics, back to the batch's first step.
-
-    There the graph ends: where a batch begins within an episode, the state is taken for given. Raises InputError for an
-    environment that is no native world.
-    """
-
-    env: TensorEnv
-
-    def __init__(self, env: VectorEnv, actor: Actor, **options: Any):
-        if not isinstance(env, TensorEnv):
-            raise InputError(
-                f"Gradients through the physics need a native world (env.world); a {type(env).__name__} gives numbers "
-                "without a graph."
-            )
-        super().__init__(env, actor, **options)
-
-    def _collect(self, **options: Any) -> Batch:
-        batch = super()._collect(mode=torch.enable_grad, **options)
-        self._obs, self._memory = self.env.detach(), tree_map(Tensor.detach, self._memory)
-        return batch

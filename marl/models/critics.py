@@ -14,7 +14,7 @@ from envs.core import EnvSpec, Observation, Streams, Tree
 from marl.config.schema import Section
 from marl.models.layers import NetworkConfig
 from marl.models.networks import build_network, check_network
-from marl.models.policies import AgentNetwork, join_copies, stack_copies
+from marl.models.policies import join_copies, stack_copies
 
 
 class CriticConfig(Section):
@@ -107,33 +107,10 @@ class CentralCritic(nn.Module):
         return value.expand(-1, self.agents, -1), memory
 
 
-class LocalCritic(nn.Module):
-    """Sees what each agent sees; gives that agent's values."""
-
-    def __init__(self, spec: EnvSpec, config: CriticConfig, streams: Streams):
-        super().__init__()
-        self.channels = len(spec.channels)
-        self.copies = 1 if config.share_trunk else self.channels
-        self.network = AgentNetwork(
-            spec,
-            self.channels // self.copies,
-            config.network,
-            streams,
-            share=config.share,
-            agent_id=config.agent_id,
-            gain=1.0,
-            copies=self.copies,
-        )
-
-    def initial_memory(self, num_envs: int) -> Tree:
-        """Memory at the start of an episode."""
-        return self.network.initial_memory(num_envs)
-
-    def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N K"], Tree]:
-        """Values, and what is remembered."""
-        return self.network(obs, memory)
-
-
 def build_critic(spec: EnvSpec, config: CriticConfig, streams: Streams) -> Critic:
     """The critic that the config asks for."""
-    return CentralCritic(spec, config, streams) if config.sees == "state" else LocalCritic(spec, config, streams)
+    if config.sees == "state":
+        return CentralCritic(spec, config, streams)
+    from marl.models.local_critic import LocalCritic
+
+    return LocalCritic(spec, config, streams)

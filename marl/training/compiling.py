@@ -28,15 +28,12 @@ FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # where torch looks for what was compiled be
 
 
 @contextmanager
-def compiled(wanted: bool, *methods: tuple[Any, str]) -> Iterator[None]:
-    """Within, pure methods (owner, name) are replaced by compiled ones, where that is wanted.
+def compiled(*methods: tuple[Any, str]) -> Iterator[None]:
+    """Within, pure methods (owner, name) are replaced by compiled ones.
 
     A method that cannot be compiled as a whole says so once, and runs as it is. What was compiled is kept in
     `cache_folder` for other processes.
     """
-    if not wanted:
-        yield
-        return
     os.environ.setdefault(FOLDER, str(cache_folder()))
     for owner, name in methods:
         setattr(owner, name, Compiled(getattr(owner, name)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 from pydantic import field_validator, model_validator
@@ -17,7 +17,6 @@ from marl.learning.scalarization import AdvantageConfig, build_scalarization
 from marl.learning.unroll import AT_ONCE
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import JointPolicy, PolicyConfig
-from marl.training.compiling import compiled, pure_methods
 from marl.training.environments import make_env
 from marl.training.run import Run, env_steps_to_updates
 from marl.training.stage import Probe
@@ -107,6 +106,12 @@ def train(
         seeds=run.stage_seeds(STAGE),
         at_once=AT_ONCE if config.compile else None,
     )
-    with closing(env), compiled(config.compile, *pure_methods(batches, learner)):
+    with closing(env), _compiled(batches, learner) if config.compile else nullcontext():
         run.fit(STAGE, learner, batches, updates, build_probes(policy), config.train.cpu_seconds)
     return policy
+
+
+def _compiled(source: OnPolicy, learner: Learner) -> AbstractContextManager[None]:
+    from marl.training.compiling import compiled, pure_methods  # few want it
+
+    return compiled(*pure_methods(source, learner))

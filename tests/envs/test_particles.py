@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from envs.core import InputError, Streams
-from envs.particles import SimpleSpread, SpeakerListener, SpeakerListenerState, SpreadState
+from envs.particles import SimpleSpread, SpreadState
+from envs.speaker_listener import SpeakerListener, SpeakerListenerState
 from envs.world import RandomActor, TensorEnv
 
 STEPS = 25

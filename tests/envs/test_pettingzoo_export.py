@@ -18,8 +18,9 @@ from small_environments import Bursts
 import envs
 from envs import games
 from envs.core import InputError
-from envs.particles import SimpleSpread, SpeakerListener
+from envs.particles import SimpleSpread
 from envs.pettingzoo import ParallelWorld, parallel_env
+from envs.speaker_listener import SpeakerListener
 from envs.swarm import Vicsek
 from envs.world import TensorEnv, World
 

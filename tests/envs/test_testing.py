@@ -26,7 +26,8 @@ from envs.games import (
     WhoIsInformed,
     climbing,
 )
-from envs.particles import SimpleSpread, SpeakerListener
+from envs.particles import SimpleSpread
+from envs.speaker_listener import SpeakerListener
 from envs.testing import check_env
 from envs.world import TensorEnv, Transition, World
 

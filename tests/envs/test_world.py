@@ -23,7 +23,8 @@ from envs.games import (
     WhoIsInformed,
     climbing,
 )
-from envs.particles import SimpleSpread, SpeakerListener
+from envs.particles import SimpleSpread
+from envs.speaker_listener import SpeakerListener
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
 
 WORLDS: list[World[Any]] = [

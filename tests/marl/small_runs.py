@@ -104,6 +104,7 @@ def build(
     learner: type[ActorCritic] = ActorCritic,
     updates: int = 1,
     by_policy: Tensor | None = None,
+    actor: IndependentPolicy | None = None,
     **settings: Any,
 ) -> Small:
     """A run of one policy a seed, `num_envs` environments each, with networks of one layer of 8 unless told."""
@@ -114,7 +115,7 @@ def build(
     def streams(purpose: int) -> Streams:
         return Streams([100 * seed + purpose for seed in seeds])
 
-    actor = IndependentPolicy(env.spec, PolicyConfig(**{**network, **(policy or {})}), streams(1))
+    actor = actor or IndependentPolicy(env.spec, PolicyConfig(**{**network, **(policy or {})}), streams(1))
     values = build_critic(env.spec, CriticConfig(**{**network, **(critic or {})}), streams(2))
     source = OnPolicy(
         env,

@@ -28,12 +28,13 @@ from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.evaluation.agent_sweep import in_other_numbers
 from marl.evaluation.policy_report import judge, optional, picture, played
 from marl.evaluation.recipe import OnPolicyRecipe
+from marl.evaluation.rows import evaluation_rows
 from marl.learning.learner import Chain, Learner
 from marl.learning.scalarization import TeamAdvantageConfig
 from marl.models.policies import IndependentPolicy, JointActor
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import print_table
-from marl.training.environments import evaluation_rows, make_env
+from marl.training.environments import make_env
 from marl.training.on_policy import ActorCriticConfig, actor_critic
 from marl.training.run import Run
 

@@ -15,7 +15,7 @@ is that of one agent given its parents, in closed form, and all lessons are fres
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -174,6 +174,6 @@ def distill(teacher: BayesianPolicy, config: ActorCriticConfig, settings: Distil
         seeds=run.stage_seeds(STAGE),
     )
     updates = env_steps_to_updates(settings.env_steps, config.learner.steps * config.env.num_envs)
-    with closing(env), compiled(config.compile, (learner, "loss")):
+    with closing(env), compiled((learner, "loss")) if config.compile else nullcontext():
         run.fit(STAGE, learner, source, updates)
     return student

@@ -22,19 +22,20 @@ from pydantic import Field, model_validator
 from envs.core import Actor, EnvSpec, InputError, Streams, VectorEnv
 from envs.world import TensorEnv
 from marl.algorithms.mean_field.limit import limit_metrics
-from marl.algorithms.mean_field.pathwise import WHAT_CAN, Pathwise, require_differentiable
+from marl.algorithms.mean_field.pathwise import WHAT_CAN, Differentiable, Pathwise, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.evaluation.episodes import watch
 from marl.evaluation.policy_report import played
 from marl.evaluation.recipe import OnPolicyRecipe
+from marl.evaluation.rows import rows_at_once
 from marl.learning.actor_critic import LearnerConfig
 from marl.learning.learner import Learner
-from marl.learning.rollout import Differentiable, OnPolicy
+from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import TeamAdvantageConfig
 from marl.models.critics import CriticConfig
 from marl.models.policies import JointPolicy
 from marl.output.report import Metric, Tables
-from marl.training.environments import make_env, rows_at_once
+from marl.training.environments import make_env
 from marl.training.on_policy import ActorCriticConfig
 from marl.training.run import Run
 

@@ -19,7 +19,7 @@ from marl.learning.batch import Batch
 from marl.learning.learner import Learner, Progress, Stateful, per_channel
 from marl.learning.optimizers import Stacked, build_optimizer, gradients
 from marl.learning.returns import episode_age
-from marl.learning.rollout import Differentiable
+from marl.learning.rollout import OnPolicy
 from marl.models.policies import JointPolicy
 
 WHAT_CAN = (
@@ -56,6 +56,29 @@ class Pathwise(Learner):
     def parts(self) -> dict[str, Stateful | None]:
         """The policy, the optimizer, and the clock."""
         return {"policy": self.policy, "optimizer": self.optimizer, "done": self.progress}
+
+
+class Differentiable(OnPolicy):
+    """The same batches, whose rewards carry the graph of actions and physics, back to the batch's first step.
+
+    There the graph ends: where a batch begins within an episode, the state is taken for given. Raises InputError for an
+    environment that is no native world.
+    """
+
+    env: TensorEnv
+
+    def __init__(self, env: VectorEnv, actor: Actor, **options: Any):
+        if not isinstance(env, TensorEnv):
+            raise InputError(
+                f"Gradients through the physics need a native world (env.world); a {type(env).__name__} gives numbers "
+                "without a graph."
+            )
+        super().__init__(env, actor, **options)
+
+    def _collect(self, **options: Any) -> Batch:
+        batch = super()._collect(mode=torch.enable_grad, **options)
+        self._obs, self._memory = self.env.detach(), tree_map(Tensor.detach, self._memory)
+        return batch
 
 
 def discounted_return(batch: Batch, discount: Float[Tensor, " K"]) -> Float[Tensor, " P"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from worlds import Walk
 
 from envs.core import Streams, Tree, tree_map
-from envs.particles import SpeakerListener
+from envs.speaker_listener import SpeakerListener
 from envs.world import World
 from marl.algorithms.mappo import recipe
 from marl.config.load import resolve

@@ -14,7 +14,7 @@ import torch
 from small_swarm import Drift
 
 from envs.core import InputError
-from envs.world import RandomActor
+from envs.world import RandomActor, TensorEnv
 from marl.__main__ import main
 from marl.algorithms import mean_field
 from marl.commands.evaluate import evaluate_folder
@@ -23,12 +23,13 @@ from marl.commands.sweep import run_sweep
 from marl.config.load import dump, resolve, split_assignments
 from marl.config.schema import EnvConfig
 from marl.evaluation import agent_sweep
+from marl.evaluation import rows as evaluation_row_counts
 from marl.evaluation.agent_sweep import Curve, Limit, Point, draw, summarize, swept_key
 from marl.evaluation.episodes import play
 from marl.evaluation.plots import new_axes
+from marl.evaluation.rows import AGENTS_AT_ONCE, evaluation_rows, rows_at_once
 from marl.output.report import Metric, Report
-from marl.training import environments
-from marl.training.environments import AGENTS_AT_ONCE, evaluation_rows, make_env, rows_at_once
+from marl.training.environments import make_env
 
 SWARM: dict[str, Any] = {
     "recipe": "marl.algorithms.mean_field",
@@ -276,7 +277,7 @@ def test_large_swarms_are_evaluated_few_at_a_time_with_the_same_result(monkeypat
     assert rows_at_once(7, AGENTS_AT_ONCE // 5, 7) * (AGENTS_AT_ONCE // 5) <= AGENTS_AT_ONCE
     config = resolve(SWARM, {"evaluation.episodes": 256})
     assert evaluation_rows(config) == 256
-    monkeypatch.setattr(environments, "AGENTS_AT_ONCE", 40)
+    monkeypatch.setattr(evaluation_row_counts, "AGENTS_AT_ONCE", 40)
     assert evaluation_rows(config) == 8
     found = []
     for rows in (8, 256):
@@ -299,7 +300,7 @@ def test_nothing_of_a_step_is_kept() -> None:
             return seen
 
     alive: list[Any] = []
-    env = environments.TensorEnv(Counting(agents=4, horizon=30), 2)
+    env = TensorEnv(Counting(agents=4, horizon=30), 2)
     play(env, RandomActor(env.spec), 4, 0)
     assert len(held) > 30
     assert max(held) <= 6

@@ -30,7 +30,8 @@ import marl.learning.actor_critic
 import marl.learning.batch
 from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
 from envs.games import Constant
-from envs.particles import SimpleSpread, SpeakerListener
+from envs.particles import SimpleSpread
+from envs.speaker_listener import SpeakerListener
 from envs.world import TensorEnv, Transition, World
 from marl.learning.actor_critic import ActorCritic
 from marl.learning.batch import Batch, with_reward

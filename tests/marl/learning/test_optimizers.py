@@ -77,6 +77,19 @@ def test_it_continues_bit_for_bit_from_its_state() -> None:
         assert torch.equal(one, two)
 
 
+def test_two_optimizers_of_the_same_parameters_step_in_turn() -> None:
+    mine, theirs = parameters(), parameters()
+    ours = [ClippedAdam(Stacked(mine, 2), learning_rate=rate, max_grad_norm=1e9) for rate in (0.1, 0.01)]
+    adams = [torch.optim.Adam(theirs, lr=rate, eps=EPSILON) for rate in (0.1, 0.01)]
+    for step in range(6):
+        descend(ours[step % 2], mine, 1)
+        adams[step % 2].zero_grad()
+        sum((p.sin().square().sum() for p in theirs), torch.zeros(())).backward()
+        adams[step % 2].step()
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
 def test_frozen_parameters_stay() -> None:
     mine = parameters()
     mine[1].requires_grad_(False)

@@ -41,8 +41,8 @@ def test_policies_that_own_a_channel_each_are_as_alone_in_a_world_that_pays_only
     discounts, settings = torch.tensor([[0.9], [0.5]]), {"scale_values": True}
     # The networks are those of one channel; the source pays both.
     together = build(Part(0), seeds=(3, 4), by_policy=discounts, **settings)
-    source = build(Mortals(), seeds=(3, 4), by_policy=torch.tensor([[0.9, 0.9], [0.5, 0.5]])).source
-    source.actor = together.policy
+    both = torch.tensor([[0.9, 0.9], [0.5, 0.5]])
+    source = build(Mortals(), seeds=(3, 4), by_policy=both, actor=together.policy).source
     chain = Chain({"owned": OwnedChannels([[0], [1]]), "learner": together.learner})
     alone = [build(Part(p), seeds=(3 + p,), by_policy=discounts[p : p + 1], **settings) for p in range(2)]
     for _, batch in zip(range(2), source):

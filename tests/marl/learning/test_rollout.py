@@ -13,7 +13,7 @@ from worlds import Walk
 
 from envs.core import Observation, Streams, tree_map
 from envs.games import Constant, climbing
-from envs.particles import SpeakerListener
+from envs.speaker_listener import SpeakerListener
 from envs.world import RandomActor, Scripted, TensorEnv, World
 from marl.learning.rollout import OnPolicy, rollout
 
@@ -40,6 +40,7 @@ def step_by_step(env: TensorEnv, policy: Any, streams: Streams, seed: int, steps
 @pytest.mark.parametrize("policy", [{}, GRU, ATTENTION], ids=["mlp", "gru", "attention"])
 def test_batches_hold_what_happened_step_by_step_one_after_the_other(policy: dict[str, Any]) -> None:
     small = build(Mortals(), 3, steps=8, sequence_length=4, policy=policy)
+    small.source.unroll = None
     batches = [batch for _, batch in zip(range(3), small.source)]
     trail = step_by_step(TensorEnv(Mortals(), 3), small.policy, Streams([4]), 5, 24)
     assert any(bool(step[6].any()) for step in trail)

@@ -13,7 +13,7 @@ from small_runs import Mortals, build
 from torch import Tensor, nn
 
 from envs.core import Discrete, EnvSpec, InputError, Observation, Streams
-from envs.particles import SpeakerListener
+from envs.speaker_listener import SpeakerListener
 from envs.world import TensorEnv, Transition, World
 from marl.evaluation.episodes import play
 from marl.models.critics import CriticConfig

@@ -13,7 +13,7 @@ from worlds import Walk
 
 from envs.core import Decision, Observation, Streams, Tree, tree_map
 from envs.games import climbing
-from envs.particles import SpeakerListener
+from envs.speaker_listener import SpeakerListener
 from envs.world import TensorEnv, World
 from marl.models.policies import Greedy, IndependentPolicy, PolicyConfig
 

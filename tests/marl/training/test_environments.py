@@ -10,7 +10,8 @@ from envs.core import InputError
 from envs.games import Constant
 from envs.world import Transition
 from marl.config.schema import EnvConfig
-from marl.training.environments import make_env, pettingzoo_env
+from marl.training.environments import make_env
+from marl.training.pettingzoo import pettingzoo_env
 
 SPREAD = "mpe2.simple_spread_v3:parallel_env"
 

@@ -17,12 +17,12 @@ from envs.world import TensorEnv
 from marl.algorithms.bnpg.distillation import Distillation, DistillationActor
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
-from marl.algorithms.mean_field.pathwise import Pathwise
+from marl.algorithms.mean_field.pathwise import Differentiable, Pathwise
 from marl.algorithms.mean_field.policy import SwarmPolicy, SwarmPolicyConfig
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.learner import Chain, Learner, Progress
 from marl.learning.offline_batch import Logged
-from marl.learning.rollout import Differentiable, OnPolicy
+from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import IndependentPolicy

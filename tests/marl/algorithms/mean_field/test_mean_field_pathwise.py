@@ -16,14 +16,13 @@ from envs.core import InputError, Streams
 from envs.swarm import Aggregation, Kuramoto, LinearQuadratic, QuadraticAggregation, Vicsek, WithMemory
 from envs.world import TensorEnv, Transition, World
 from marl.algorithms.mean_field import recipe
-from marl.algorithms.mean_field.pathwise import Pathwise, discounted_return, require_differentiable
+from marl.algorithms.mean_field.pathwise import Differentiable, Pathwise, discounted_return, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
 from marl.commands.run import run_training
 from marl.config.load import resolve
 from marl.config.schema import EnvConfig
 from marl.evaluation.episodes import play
 from marl.learning.actor_critic import LearnerConfig
-from marl.learning.rollout import Differentiable
 from marl.training.environments import make_env
 from marl.training.run import Run
 
