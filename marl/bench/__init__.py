@@ -45,9 +45,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ope": elsewhere("recsys.bench:ope", "Offline evaluation: scans, sequences, a bootstrap by user, and memory."),
     "physics-compiled": stepping.physics_compiled,
     "train-compiled": training.train_compiled,
+    "stack-compiled": training.stack_compiled,
+    "compile-start": training.compile_start,
     "ope-large": elsewhere("recsys.bench:large", "Offline evaluation of 100 million rows on disk: memory, time, bits."),
 }
-SLOW = ("physics-compiled", "train-compiled", "ope-large")
+SLOW = ("physics-compiled", "train-compiled", "stack-compiled", "compile-start", "ope-large")
 QUICK = [name for name in BENCHMARKS if name not in SLOW]
 
 

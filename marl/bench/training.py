@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from marl.learning.batch import Batch
 from marl.learning.learner import Learner
 from marl.learning.rollout import OnPolicy
 from marl.output.report import Metric
+from marl.training.compiling import CACHE
 from marl.training.run import Run
 from marl.training.stage import Source
 
@@ -196,11 +198,25 @@ def train(effort: Effort) -> Findings:
 
 
 def train_compiled(effort: Effort) -> Findings:
-    """The same training with compile=true; the first update's compilation is told apart."""
-    watch, steps = watch_rounds(effort, compile=True)
-    found = _training_findings("train-compiled", watch, steps)
-    found.metrics["train-compiled/first_update_seconds"] = Metric.exact(watch.ends[0][0] - watch.begun)
-    return found
+    """The same training with compile=true."""
+    return _training_findings("train-compiled", *watch_rounds(effort, compile=True))
+
+
+def stack_compiled(effort: Effort) -> Findings:
+    """Training five policies stacked with compile=true: env-steps of all together."""
+    return Findings(speeds("stack-compiled", *training_speed(*watch_rounds(effort, range(5), compile=True))))
+
+
+def compile_start(effort: Effort) -> Findings:
+    """Seconds until the first update is done with compile=true: where nothing was compiled before, and thereafter."""
+    with tempfile.TemporaryDirectory(prefix="concord-bench-") as folder:
+        cold, *warm = (_fresh_process(1, compiled_in=folder)["first_update"] for _ in range(4))
+    return Findings(
+        {
+            "compile-start/cold/first_update_seconds": Metric.exact(cold),
+            "compile-start/warm/first_update_seconds": over_rounds(np.array(warm)),
+        }
+    )
 
 
 def stack(effort: Effort) -> Findings:
@@ -211,7 +227,7 @@ def stack(effort: Effort) -> Findings:
 
 def startup(effort: Effort) -> Findings:
     """A fresh process from import to the end of its first update, and its peak memory after 20 updates."""
-    found = [_fresh_process() for _ in range(3)]
+    found = [_fresh_process(20) for _ in range(3)]
     columns = {name: np.array([entry[name] for entry in found]) for name in found[0]}
     return Findings(
         {
@@ -222,23 +238,27 @@ def startup(effort: Effort) -> Findings:
     )
 
 
-def _fresh_process() -> dict[str, float]:
-    command = [sys.executable, "-c", "from marl.bench.training import first_updates; first_updates(20)"]
+def _fresh_process(updates: int, compiled_in: str | None = None) -> dict[str, float]:
+    """Times of some updates; compiled where there is a folder for what was compiled."""
+    call = f"first_updates({updates}, compiled={compiled_in is not None})"
+    command = [sys.executable, "-c", f"from marl.bench.training import first_updates; {call}"]
+    environ = os.environ if compiled_in is None else {**os.environ, CACHE: compiled_in}
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
     if done.returncode:
         raise ConcordError(f"A fresh process could not train: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return {**answer, "wall_seconds": answer.pop("finished") - started}
 
 
-def first_updates(updates: int) -> None:
+def first_updates(updates: int, compiled: bool = False) -> None:
     """Train in a fresh process, then print one line of JSON."""
     keep_freed_memory()  # as the command line does
-    watch, _ = watch_training(None, updates)
+    watch, _ = watch_training(None, updates, compile=compiled)
     finished, cpu_seconds = watch.ends[0]
+    found = {"cpu_seconds": cpu_seconds, "first_update": finished - watch.begun, "peak_mb": peak_memory()}
     # The monotonic clock is one for the whole machine, so the parent can subtract its own reading.
-    print(json.dumps({"finished": finished, "cpu_seconds": cpu_seconds, "peak_mb": peak_memory()}))
+    print(json.dumps({"finished": finished, **found}))
 
 
 def peak_memory() -> float:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from envs.core import Actor, Decision, Observation, Streams, Tree, leaves, tree_map, tree_where
+from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, leaves, tree_map, tree_where
 from envs.world import Noise, Rows, TensorEnv
 
 MOST_DRAWN = 2**18  # random numbers drawn ahead for a policy: more would leave a processor's caches
@@ -77,8 +77,14 @@ class Drawn(Streams):
         return self._policies
 
     def draw(self, sample: Sample, rows: int) -> Tree:
-        """The next ones."""
-        return next(self._numbers)
+        """The next ones. Raises InputError where there are none, or others than are asked for."""
+        drawn = next(self._numbers, None)
+        if drawn is None or any(len(x) != rows for x in leaves(drawn)):
+            raise InputError(
+                "An actor with draws_alike = True asked for other random numbers than when it first acted. Set "
+                "draws_alike = False: its numbers cannot be drawn ahead."
+            )
+        return drawn
 
 
 class Ahead(NamedTuple):

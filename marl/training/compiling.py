@@ -24,7 +24,7 @@ WHAT = {
     "advance": "steps of the world",
     "loss": "the loss",
 }
-FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # where torch looks for what was compiled before
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch looks for what was compiled before
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def compiled(*methods: tuple[Any, str]) -> Iterator[None]:
     A method that cannot be compiled as a whole says so once, and runs as it is. What was compiled is kept in
     `cache_folder` for other processes.
     """
-    os.environ.setdefault(FOLDER, str(cache_folder()))
+    os.environ.setdefault(CACHE, str(cache_folder()))
     for owner, name in methods:
         setattr(owner, name, Compiled(getattr(owner, name)))
     try:

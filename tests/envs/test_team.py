@@ -50,8 +50,8 @@ class Learned(IndependentPolicy):
                 parameter.zero_()
         self.choice = choice
 
-    def decide(self, obs: Observation, memory: Tree, noise: Tensor) -> tuple[Decision, Tree]:
-        decision, memory = super().decide(obs, memory, noise)
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        decision, memory = super().act(obs, memory, streams)
         return Decision(torch.full_like(decision.action, self.choice), None, decision.log_prob), memory
 
 

@@ -8,11 +8,13 @@ to the score function ∇ log π, which needs no differentiable world.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import Continuous, InputError, Streams
+from envs.core import Actor, Continuous, InputError, Streams, VectorEnv, tree_map
 from envs.world import TensorEnv
 from marl.learning.actor_critic import LearnerConfig
 from marl.learning.batch import Batch

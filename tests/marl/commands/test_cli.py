@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gymnasium.spaces import Box, Discrete
 from pettingzoo import ParallelEnv
 
@@ -431,16 +430,16 @@ def interrupt_after(updates: int, monkeypatch: pytest.MonkeyPatch, kind: signal.
 def test_a_nan_loss_stops_the_run_names_the_term_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, count = TensorEnv.step, [0]
+    whole, count = TensorEnv.advance, [0]
 
-    def step(self: TensorEnv, action: torch.Tensor) -> Any:
+    def advance(self: TensorEnv, *given: Any) -> Any:
         count[0] += 1
-        result = whole(self, action)
+        rows, obs, outcomes, final_obs = whole(self, *given)
         if count[0] == 60:
-            result.reward[:] = float("nan")
-        return result
+            outcomes[0][:] = float("nan")
+        return rows, obs, outcomes, final_obs
 
-    monkeypatch.setattr(TensorEnv, "step", step)
+    monkeypatch.setattr(TensorEnv, "advance", advance)
     out = tmp_path / "out"
     args = ["cooperative/spread", *SMALL, "train.save_seconds=0", "--out", out]
     assert concord("run", *args, monkeypatch=monkeypatch) == 1

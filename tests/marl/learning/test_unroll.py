@@ -9,10 +9,11 @@ import torch
 from small_runs import GRU, Mortals, Small, assert_close, build
 from torch import Tensor
 
-from envs.core import Decision, Observation, Streams, Tree
+from envs.core import Decision, InputError, Observation, Streams, Tree
 from envs.world import TensorEnv
 from marl.learning import unroll
 from marl.learning.batch import Batch
+from marl.models.policies import IndependentPolicy, PolicyConfig
 
 SEEDS = (3, 4)
 
@@ -101,6 +102,26 @@ def test_a_source_goes_on_bit_for_bit_with_other_steps_at_once() -> None:
     batches(cut, 2)
     other.source.load_state_dict(cut.source.state_dict())
     assert_equal(batches(other, 2), wanted)
+
+
+class Fickle(IndependentPolicy):
+    """Draws twice after the first time, though it says that it draws alike."""
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """As independent agents, then once more."""
+        found = super().act(obs, memory, streams)
+        if getattr(self, "acted", False):
+            streams.normal((len(obs.alive), 2))
+        self.acted = True
+        return found
+
+
+def test_an_actor_that_asks_for_other_numbers_than_at_first_is_told() -> None:
+    run = small(seeds=(3,))
+    actor = Fickle(run.env.spec, PolicyConfig(), Streams([1]))
+    source = type(run.source)(run.env, actor, steps=8, streams=Streams([1]), seeds=[2])
+    with pytest.raises(InputError, match="draws_alike = False"):
+        next(iter(source))
 
 
 class Gambler:
