@@ -30,8 +30,8 @@ class MLP(Network):
     ) -> tuple[Float[Tensor, "Q R N out"], None]:
         """Outputs, and no memory."""
         copies, rows, agents, features = x.shape
-        y = self.trunk(x.reshape(copies, rows * agents, features))
-        return self.output(y).view(copies, rows, agents, -1), None
+        y = self.trunk.forward(x.reshape(copies, rows * agents, features))
+        return self.output.forward(y).view(copies, rows, agents, -1), None
 
 
 def build_network(
