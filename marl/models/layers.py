@@ -208,10 +208,11 @@ class Trunk(nn.Module):
             Linear(i, o, gain=2**0.5, copies=copies, streams=streams) for i, o in pairwise(sizes)
         )
         self.activation = ACTIVATIONS[config.activation]
+        # For an actor's few rows it takes as long to find and call modules as to compute: a tuple is no module.
+        self._in_turn = tuple(self.layers)
 
     def forward(self, x: Float[Tensor, "Q X D"]) -> Float[Tensor, "Q X H"]:
         """Layer, activation, and so on."""
-        for layer in self.layers:
-            # A module's own call takes as long as a small product.
+        for layer in self._in_turn:
             x = self.activation(layer.forward(x))
         return x
