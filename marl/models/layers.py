@@ -179,9 +179,12 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "Q R in"]) -> Float[Tensor, "Q R out"]:
         """x W + b for each copy."""
+        # To find them as attributes takes half as long as a small product does.
+        own: dict[str, Any] = self._parameters
+        weight, bias = own["weight"], own["bias"]
         if self._narrow and x.shape[1] >= MANY:
-            return _Narrow.apply(x, self.weight, self.bias)
-        return torch.baddbmm(self.bias, x, self.weight)
+            return _Narrow.apply(x, weight, bias)
+        return torch.baddbmm(bias, x, weight)
 
 
 class Network(nn.Module):
