@@ -15,11 +15,34 @@ from envs.core import Continuous, Decision, Streams
 ILLEGAL = -1e9
 
 
+# Fewer choices than a processor's vector holds, in more numbers than an actor's step has: there the library is slow.
+FEW_CHOICES, MANY_NUMBERS = 8, 4096
+
+
 def log_softmax(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
-    """Log-probabilities. For many rows of few choices, the library's kernel is several times slower than this."""
-    if logits.numel() < 4096:
+    """Log-probabilities of each row's choices."""
+    if _fast_in_library(logits):
         return logits.log_softmax(-1)
-    return logits - logits.logsumexp(-1, keepdim=True)
+    logits = _below_zero(logits)
+    return logits - logits.exp().sum(-1, keepdim=True).log()
+
+
+def softmax(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    """Probabilities of each row's choices."""
+    if _fast_in_library(logits):
+        return logits.softmax(-1)
+    weight = _below_zero(logits).exp()
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def _fast_in_library(logits: Float[Tensor, "*B A"]) -> bool:
+    return logits.shape[-1] >= FEW_CHOICES or logits.numel() < MANY_NUMBERS or not logits.is_cpu
+
+
+def _below_zero(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    """The same logits with 0 for each row's largest, so that no exponential overflows."""
+    # Probabilities do not depend on the shift, so neither do gradients.
+    return logits - logits.detach().amax(-1, keepdim=True)
 
 
 @runtime_checkable
