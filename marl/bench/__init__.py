@@ -44,10 +44,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cuda": training.cuda,
     "ope": elsewhere("recsys.bench:ope", "Offline evaluation: scans, sequences, a bootstrap by user, and memory."),
     "physics-compiled": stepping.physics_compiled,
+    "swarm-compiled": swarm.swarm_compiled,
     "train-compiled": training.train_compiled,
     "ope-large": elsewhere("recsys.bench:large", "Offline evaluation of 100 million rows on disk: memory, time, bits."),
 }
-SLOW = ("physics-compiled", "train-compiled", "ope-large")
+SLOW = ("physics-compiled", "swarm-compiled", "train-compiled", "ope-large")
 QUICK = [name for name in BENCHMARKS if name not in SLOW]
 
 
