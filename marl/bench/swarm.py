@@ -55,6 +55,7 @@ def swarm(effort: Effort) -> Findings:
 def swarm_compiled(effort: Effort) -> Findings:
     """Steps of the world of 16 x 200 agents without their rule, through torch.compile beside eager ones."""
     play = Play(SWARMS, AGENTS)
+    play.steps()  # at its first step an environment looks at what its world gives: other code than all later steps
     compiled = torch.compile(play.env.advance, fullgraph=True, dynamic=False)
     rates = take_turns({"compiled": play.advances(compiled), "eager": play.advances(play.env.advance)}, effort)
     loops = rates.pop("calibrate")
