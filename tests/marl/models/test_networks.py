@@ -43,7 +43,7 @@ def living(rows: int, agents: int) -> Tensor:
     return torch.ones(rows, agents, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(("outputs", "rows"), [(NARROW, 5), (3, 5), (3, MANY), (NARROW, MANY)])
+@pytest.mark.parametrize(("outputs", "rows"), [(NARROW, 5), (3, 5), (1, MANY), (3, MANY), (NARROW, MANY)])
 def test_linear_is_torch_s_for_each_copy_with_its_gradients(outputs: int, rows: int) -> None:
     layer = Linear(6, outputs, gain=1.0, copies=2, streams=Streams([0, 1]))
     nn.init.normal_(layer.bias)
