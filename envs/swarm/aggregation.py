@@ -22,6 +22,7 @@ HALF_WIDTH = 2.0
 # Up to this many agents all pairs are measured, beyond it each agent is with the next few: memory stays linear in N.
 ALL_PAIRS = 512
 PARTNERS = 16
+SHORTEST = 1e-15  # distance that two agents at one place are given
 
 
 class Places(NamedTuple):
@@ -209,10 +210,26 @@ def mean_pair_distance(points: Float[Tensor, "E N d"]) -> Float[Tensor, " E"]:
     from the exact value by less than a pair's standard deviation over sqrt(16 N) if agents are independent, which is
     less than the exact value itself differs from the limit's.
     """
-    n = points.shape[1]
-    if n <= ALL_PAIRS:
-        # Without matrix products, which lose the digits of short distances.
-        pairs = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-        return pairs.sum((1, 2)) / (n * (n - 1))
+    if points.shape[1] <= ALL_PAIRS:
+        return _mean_of_all_pairs(points)
     following = [torch.linalg.vector_norm(points - points.roll(k, 1), dim=-1).mean(1) for k in range(1, PARTNERS + 1)]
     return torch.stack(following).mean(0)
+
+
+def _mean_of_all_pairs(points: Float[Tensor, "E N d"]) -> Float[Tensor, " E"]:
+    """Agents in a ring, each with the half of the others that follows it: every pair once, as none with itself."""
+    n = points.shape[1]
+    half = n // 2
+    square = points.new_zeros(())
+    # By dimension, and without matrix products, which lose the digits of short distances.
+    for x in points.unbind(-1):
+        ring = torch.cat([x, x[:, :half]], 1)
+        following = ring.unfold(1, n, 1)[:, 1:]  # [E,N/2,N]: those one place on, two places on, and so on
+        way = following - ring[:, :n].unsqueeze(1)
+        square = torch.addcmul(square, way, way)
+    # A gradient of 0, not NaN, for two agents at one place.
+    distance = square.clamp(min=SHORTEST**2).sqrt().sum(-1)
+    total = distance.sum(-1)
+    if n % 2 == 0:
+        total = total - distance[:, -1] / 2  # those opposite in the ring follow one another
+    return total / (n * (n - 1) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,13 +14,37 @@ from envs.core import Continuous, Decision, Streams
 
 # Added to what is illegal: large enough that its probability is exactly 0, finite so that no gradient is ever NaN.
 ILLEGAL = -1e9
+LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
+
+
+# Fewer choices than a processor's vector holds, in more numbers than an actor's step has: there the library is slow.
+FEW_CHOICES, MANY_NUMBERS = 8, 4096
 
 
 def log_softmax(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
-    """Log-probabilities. For many rows of few choices, the library's kernel is several times slower than this."""
-    if logits.numel() < 4096:
+    """Log-probabilities of each row's choices."""
+    if _fast_in_library(logits):
         return logits.log_softmax(-1)
-    return logits - logits.logsumexp(-1, keepdim=True)
+    logits = _below_zero(logits)
+    return logits - logits.exp().sum(-1, keepdim=True).log()
+
+
+def softmax(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    """Probabilities of each row's choices."""
+    if _fast_in_library(logits):
+        return logits.softmax(-1)
+    weight = _below_zero(logits).exp()
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def _fast_in_library(logits: Float[Tensor, "*B A"]) -> bool:
+    return logits.shape[-1] >= FEW_CHOICES or logits.numel() < MANY_NUMBERS or not logits.is_cpu
+
+
+def _below_zero(logits: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+    """The same logits with 0 for each row's largest, so that no exponential overflows."""
+    # Probabilities do not depend on the shift, so neither do gradients.
+    return logits - logits.detach().amax(-1, keepdim=True)
 
 
 @runtime_checkable
@@ -156,29 +181,32 @@ class IndependentGaussian:
         units: ActionUnits,
         legal: Bool[Tensor, "*B N A"] | None = None,
     ):
-        loc, scale = units.middle + units.scale * mean, units.scale * log_std.exp()
-        self._normal = torch.distributions.Normal(loc, scale, validate_args=False)
+        self._mean = torch.addcmul(units.middle, units.scale, mean)
+        self._std = units.scale * log_std.exp()
+        # log(σ sqrt(2π)), of which the logarithm of the density and the entropy are made.
+        self._log_norm = log_std + (units.scale.log() + LOG_ROOT_TAU)
         self._present = units.present if legal is None else units.present * legal
 
     def sample(self, streams: Streams) -> Decision:
         """Draw a decision."""
-        return self.choose(streams.normal(self._normal.loc.shape))
+        return self.choose(streams.normal(self._mean.shape))
 
     def choose(self, noise: Float[Tensor, "*B N A"]) -> Decision:
         """Draw by location and scale, noise ~ N(0, 1)."""
-        return self._with_log_prob(torch.addcmul(self._normal.loc, self._normal.scale, noise))
+        return self._with_log_prob(torch.addcmul(self._mean, self._std, noise))
 
     def mode(self) -> Decision:
         """The mean."""
-        return self._with_log_prob(self._normal.loc)
+        return self._with_log_prob(self._mean)
 
     def log_prob(self, decision: Decision) -> Float[Tensor, "*B N"]:
-        """Summed over components."""
-        return self._sum(self._normal.log_prob(decision.action))
+        """-z²/2 - log(σ sqrt(2π)) with z = (a - μ)/σ, summed over components."""
+        z = (decision.action - self._mean) / self._std
+        return -self._sum(torch.addcmul(self._log_norm, z, z, value=0.5))
 
     def entropy(self, decision: Decision) -> Float[Tensor, "*B N"]:
-        """Summed over components."""
-        return self._sum(self._normal.entropy())
+        """log(σ sqrt(2π)) + 1/2, summed over components."""
+        return self._sum(self._log_norm + 0.5)
 
     def price(self, decision: Decision) -> None:
         """Independent agents pay nothing."""
@@ -188,9 +216,10 @@ class IndependentGaussian:
         raise TypeError("log_probs lists the choices of discrete actions; these actions are continuous: use log_prob.")
 
     def kl(self, other: IndependentGaussian, decision: Decision | None = None) -> Float[Tensor, "*B N"]:
-        """KL(self || other) of each agent's action, summed over components."""
+        """log(σ'/σ) + ((σ/σ')² + z² - 1)/2 with z = (μ - μ')/σ', summed over components."""
         require_same_kind(self, other)
-        return self._sum(torch.distributions.kl_divergence(self._normal, other._normal))
+        ratio, z = self._std / other._std, (self._mean - other._mean) / other._std
+        return self._sum(other._log_norm - self._log_norm + (ratio.square() + z.square() - 1) / 2)
 
     def _sum(self, x: Float[Tensor, "*B N A"]) -> Float[Tensor, "*B N"]:
         return (x * self._present).sum(-1)

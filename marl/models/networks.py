@@ -24,14 +24,16 @@ class MLP(Network):
         super().__init__()
         self.trunk = Trunk(inputs, config, copies=copies, streams=streams)
         self.output = Linear(config.hidden[-1], outputs, gain=gain, copies=copies, streams=streams)
+        self._in_turn = self.trunk, self.output
 
     def forward(
         self, x: Float[Tensor, "Q R N D"], alive: Bool[Tensor, "B N"], memory: None
     ) -> tuple[Float[Tensor, "Q R N out"], None]:
         """Outputs, and no memory."""
         copies, rows, agents, features = x.shape
-        y = self.trunk(x.reshape(copies, rows * agents, features))
-        return self.output(y).view(copies, rows, agents, -1), None
+        trunk, output = self._in_turn
+        y = trunk.forward(x.reshape(copies, rows * agents, features))
+        return output.forward(y).view(copies, rows, agents, -1), None
 
 
 def build_network(

@@ -7,15 +7,17 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from envs.core import InputError
 from marl.output.files import cannot_write, write_atomically
-from marl.training.events import Events, draw_pictures, draw_row, events_writer
 from marl.training.population import Population, tag_prefix
+
+if TYPE_CHECKING:
+    from marl.training.events import Events
 
 Counts = Mapping[str, int | float]
 
@@ -124,6 +126,9 @@ class MetricsLog:
         write_atomically(self.path, text.getvalue())
 
     def _draw(self, row: Mapping[str, Any], pictures: Mapping[str, Float[Tensor, "H W"]], prefix: str) -> None:
+        # Imported by the first row, so that a run begins to learn sooner.
+        from marl.training.events import draw_pictures, draw_row, events_writer
+
         if self._writer is None:
             self._writer = events_writer(self.folder, self.stage, self._purge)
         draw_row(self._writer, row, prefix)

@@ -19,6 +19,7 @@ from torch import Tensor
 from envs.core import EnvSpec, InputError, Observation, Streams
 from marl.algorithms.mean_field.actions import ActionParameters, AgentDistribution
 from marl.config.schema import Section
+from marl.models.distributions import softmax
 
 MOST_POINTS = 1024  # control points beyond which xi is hopelessly long
 MANY_AGENTS = 20_000  # beyond which a kernel rule of one observed feature is looked up in a table
@@ -111,7 +112,7 @@ class KernelRule(Rule):
 
     def weights(self, y: Float[Tensor, "B N D"]) -> Float[Tensor, "B N M"]:
         """Weight of each control point; they add up to 1, however far away y is."""
-        return ((y - self._middle) @ self._slope - self._offset).softmax(-1)
+        return softmax((y - self._middle) @ self._slope - self._offset)
 
     def parameters_at(self, xi: Float[Tensor, "B R"], y: Float[Tensor, "B N D"]) -> Float[Tensor, "B N Q"]:
         """The weighted average of the control points' parameters.

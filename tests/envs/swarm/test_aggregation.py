@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 from typing import Any
@@ -23,12 +24,22 @@ def at(*points: tuple[float, float]) -> Places:
     return Places(position, position)
 
 
-def test_the_distance_is_the_mean_over_pairs_of_different_agents() -> None:
-    points = torch.randn(2, 7, 2, dtype=torch.float64)
+@pytest.mark.parametrize("agents", [2, 3, 7, 8])
+def test_the_distance_is_the_mean_over_pairs_of_different_agents(agents: int) -> None:
+    points = torch.randn(2, agents, 2, dtype=torch.float64)
     for row in range(2):
-        pairs = [math.dist(points[row, i], points[row, j]) for i in range(7) for j in range(7) if i != j]
-        assert mean_pair_distance(points)[row].item() == pytest.approx(sum(pairs) / 42, rel=1e-12)
+        pairs = [math.dist(one, other) for one, other in itertools.permutations(points[row].tolist(), 2)]
+        assert mean_pair_distance(points)[row].item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-12)
     assert mean_pair_distance(torch.tensor([[[0.0, 0.0], [3.0, 4.0]]])).tolist() == [5]
+
+
+@pytest.mark.parametrize("agents", [7, 8])
+def test_the_distance_s_gradient_is_that_of_all_pairs(agents: int) -> None:
+    points = torch.randn(2, agents, 3, dtype=torch.float64, requires_grad=True)
+    pairs = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").sum((1, 2))
+    (wanted,) = torch.autograd.grad(pairs.sum() / (agents * (agents - 1)), points)
+    (found,) = torch.autograd.grad(mean_pair_distance(points).sum(), points)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_in_large_swarms_a_few_partners_stand_for_all_without_bias() -> None:
@@ -49,8 +60,9 @@ def test_the_memory_of_the_distance_is_linear_in_the_agents() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000, "kilobytes; all pairs take 3.6e8"
 
 
-def test_agents_that_sit_together_leave_a_finite_gradient() -> None:
-    points = torch.zeros(1, 3, 2, requires_grad=True)
+@pytest.mark.parametrize("agents", [3, 4])
+def test_agents_that_sit_together_leave_a_finite_gradient(agents: int) -> None:
+    points = torch.zeros(1, agents, 2, requires_grad=True)
     (slope,) = torch.autograd.grad(mean_pair_distance(points).sum(), points)
     assert slope.isfinite().all()
 

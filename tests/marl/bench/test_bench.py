@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from envs.core import InputError
+from envs.world import Rows
 from marl import bench
 from marl.bench import BENCHMARKS, QUICK, SLOW, networks, playing, stepping, swarm, timing, training
 from marl.bench.timing import Effort
@@ -160,6 +163,39 @@ def test_a_benchmark_s_swarm_follows_its_rule_and_moves_on():
     assert play.obs.agent.shape == (2, 30, 1)
     assert not torch.equal(before.agent, play.obs.agent)
     assert play.physics() == 2 * swarm.STEPS
+
+
+def test_a_swarm_s_compiled_steps_are_measured_beside_eager_ones(monkeypatch: pytest.MonkeyPatch):
+    whole = []
+
+    def compiled(advance: Callable[..., Any], *, fullgraph: bool, dynamic: bool) -> Callable[..., Any]:
+        whole.append((fullgraph, dynamic))
+        return advance
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = swarm.swarm_compiled(dataclasses.replace(TINY, seconds=0.001))
+    assert whole == [(True, False)]
+    assert set(found.metrics) == {"swarm-compiled/ratio_to_eager"} | {
+        f"swarm-compiled/{case}_16x200/{kind}"
+        for case in ("compiled", "eager")
+        for kind in ("steps_per_cpu_second", "calibrated")
+    }
+    assert all(metric.value > 0 for metric in found.metrics.values())
+
+
+def test_a_benchmark_s_advances_are_its_environment_s_and_leave_it_where_it_was():
+    play, seen = swarm.Play(2, 30), []
+    start = play.env.rows
+
+    def advance(rows: Rows, *given: Any) -> tuple[Any, ...]:
+        seen.append(rows)
+        return play.env.advance(rows, *given)
+
+    work = play.advances(advance)
+    assert work() == work() == 2 * swarm.STEPS
+    assert seen[0] is seen[swarm.STEPS] is start
+    assert [int(rows.clock[0]) for rows in seen[: swarm.STEPS]] == list(range(swarm.STEPS))
+    assert play.env.rows is start
 
 
 def test_memory_is_that_of_each_agent_beyond_a_small_swarm_s(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,11 +14,15 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from envs.core import Continuous, Streams
 from marl.models.distributions import (
+    FEW_CHOICES,
+    ILLEGAL,
+    MANY_NUMBERS,
     ActionUnits,
     IndependentCategorical,
     IndependentGaussian,
     log_softmax,
     require_same_kind,
+    softmax,
 )
 
 CHOICES = (3, 2, 4)
@@ -150,6 +156,31 @@ def test_gaussians_are_torch_s_in_the_units_of_the_space() -> None:
         joint.log_probs()
 
 
+def test_gradients_and_values_of_narrow_and_wide_gaussians_are_torch_s_in_64_bits() -> None:
+    units = ActionUnits.of([Continuous((-1.0,), (3.0,))] * 2)
+    mean = torch.tensor([[[0.3], [-0.2]], [[1e4], [-1e4]], [[0.0], [1e-3]]], requires_grad=True)
+    log_std = torch.tensor([[[-14.0], [2.0]], [[-3.0], [8.0]], [[0.0], [-5.0]]], requires_grad=True)
+    joint = IndependentGaussian(mean, log_std, units)
+    with torch.no_grad():
+        decision = joint.sample(Streams([0]))
+    inputs = [x.detach().double().requires_grad_() for x in (mean, log_std)]
+    # The draw is a number of 32 bits, and so is the mean that it is seen from.
+    exact_mean = 1 + 2 * inputs[0]
+    rounding = (joint.mode().action - exact_mean).detach()
+    theirs = Normal(exact_mean + rounding, 2 * inputs[1].exp())
+    for ours, wanted in (
+        (joint.log_prob(decision), theirs.log_prob(decision.action.double()).sum(-1)),
+        (joint.entropy(decision), theirs.entropy().sum(-1)),
+    ):
+        torch.testing.assert_close(ours.double(), wanted, atol=1e-3, rtol=1e-5)
+        found = torch.autograd.grad(ours.sum(), [mean, log_std], retain_graph=True, allow_unused=True)
+        expected = torch.autograd.grad(wanted.sum(), inputs, retain_graph=True, allow_unused=True)
+        for grad, exact in zip(found, expected, strict=True):
+            assert grad is None or bool(grad.isfinite().all())
+            if grad is not None and exact is not None:
+                torch.testing.assert_close(grad.double(), exact, atol=1e-3, rtol=1e-3)
+
+
 def test_gaussian_draws_have_their_mean_and_deviation() -> None:
     units = ActionUnits.of([Continuous((-1.0,), (3.0,))])
     shape = (100_000, 1, 1)
@@ -166,10 +197,62 @@ def test_each_policy_draws_from_its_own_stream() -> None:
         assert torch.equal(together.action[3 * p : 3 * p + 3], alone.action)
 
 
-def test_log_softmax_agrees_with_the_library_for_few_and_many_rows() -> None:
-    for rows in (1, 4096):
-        x = 10 * torch.randn(rows, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        torch.testing.assert_close(log_softmax(x), x.log_softmax(-1), atol=1e-12, rtol=0)
+@pytest.mark.parametrize("choices", [1, 2, 5, FEW_CHOICES])
+@pytest.mark.parametrize("rows", [1, MANY_NUMBERS])
+def test_softmax_and_its_logarithm_are_the_library_s_with_their_gradients(rows: int, choices: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 10 * torch.randn(rows, choices, generator=generator, dtype=torch.float64)
+    x, slope = x.requires_grad_(), torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    for found, wanted in ((softmax(x), x.softmax(-1)), (log_softmax(x), x.log_softmax(-1))):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
+        grads = [torch.autograd.grad((y * slope).sum(), x)[0] for y in (found, wanted)]
+        torch.testing.assert_close(grads[0], grads[1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [1, MANY_NUMBERS])
+def test_huge_logits_and_illegal_ones_are_as_exact_as_in_64_bits(rows: int) -> None:
+    x = torch.tensor([[1e4, -1e4, 1e4], [-1e4, -1e4, ILLEGAL], [ILLEGAL] * 3, [1e30, 0.0, 3e38]]).repeat(rows, 1)
+    x.requires_grad_()
+    exact = x.double().log_softmax(-1)
+    torch.testing.assert_close(log_softmax(x).double(), exact, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(softmax(x).double(), exact.exp(), atol=1e-6, rtol=0)
+    slope = torch.tensor([1.0, -2.0, 0.5])
+    (wanted,) = torch.autograd.grad((exact * slope).sum(), x)
+    (found,) = torch.autograd.grad((log_softmax(x) * slope).sum(), x)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
+def test_a_nan_among_many_rows_is_not_hidden() -> None:
+    x = torch.zeros(MANY_NUMBERS, 3)
+    x[5, 1] = torch.nan
+    for found in (softmax(x), log_softmax(x)):
+        assert found.isnan().all(-1).nonzero().tolist() == [[5]]
+
+
+TRACED = """
+import torch
+from envs.core import Continuous, Decision, Streams
+from marl.models.distributions import MANY_NUMBERS, ActionUnits, IndependentCategorical, IndependentGaussian
+
+units = ActionUnits.of([Continuous((-1.0,) * 3, (1.0,) * 3)])
+x = torch.randn(MANY_NUMBERS, 1, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+kinds = (lambda x: IndependentCategorical(x, (3,)), lambda x: IndependentGaussian(x, x, units))
+for kind in kinds:
+    def loss(x, action):
+        joint, decision = kind(x), Decision(action)
+        return (joint.log_prob(decision) + joint.entropy(decision)).mean()
+
+    action = kind(x.detach()).sample(Streams([0])).action
+    traced = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found, wanted = (torch.autograd.grad(each(x, action), x)[0] for each in (traced, loss))
+    torch.testing.assert_close(found, wanted)
+"""
+
+
+def test_losses_of_both_kinds_are_traced_as_one_graph() -> None:
+    """In a process without checks of shapes, which cannot be traced."""
+    answer = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_a_component_without_a_range_is_left_alone_and_a_huge_range_is_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copy_module
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from envs.core import InputError, Streams
 from envs.games import climbing
 from marl.config.load import resolve
+from marl.models import layers
 from marl.models.attention import Attention
 from marl.models.by_kind import ByKind
 from marl.models.gru import GRU
@@ -41,7 +43,7 @@ def living(rows: int, agents: int) -> Tensor:
     return torch.ones(rows, agents, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(("outputs", "rows"), [(NARROW, 5), (3, 5), (3, MANY), (NARROW, MANY)])
+@pytest.mark.parametrize(("outputs", "rows"), [(NARROW, 5), (3, 5), (1, MANY), (3, MANY), (NARROW, MANY)])
 def test_linear_is_torch_s_for_each_copy_with_its_gradients(outputs: int, rows: int) -> None:
     layer = Linear(6, outputs, gain=1.0, copies=2, streams=Streams([0, 1]))
     nn.init.normal_(layer.bias)
@@ -53,6 +55,34 @@ def test_linear_is_torch_s_for_each_copy_with_its_gradients(outputs: int, rows: 
     expected = torch.autograd.grad((wanted * slope).sum(), [x, layer.weight, layer.bias])
     for grad, theirs in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_a_narrow_layer_s_gradients_lie_as_its_input_does_and_have_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "SLOW_LIBRARY", True)
+    narrow = Linear(6, 3, gain=1.0, copies=2, streams=Streams([0]))
+    x = draw(2, MANY, 6).requires_grad_()
+    second = []
+    for y in (narrow(x), torch.baddbmm(narrow.bias, x, narrow.weight)):
+        first = torch.autograd.grad(y.square().sum(), [x, narrow.weight, narrow.bias], create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), [x, narrow.weight, narrow.bias]))
+        if len(second) == 1:
+            assert first[0].is_contiguous()
+    for found, wanted in zip(*second, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copied_network_computes_with_weights_of_its_own(kind: str) -> None:
+    net, x = network(kind), draw(1, 5, 3, 4)
+    before, _ = net(x, living(5, 3), memory_of(net, 5, 3))
+    copy = copy_module.deepcopy(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    after, _ = copy(x, living(5, 3), memory_of(net, 5, 3))
+    assert torch.equal(after, before)
+    nothing, _ = net(x, living(5, 3), memory_of(net, 5, 3))
+    assert not nothing.any()
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(6, 4), (4, 6), (5, 5)])
