@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from envs.world import TensorEnv
 from marl.learning.actor_critic import ActorCritic
@@ -24,6 +26,7 @@ WHAT = {
     "advance": "steps of the world",
     "loss": "the loss",
 }
+TRACES_GRADIENTS = "trace_autograd_ops"  # an option of the compiler
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch looks for what was compiled before
 
 
@@ -34,12 +37,18 @@ def compiled(*methods: tuple[Any, str]) -> Iterator[None]:
     A method that cannot be compiled as a whole says so once, and runs as it is. What was compiled is kept in
     `cache_folder` for other processes.
     """
-    os.environ.setdefault(CACHE, str(cache_folder()))
+    if not hasattr(torch._dynamo.config, TRACES_GRADIENTS):
+        console.print(f"not compiled: torch {torch.__version__} compiles no gradient within a function; 2.13 does")
+        yield
+        return
+    _keep_in_cache()
+    kept = f"what is compiled is kept in {os.environ[CACHE]}"
+    console.print(f"compile: true pays from some million steps on; {kept}", markup=False)
     for owner, name in methods:
         setattr(owner, name, Compiled(getattr(owner, name)))
     try:
         # A minibatch's gradient is taken within what is compiled.
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
+        with torch._dynamo.config.patch({TRACES_GRADIENTS: True}):
             yield
     finally:
         for owner, name in methods:
@@ -50,7 +59,8 @@ class Compiled:
     """A method that is compiled when it is first called, or runs as it is where that fails."""
 
     def __init__(self, method: MethodType):
-        self.plain, self.name = method, method.__name__
+        self.plain, self.what = method, WHAT.get(method.__name__, method.__name__)
+        self._called = False
         # What an owner reads besides tensors never changes while its methods are compiled, so it need not be checked.
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
         # A part that is compiled by itself would be shared with other owners, unchecked.
@@ -60,11 +70,14 @@ class Compiled:
         """What the method gives."""
         if self._fast is None:
             return self.plain(*arguments)
+        if not self._called:
+            self._called = True
+            console.print(f"compiling {self.what}: seconds where it was done before, else up to a minute or two")
         try:
             return self._fast(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
-            console.print(f"not compiled: {WHAT.get(self.name, self.name)}, which run as they are ({reason})")
+            console.print(f"not compiled: {self.what}, which run as they are ({reason})", markup=False)
             self._fast = None
         return self.plain(*arguments)
 
@@ -73,6 +86,16 @@ def cache_folder() -> Path:
     """The user's folder for what was compiled by these versions of torch and Python."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "concord" / "compiled" / f"torch-{torch.__version__}-python-{platform.python_version()}"
+
+
+def _keep_in_cache() -> None:
+    """Have torch keep what is compiled in `cache_folder`, unless the user names another, or it cannot be written."""
+    if os.environ.get(CACHE, default_cache_dir()) != default_cache_dir():
+        return
+    os.environ[CACHE] = default_cache_dir()
+    with contextlib.suppress(OSError):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        os.environ[CACHE] = str(cache_folder())
 
 
 def pure_methods(source: OnPolicy, learner: Learner) -> list[tuple[Any, str]]:

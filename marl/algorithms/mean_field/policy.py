@@ -214,6 +214,8 @@ class MeanRule:
     streams that `act` is given.
     """
 
+    draws_alike = True
+
     def __init__(self, policy: SwarmPolicy):
         self.policy = policy
 
