@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from envs.core import Decision, Observation, Streams, Tree, tree_map, tree_where
+from envs.core import Decision, Observation, Streams, Tree, tree_map
 from marl.config.schema import Section
-from marl.learning.batch import Batch, advantages_of, join_steps, minibatches, take_rows
+from marl.learning.batch import Batch, advantages_of, forget, join_steps, minibatches, take_rows
 from marl.learning.learner import Kept, Learner, Progress, Stateful, per_channel
 from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
 from marl.learning.optimizers import Stacked, build_optimizer
@@ -255,7 +255,7 @@ class ActorCritic(Learner):
             value, memory = self.critic(obs, memory)
             values.append(value)
             next_values.append(self.critic(final_obs, memory)[0])
-            memory = tree_where(ended, tree_map(torch.zeros_like, memory), memory)
+            memory = forget(memory, ended)
         self._critic_memory.value = memory
         value, next_value, starting = (join_steps(x, batch.policies) for x in (values, next_values, starts))
         return value, next_value, starting
@@ -277,7 +277,7 @@ def replay(
     for t in range(len(ended)):
         found, memory = again(*tree_map(itemgetter(t), (obs, decision)), memory)
         steps.append(found)
-        memory = tree_where(ended[t], tree_map(torch.zeros_like, memory), memory)
+        memory = forget(memory, ended[t])
     if len(steps) == 1:
         return tree_map(lambda x: x.unsqueeze(0), steps[0])
     return tree_map(lambda *x: torch.stack(x), *steps)

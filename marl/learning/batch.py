@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map
+from envs.core import Decision, InputError, Observation, Streams, Tree, tree_map, tree_where
 from marl.learning.returns import gae
 
 T = TypeVar("T")
@@ -107,6 +107,11 @@ def join_steps(trees: list[T], policies: int) -> T:
         return torch.stack(leaves).unflatten(1, (policies, -1)).transpose(0, 1).flatten(0, 2)
 
     return tree_map(join, *trees)
+
+
+def forget(memory: Tree, ended: Bool[Tensor, " E"]) -> Tree:
+    """Memory without that of the rows that ended."""
+    return None if memory is None else tree_where(ended, tree_map(torch.zeros_like, memory), memory)
 
 
 def segment_rows(order: Int[Tensor, "P C"], batch: Batch) -> tuple[Int[Tensor, "L S"], Int[Tensor, " S"]]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from envs.core import Actor, Observation, Streams, Tree, VectorEnv, tree_map
 from envs.world import TensorEnv
-from marl.learning.batch import Batch, Outcome, join_steps
+from marl.learning.batch import Batch, Outcome, forget, join_steps
 from marl.learning.returns import discount_by_row, episode_age, episode_sums
-from marl.learning.unroll import DrawsAlike, Moment, Trail, Unroll, forget
+from marl.learning.unroll import DrawsAlike, TimeStep, Trajectory, Unroll
 
 
 def rollout(
@@ -36,29 +36,31 @@ def rollout(
     """
     with mode():
         if unroll is not None and unroll.reach(obs, memory):
-            trail = unroll.play(obs, memory, streams, steps)
+            trajectory = unroll.play(obs, memory, streams, steps)
         else:
-            trail = _one_by_one(env, actor, obs, memory, streams, steps)
+            trajectory = _one_by_one(env, actor, obs, memory, streams, steps)
     # Joined outside inference mode: learners need ordinary tensors.
-    found: Moment = join_steps(trail.moments, len(streams))
-    starts = join_steps(trail.memories[::segment], len(streams))
+    found: TimeStep = join_steps(trajectory.taken, len(streams))
+    starts = join_steps(trajectory.memories[::segment], len(streams))
     outcomes = found.reward, found.terminated, found.truncated, found.ended
     sizes = len(streams), steps, segment
     batch = Batch(*sizes, found.obs, found.final_obs, found.decision, starts, *outcomes)
-    return batch, trail.obs, trail.memory
+    return batch, trajectory.obs, trajectory.memory
 
 
-def _one_by_one(env: VectorEnv, actor: Actor, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trail:
+def _one_by_one(
+    env: VectorEnv, actor: Actor, obs: Observation, memory: Tree, streams: Streams, steps: int
+) -> Trajectory:
     """Any actor in any environment, each with its own random numbers at every step."""
-    moments, memories = [], []
+    taken, memories = [], []
     for _ in range(steps):
         memories.append(memory)
         decision, memory = actor.act(obs, memory, streams)
         step = env.step(decision.action)
         outcomes = step.reward, step.terminated, step.truncated, step.ended
-        moments.append(Moment(obs, step.final_obs, decision, *outcomes))
+        taken.append(TimeStep(obs, step.final_obs, decision, *outcomes))
         obs, memory = step.obs, forget(memory, step.ended)
-    return Trail(moments, memories, obs, memory)
+    return Trajectory(taken, memories, obs, memory)
 
 
 class EpisodeTracker:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, leaves, tree_map, tree_where
+from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, leaves, tree_map
 from envs.world import Noise, Rows, TensorEnv
+from marl.learning.batch import forget
 
 MOST_DRAWN = 2**18  # random numbers drawn ahead for a policy: more would leave a processor's caches
 AT_ONCE = 4  # steps in one compiled function: more are no faster and take longer to compile
@@ -19,7 +20,7 @@ AT_ONCE = 4  # steps in one compiled function: more are no faster and take longe
 Sample = Callable[[int, torch.Generator], Tree]
 
 
-class Moment(NamedTuple):
+class TimeStep(NamedTuple):
     """One step: what was seen, what it led to, what was decided, and what followed."""
 
     obs: Observation
@@ -31,10 +32,10 @@ class Moment(NamedTuple):
     ended: Bool[Tensor, " E"]
 
 
-class Trail(NamedTuple):
+class Trajectory(NamedTuple):
     """T steps, what the actor remembered before each, and observation and memory to go on from."""
 
-    moments: list[Moment]
+    taken: list[TimeStep]
     memories: list[Tree]
     obs: Observation
     memory: Tree
@@ -56,6 +57,10 @@ class Asked(NamedTuple):
     sample: Sample
     rows: int
 
+    def like(self, sample: Sample, rows: int) -> bool:
+        """True where that is a draw of the same kind and shape."""
+        return rows == self.rows and _kind(sample) == _kind(self.sample)
+
 
 class _Recorder(Streams):
     """Streams that note what they are asked for."""
@@ -68,23 +73,24 @@ class _Recorder(Streams):
 
 
 class Drawn(Streams):
-    """Streams whose numbers were drawn before, in the order in which they are asked for."""
+    """Streams whose numbers were drawn before, in the order in which they are asked for: as `asked` says."""
 
-    def __init__(self, numbers: Sequence[Tree], policies: int, device: torch.device):
-        self.device, self._numbers, self._policies = device, iter(numbers), policies
+    def __init__(self, numbers: Sequence[Tree], asked: Sequence[Asked], policies: int, device: torch.device):
+        self.device, self._left, self._policies = device, list(zip(numbers, asked, strict=True)), policies
 
     def __len__(self) -> int:
         return self._policies
 
     def draw(self, sample: Sample, rows: int) -> Tree:
         """The next ones. Raises InputError where there are none, or others than are asked for."""
-        drawn = next(self._numbers, None)
-        if drawn is None or any(len(x) != rows for x in leaves(drawn)):
+        # A compiler sees one act, as `_Recorder` did.
+        alike = bool(self._left) and (torch.compiler.is_compiling() or self._left[0][1].like(sample, rows))
+        if not alike:
             raise InputError(
                 "An actor with draws_alike = True asked for other random numbers than when it first acted. Set "
                 "draws_alike = False: its numbers cannot be drawn ahead."
             )
-        return drawn
+        return self._left.pop(0)[0]
 
 
 class Ahead(NamedTuple):
@@ -115,35 +121,37 @@ class Unroll:
             self._reach = MOST_DRAWN * self.policies // self._numbers_of_a_step()
         return self._reach
 
-    def play(self, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trail:
+    def play(self, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trajectory:
         """`steps` steps from `obs`, which the environment shows at present, and from what is remembered."""
-        moments: list[Moment] = []
+        taken: list[TimeStep] = []
         memories: list[Tree] = []
         rows, reach = self.env.rows, self.reach(obs, memory)
         for drawn in _parts(steps, reach):
             ahead = self._draw(streams, len(drawn))
             for part in _parts(len(drawn), self.at_once or len(drawn)):
                 found, before, rows, obs, memory = self.steps(rows, obs, memory, _of(ahead, part))
-                moments += found
+                taken += found
                 memories += before
         self.env.go_on_from(rows, obs)
-        return Trail(moments, memories, obs, memory)
+        return Trajectory(taken, memories, obs, memory)
 
     def steps(
         self, rows: Rows, obs: Observation, memory: Tree, ahead: Ahead
-    ) -> tuple[list[Moment], list[Tree], Rows, Observation, Tree]:
+    ) -> tuple[list[TimeStep], list[Tree], Rows, Observation, Tree]:
         """As many steps as there are random numbers; pure, so that they can be compiled."""
-        moments, memories = [], []
+        taken, memories = [], []
         for t in range(_length(ahead.world.start)):
             memories.append(memory)
             of_actor, noise = tree_map(itemgetter(t), ahead)
-            decision, memory = self.actor.act(obs, memory, Drawn(of_actor, self.policies, self.env.device))
+            decision, memory = self.actor.act(
+                obs, memory, Drawn(of_actor, self._asked or (), self.policies, self.env.device)
+            )
             rows, following, outcomes, final_obs = self.env.advance(rows, obs.alive, decision.action, noise.physics)
-            moments.append(Moment(obs, final_obs, decision, *outcomes))
+            taken.append(TimeStep(obs, final_obs, decision, *outcomes))
             ended = outcomes[-1]
             rows, obs = self.env.restart(rows, following, ended, noise.start)
             memory = forget(memory, ended)
-        return moments, memories, rows, obs, memory
+        return taken, memories, rows, obs, memory
 
     def _draw(self, streams: Streams, steps: int) -> Ahead:
         assert self._asked is not None
@@ -157,9 +165,10 @@ class Unroll:
         return sum(asked.rows * sum(x.numel() for x in leaves(one.draw(asked.sample, 1))) for asked in draws)
 
 
-def forget(memory: Tree, ended: Bool[Tensor, " E"]) -> Tree:
-    """Memory without that of the rows that ended."""
-    return None if memory is None else tree_where(ended, tree_map(torch.zeros_like, memory), memory)
+def _kind(sample: Sample) -> tuple[Any, ...]:
+    """What a draw does, and the shape that it closes over."""
+    held = [cell.cell_contents for cell in getattr(sample, "__closure__", None) or ()]
+    return getattr(sample, "__code__", sample), *(x for x in held if isinstance(x, tuple | int))
 
 
 def _parts(total: int, most: int) -> Iterator[range]:

@@ -105,20 +105,29 @@ def test_a_source_goes_on_bit_for_bit_with_other_steps_at_once() -> None:
 
 
 class Fickle(IndependentPolicy):
-    """Draws twice after the first time, though it says that it draws alike."""
+    """Draws otherwise after the first time, though it says that it draws alike."""
+
+    def __init__(self, later: str, *given: Any):
+        super().__init__(*given)
+        self.later = later
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """As independent agents, then once more."""
+        """As independent agents; later another kind or shape of numbers, or once more."""
+        rows = len(obs.alive)
+        shape = (rows, 3, 2) if self.later == "shape" else (rows, 3, 3)
+        if getattr(self, "acted", False) and self.later != "once more":
+            streams.normal(shape) if self.later == "kind" else streams.exponential(shape)
         found = super().act(obs, memory, streams)
         if getattr(self, "acted", False):
-            streams.normal((len(obs.alive), 2))
+            streams.normal(shape)
         self.acted = True
         return found
 
 
-def test_an_actor_that_asks_for_other_numbers_than_at_first_is_told() -> None:
+@pytest.mark.parametrize("later", ["kind", "shape", "once more"])
+def test_an_actor_that_asks_for_other_numbers_than_at_first_is_told(later: str) -> None:
     run = small(seeds=(3,))
-    actor = Fickle(run.env.spec, PolicyConfig(), Streams([1]))
+    actor = Fickle(later, run.env.spec, PolicyConfig(), Streams([1]))
     source = type(run.source)(run.env, actor, steps=8, streams=Streams([1]), seeds=[2])
     with pytest.raises(InputError, match="draws_alike = False"):
         next(iter(source))
