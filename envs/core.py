@@ -329,26 +329,34 @@ _FIELDS: dict[type, tuple[str, ...]] = {}
 
 def tree_map(function: Callable[..., Any], tree: T, *others: Any) -> T:
     """Apply `function` to the tensors of equally shaped trees; None and names stay as they are."""
-    if isinstance(tree, Tensor):
+    kind: Any = type(tree)
+    # Most leaves are plain tensors, and torch takes long to tell that something else is none: both are asked last.
+    if kind is Tensor:
         return function(tree, *others)
     if tree is None or isinstance(tree, str):
         return tree
-    kind = type(tree)
     if isinstance(tree, tuple):
         values = [tree_map(function, *leaves) for leaves in zip(tree, *others, strict=True)]
-        return kind(*values) if hasattr(tree, "_fields") else kind(values)  # type: ignore[call-arg]
+        return kind(values) if kind is tuple else kind(*values)
     if isinstance(tree, dict):
         return {key: tree_map(function, tree[key], *(o[key] for o in others)) for key in tree}  # type: ignore[return-value]
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
     names = _FIELDS.get(kind)
     if names is None:
-        names = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(tree))  # type: ignore[arg-type]
-    return kind(*[tree_map(function, getattr(tree, n), *(getattr(o, n) for o in others)) for n in names])
+        names = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    return kind(*[tree_map(function, getattr(tree, n), *[getattr(o, n) for o in others]) for n in names])
 
 
 def leaves(tree: Tree) -> list[Tensor]:
     """The tensors of a tree."""
     found: list[Tensor] = []
-    tree_map(found.append, tree)
+
+    def found_too(leaf: Tensor) -> Tensor:
+        found.append(leaf)
+        return leaf
+
+    tree_map(found_too, tree)
     return found
 
 

@@ -83,13 +83,13 @@ class SimpleSpread(World[SpreadState]):
         n, constants = self.agents, self._constants.on(action.device)
         meetings = n * (n - 1) // 2
         distance = state.distance[:, :meetings]
-        overlap = F.softplus(CONTACT_DISTANCE - distance, beta=1 / CONTACT_MARGIN) / distance
-        push = constants.pushes[action.squeeze(-1)].flatten(1)
+        overlap = F.softplus(constants.contact - distance, beta=1 / CONTACT_MARGIN) / distance
+        push = constants.pushes.index_select(0, action.flatten()).view(len(action), -1)
         forces = [state.x[:, :meetings] * overlap, state.y[:, :meetings] * overlap, push]
         state = self._seen_from(torch.cat([state.body, *forces], 1) @ constants.motion, constants)
         touching, to_landmark = state.distance.split_with_sizes((meetings, n * n), 1)
         uncovered = to_landmark.view(-1, n, n).amin(1).sum(1, keepdim=True)
-        collisions = (touching < CONTACT_DISTANCE).to(self.dtype) @ constants.collision_cost
+        collisions = (touching < constants.contact).to(self.dtype) @ constants.collision_cost
         return Transition(state, torch.sub(collisions, uncovered, alpha=1 - self.local_ratio).unsqueeze(-1))
 
     def observe(self, state: SpreadState) -> Observation:
@@ -119,6 +119,7 @@ class _SpreadConstants(NamedTuple):
     views: Float[Tensor, "columns outputs"]  # body -> all observations, all differences' x, all differences' y
     pushes: Float[Tensor, "5 2"]
     collision_cost: Float[Tensor, "meetings N"]
+    contact: Float[Tensor, ""]  # a number would be made a tensor at every step
     alive: Bool[Tensor, " N"]
 
     @classmethod
@@ -146,6 +147,7 @@ class _SpreadConstants(NamedTuple):
             torch.cat([interleaved, torch.kron(plane, differences)], 1),
             PUSHES.to(dtype),
             -local_ratio * incidence.abs(),
+            torch.tensor(CONTACT_DISTANCE, dtype=dtype),
             torch.ones(n, dtype=torch.bool),
         )
         return cls(*(constant.contiguous() for constant in constants))

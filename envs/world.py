@@ -306,6 +306,8 @@ class RandomActor:
     where there are none, half normal from the bound where there is only one.
     """
 
+    draws_alike = True
+
     def __init__(self, spec: EnvSpec):
         self.spec = spec
         self._bounds: dict[torch.device, tuple[Float[Tensor, "N A"], Float[Tensor, "N A"]]] = {}

@@ -44,13 +44,22 @@ BENCHMARKS: dict[str, Benchmark] = {
     "cuda": training.cuda,
     "ope": elsewhere("recsys.bench:ope", "Offline evaluation: scans, sequences, a bootstrap by user, and memory."),
     "physics-compiled": stepping.physics_compiled,
+    "step-compiled": stepping.step_compiled,
     "swarm-compiled": swarm.swarm_compiled,
     "train-compiled": training.train_compiled,
     "stack-compiled": training.stack_compiled,
     "compile-start": training.compile_start,
     "ope-large": elsewhere("recsys.bench:large", "Offline evaluation of 100 million rows on disk: memory, time, bits."),
 }
-SLOW = ("physics-compiled", "swarm-compiled", "train-compiled", "stack-compiled", "compile-start", "ope-large")
+SLOW = (
+    "physics-compiled",
+    "step-compiled",
+    "swarm-compiled",
+    "train-compiled",
+    "stack-compiled",
+    "compile-start",
+    "ope-large",
+)
 QUICK = [name for name in BENCHMARKS if name not in SLOW]
 
 

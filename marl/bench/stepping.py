@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.core import VectorEnv
+from envs.core import Streams, VectorEnv
 from envs.particles import SimpleSpread
-from envs.world import TensorEnv
+from envs.world import RandomActor, TensorEnv
 from marl.bench.timing import Effort, Findings, Work, by_size, machine_is_idle, over_rounds, speeds, take_turns
+from marl.learning.unroll import AT_ONCE, Unroll
+from marl.training.compiling import Compiled
 
 MPE2_SPREAD = "mpe2.simple_spread_v3:parallel_env"
 EPISODE = 25  # steps of an episode of simple_spread
@@ -35,6 +37,11 @@ def physics_compiled(effort: Effort) -> Findings:
 def step(effort: Effort) -> Findings:
     """TensorEnv.step with its whole contract, episodes staggered, at 16 and 4096 environments."""
     return by_size("step", effort, (16, 4096), lambda size: play_steps(staggered_env(size)))
+
+
+def step_compiled(effort: Effort) -> Findings:
+    """Steps with random actions and restarts, four compiled as one as in training, at 16 and 256 environments."""
+    return by_size("step-compiled", effort, (16, 256), play_compiled)
 
 
 def play_physics(size: int, transition: Callable[..., Any], device: str = "cpu") -> Work:
@@ -72,6 +79,22 @@ def play_steps(env: VectorEnv) -> Work:
             for action in actions:
                 env.step(action)
         return EPISODE * env.num_envs
+
+    return work
+
+
+def play_compiled(size: int) -> Work:
+    """100 steps at a time, compiled; the actions are drawn too."""
+    env = staggered_env(size)
+    unroll = Unroll(env, RandomActor(env.spec), 1, AT_ONCE)
+    vars(unroll)["steps"] = Compiled(unroll.steps)
+    streams, obs = Streams([2], env.device), env.detach()
+
+    def work() -> int:
+        nonlocal obs
+        with torch.inference_mode():
+            obs = unroll.play(obs, None, streams, 4 * EPISODE).obs
+        return 4 * EPISODE * size
 
     return work
 

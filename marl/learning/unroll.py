@@ -118,14 +118,16 @@ class Unroll:
             recorder = _Recorder(range(self.policies), self.env.device)
             self.actor.act(obs, memory, recorder)
             self._asked = recorder.asked
-            self._reach = MOST_DRAWN * self.policies // self._numbers_of_a_step()
+            reach = MOST_DRAWN * self.policies // self._numbers_of_a_step()
+            self._reach = reach - reach % AT_ONCE if reach > AT_ONCE else reach  # what is left over would be compiled too
         return self._reach
 
     def play(self, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trajectory:
         """`steps` steps from `obs`, which the environment shows at present, and from what is remembered."""
         taken: list[TimeStep] = []
         memories: list[Tree] = []
-        rows, reach = self.env.rows, self.reach(obs, memory)
+        reach = self.reach(obs, memory)
+        rows, obs, memory = _as_computed_here((self.env.rows, obs, memory))
         for drawn in _parts(steps, reach):
             ahead = self._draw(streams, len(drawn))
             for part in _parts(len(drawn), self.at_once or len(drawn)):
@@ -169,6 +171,12 @@ def _kind(sample: Sample) -> tuple[Any, ...]:
     """What a draw does, and the shape that it closes over."""
     held = [cell.cell_contents for cell in getattr(sample, "__closure__", None) or ()]
     return getattr(sample, "__code__", sample), *(x for x in held if isinstance(x, tuple | int))
+
+
+def _as_computed_here(present: Tree) -> Tree:
+    """Copies of what was made outside inference mode or with memory shared by rows: a compiler would start anew."""
+    outside = torch.is_inference_mode_enabled() and not all(x.is_inference() for x in leaves(present))
+    return tree_map(lambda x: x.clone(memory_format=torch.contiguous_format), present) if outside else present
 
 
 def _parts(total: int, most: int) -> Iterator[range]:

@@ -12,6 +12,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from envs.world import TensorEnv
@@ -27,6 +28,7 @@ WHAT = {
     "loss": "the loss",
 }
 TRACES_GRADIENTS = "trace_autograd_ops"  # an option of the compiler
+KEEPS_GRADIENTS = "autograd_cache_allow_custom_autograd_functions"
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch looks for what was compiled before
 
 
@@ -47,8 +49,9 @@ def compiled(*methods: tuple[Any, str]) -> Iterator[None]:
     for owner, name in methods:
         setattr(owner, name, Compiled(getattr(owner, name)))
     try:
-        # A minibatch's gradient is taken within what is compiled.
-        with torch._dynamo.config.patch({TRACES_GRADIENTS: True}):
+        # A minibatch's gradient is taken within what is compiled; functions with a gradient of their own are kept in the
+        # cache too, since what they compute, there and back, is part of what the cache looks for.
+        with torch._dynamo.config.patch({TRACES_GRADIENTS: True}), torch._functorch.config.patch({KEEPS_GRADIENTS: True}):
             yield
     finally:
         for owner, name in methods:

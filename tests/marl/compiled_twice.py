@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from small_runs import Mortals, Small, build
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from envs.world import TensorEnv, Transition
 from marl.learning.learner import Chain
@@ -99,9 +100,20 @@ def what_cannot_be_compiled_as_a_whole_says_so_once_and_runs_as_it_is() -> None:
     torch.testing.assert_close(found, earned(Branching(), False))
 
 
+def each_method_is_compiled_once_also_for_a_run_that_goes_on() -> None:
+    run = small(CLIPS[0])
+    before = counters["stats"]["unique_graphs"]
+    with compiled(*pure_methods(run.source, run.learner)):
+        run.train(2)
+        run.source.load_state_dict(run.source.state_dict())
+        run.train(2)
+    assert counters["stats"]["unique_graphs"] - before == len(pure_methods(run.source, run.learner)) == 2
+
+
 if __name__ == "__main__":
     torch.compile = functools.partial(torch.compile, backend="eager")
     two_configs_are_each_compiled_with_their_own_constants()
     two_learners_of_a_chain_are_each_compiled_with_their_own_constants()
     two_worlds_are_each_compiled_with_their_own_physics()
     what_cannot_be_compiled_as_a_whole_says_so_once_and_runs_as_it_is()
+    each_method_is_compiled_once_also_for_a_run_that_goes_on()

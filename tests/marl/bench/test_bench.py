@@ -183,6 +183,25 @@ def test_a_swarm_s_compiled_steps_are_measured_beside_eager_ones(monkeypatch: py
     assert all(metric.value > 0 for metric in found.metrics.values())
 
 
+def test_compiled_steps_play_the_staggered_episodes_on(monkeypatch: pytest.MonkeyPatch):
+    at_once, env = [], stepping.staggered_env(5)
+
+    def compiled(steps: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            at_once.append(len(given[-1].world.start))
+            return steps(*given)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(stepping, "staggered_env", lambda size: env)
+    before = env.rows
+    assert stepping.play_compiled(5)() == 4 * stepping.EPISODE * 5
+    assert at_once == [4] * stepping.EPISODE
+    assert torch.equal(env.rows.clock, before.clock)  # four whole episodes later
+    assert not torch.isclose(env.rows.state.body, before.state.body).any()
+
+
 def test_a_benchmark_s_advances_are_its_environment_s_and_leave_it_where_it_was():
     play, seen = swarm.Play(2, 30), []
     start = play.env.rows
