@@ -199,7 +199,7 @@ def test_compiled_steps_play_the_staggered_episodes_on(monkeypatch: pytest.Monke
     assert stepping.play_compiled(5)() == 4 * stepping.EPISODE * 5
     assert at_once == [4] * stepping.EPISODE
     assert torch.equal(env.rows.clock, before.clock)  # four whole episodes later
-    assert not torch.isclose(env.rows.state.body, before.state.body).any()
+    assert not torch.isclose(env.rows.state.body, before.state.body)[:, -3:].any()  # other landmarks
 
 
 def test_a_benchmark_s_advances_are_its_environment_s_and_leave_it_where_it_was():
