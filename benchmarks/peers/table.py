@@ -37,9 +37,21 @@ class Case:
 
 
 TRAIN, STEP = "training", "stepping"
+# What JaxMARL compiles is compared with what Concord compiles.
+IPPO_COMPILED, STEP_COMPILED = "Concord IPPO x16, compiled", "Concord x16, compiled"
 CASES = (
     Case(TRAIN, "Concord MAPPO x16", None, ("train",), "train/steps_per_cpu_second"),
     Case(TRAIN, "Concord MAPPO x16, compiled", None, ("train-compiled",), "train-compiled/steps_per_cpu_second"),
+    Case(TRAIN, "Concord IPPO x16", None, ("train-ippo",), "train-ippo/steps_per_cpu_second"),
+    Case(TRAIN, IPPO_COMPILED, None, ("train-ippo-compiled",), "train-ippo-compiled/steps_per_cpu_second"),
+    Case(
+        TRAIN,
+        "JaxMARL IPPO x16",
+        "jaxmarl",
+        ("train_jaxmarl.py",),
+        baseline=IPPO_COMPILED,
+        packages=("jaxmarl", "jax"),
+    ),
     Case(TRAIN, "SB3 PPO + SuperSuit, mpe2 x16", "sb3", ("train_sb3.py",), packages=("stable-baselines3", "supersuit")),
     Case(TRAIN, "BenchMARL MAPPO, PettingZoo x16", "benchmarl", ("train_benchmarl.py", "pettingzoo", "16", "128")),
     Case(TRAIN, "BenchMARL MAPPO, vmas x16", "benchmarl", ("train_benchmarl.py", "vmas", "16", "128")),
@@ -51,12 +63,13 @@ CASES = (
         packages=("benchmarl", "torchrl", "vmas"),
     ),
     Case(STEP, "Concord x16", None, ("step",), "step/16/steps_per_cpu_second"),
+    Case(STEP, STEP_COMPILED, None, ("step-compiled",), "step-compiled/16/steps_per_cpu_second"),
     Case(STEP, "Concord x4096", None, ("step",), "step/4096/steps_per_cpu_second"),
     Case(STEP, "mpe2, one environment", "sb3", ("step_mpe2.py", "raw", "1"), packages=("mpe2", "pettingzoo")),
     Case(STEP, "SuperSuit, mpe2 x16", "sb3", ("step_mpe2.py", "supersuit", "16")),
     Case(STEP, "vmas x16", "benchmarl", ("step_vmas.py", "16")),
     Case(STEP, "vmas x4096", "benchmarl", ("step_vmas.py", "4096"), baseline="Concord x4096"),
-    Case(STEP, "JaxMARL x16", "jaxmarl", ("step_jaxmarl.py", "16"), packages=("jaxmarl", "jax")),
+    Case(STEP, "JaxMARL x16", "jaxmarl", ("step_jaxmarl.py", "16"), baseline=STEP_COMPILED),
     Case(STEP, "JaxMARL x4096", "jaxmarl", ("step_jaxmarl.py", "4096"), baseline="Concord x4096"),
 )
 BASELINES = {TRAIN: "Concord MAPPO x16", STEP: "Concord x16"}
@@ -122,6 +135,8 @@ def write_results(found: Rows, cases: list[Case], failed: dict[str, str], argume
         "3 agents, 25 steps an episode, the settings of settings.py, one torch thread. A CPU-second is a second of the",
         "whole process's processor time. vmas' simple_spread is another task of the same size. Concord steps are the",
         "full contract (restarts, clocks, true final observations); its peak memory is in `concord bench startup`.",
+        "JaxMARL compiles everything and is compared with Concord compiled; all others are compared with Concord as it is",
+        "without compiling. IPPO's critic sees what one agent sees, in both; MAPPO's sees the whole.",
     ]
     for kind, baseline in BASELINES.items():
         lines += [

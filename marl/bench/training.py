@@ -202,6 +202,16 @@ def train_compiled(effort: Effort) -> Findings:
     return _training_findings("train-compiled", *watch_rounds(effort, compile=True))
 
 
+def train_ippo(effort: Effort) -> Findings:
+    """IPPO: the same training, where the critic sees what one agent sees."""
+    return _training_findings("train-ippo", *watch_rounds(effort, critic__sees="agent"))
+
+
+def train_ippo_compiled(effort: Effort) -> Findings:
+    """IPPO with compile=true."""
+    return _training_findings("train-ippo-compiled", *watch_rounds(effort, critic__sees="agent", compile=True))
+
+
 def stack_compiled(effort: Effort) -> Findings:
     """Training five policies stacked with compile=true: env-steps of all together."""
     return Findings(speeds("stack-compiled", *training_speed(*watch_rounds(effort, range(5), compile=True))))

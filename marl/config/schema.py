@@ -193,9 +193,16 @@ class TrainingConfig(LearningConfig):
     """Configuration of a recipe that trains in an environment, and judges there the policy it has trained."""
 
     compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
+    cuda_graphs: bool = Field(False, description="replay what is compiled as CUDA graphs, on a GPU; needs compile: true")
     env: EnvConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     resume: ResumeConfig = ResumeConfig()
+
+    @model_validator(mode="after")
+    def _graphs_of_what_is_compiled(self) -> TrainingConfig:
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs: true replays what is compiled, so it needs compile: true")
+        return self
 
     @property
     def evaluation_envs(self) -> int:

@@ -115,6 +115,10 @@ class ClippedAdam:
         """Add to the parameters."""
         self._value.add_(change)
 
+    def standing(self) -> list[Tensor]:
+        """What steps read and write, and what never moves in memory."""
+        return [*self.parameters, self._mean, self._square, self._length, self._unbias]
+
     def norms(self, gradient: Float[Tensor, " F"]) -> Float[Tensor, " Q"]:
         """The length of each network's part of a gradient."""
         squares = torch.stack(torch._foreach_norm(list(gradient.split(self._pieces)))).square()

@@ -139,7 +139,7 @@ class Unroll:
 
     def steps(
         self, rows: Rows, obs: Observation, memory: Tree, ahead: Ahead
-    ) -> tuple[list[TimeStep], list[Tree], Rows, Observation, Tree]:
+    ) -> tuple[tuple[TimeStep, ...], tuple[Tree, ...], Rows, Observation, Tree]:
         """As many steps as there are random numbers; pure, so that they can be compiled."""
         taken, memories = [], []
         for t in range(_length(ahead.world.start)):
@@ -153,7 +153,7 @@ class Unroll:
             ended = outcomes[-1]
             rows, obs = self.env.restart(rows, following, ended, noise.start)
             memory = forget(memory, ended)
-        return taken, memories, rows, obs, memory
+        return tuple(taken), tuple(memories), rows, obs, memory
 
     def _draw(self, streams: Streams, steps: int) -> Ahead:
         assert self._asked is not None

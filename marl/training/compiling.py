@@ -15,6 +15,7 @@ import torch
 import torch._functorch.config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from envs.core import tree_map
 from envs.world import TensorEnv
 from marl.learning.actor_critic import ActorCritic
 from marl.learning.learner import Chain, Learner
@@ -33,8 +34,8 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch looks for what was compiled bef
 
 
 @contextmanager
-def compiled(*methods: tuple[Any, str]) -> Iterator[None]:
-    """Within, pure methods (owner, name) are replaced by compiled ones.
+def compiled(*methods: tuple[Any, str], cuda_graphs: bool = False) -> Iterator[None]:
+    """Within, pure methods (owner, name) are replaced by compiled ones; with cuda_graphs, recorded and replayed as such.
 
     A method that cannot be compiled as a whole says so once, and runs as it is. What was compiled is kept in
     `cache_folder` for other processes.
@@ -47,7 +48,10 @@ def compiled(*methods: tuple[Any, str]) -> Iterator[None]:
     kept = f"what is compiled is kept in {os.environ[CACHE]}"
     console.print(f"compile: true pays from some million steps on; {kept}", markup=False)
     for owner, name in methods:
-        setattr(owner, name, Compiled(getattr(owner, name)))
+        if cuda_graphs and isinstance(owner, ActorCritic):
+            for tensor in owner.optimizer.standing():
+                torch._dynamo.mark_static_address(tensor)
+        setattr(owner, name, Compiled(getattr(owner, name), cuda_graphs))
     try:
         # A minibatch's gradient is taken within what is compiled; functions with a gradient of their own are kept in the
         # cache too, since what they compute, there and back, is part of what the cache looks for.
@@ -59,13 +63,20 @@ def compiled(*methods: tuple[Any, str]) -> Iterator[None]:
 
 
 class Compiled:
-    """A method that is compiled when it is first called, or runs as it is where that fails."""
+    """A method that is compiled when it is first called, or runs as it is where that fails.
 
-    def __init__(self, method: MethodType):
+    cuda_graphs: its kernels are recorded at the second call and replayed at all later ones, in place of a launch for
+    each. Arguments are then copied to where the recording reads, and results to where the next replay does not write.
+    """
+
+    def __init__(self, method: MethodType, cuda_graphs: bool = False):
         self.plain, self.what = method, WHAT.get(method.__name__, method.__name__)
-        self._called = False
+        self.cuda_graphs, self._called = cuda_graphs, False
         # What an owner reads besides tensors never changes while its methods are compiled, so it need not be checked.
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+        options: dict[str, Any] = {
+            "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,
+            "triton.cudagraphs": cuda_graphs,
+        }
         # A part that is compiled by itself would be shared with other owners, unchecked.
         self._fast: Any = torch.compile(_with_code_of_its_own(method), fullgraph=True, options=options)
 
@@ -77,12 +88,16 @@ class Compiled:
             self._called = True
             console.print(f"compiling {self.what}: seconds where it was done before, else up to a minute or two")
         try:
-            return self._fast(*arguments)
+            return self._replayed(*arguments) if self.cuda_graphs else self._fast(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
             console.print(f"not compiled: {self.what}, which run as they are ({reason})", markup=False)
             self._fast = None
         return self.plain(*arguments)
+
+    def _replayed(self, *arguments: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # what earlier calls gave is no longer read
+        return tree_map(torch.clone, self._fast(*arguments))
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,7 @@ from marl.learning.scalarization import AdvantageConfig, build_scalarization
 from marl.learning.unroll import AT_ONCE
 from marl.models.critics import CriticConfig, build_critic
 from marl.models.policies import JointPolicy, PolicyConfig
+from marl.output.console import console
 from marl.training.environments import make_env
 from marl.training.run import Run, env_steps_to_updates
 from marl.training.stage import Probe
@@ -106,12 +107,15 @@ def train(
         seeds=run.stage_seeds(STAGE),
         at_once=AT_ONCE if config.compile else None,
     )
-    with closing(env), _compiled(batches, learner) if config.compile else nullcontext():
+    with closing(env), _compiled(batches, learner, config.cuda_graphs) if config.compile else nullcontext():
         run.fit(STAGE, learner, batches, updates, build_probes(policy), config.train.cpu_seconds)
     return policy
 
 
-def _compiled(source: OnPolicy, learner: Learner) -> AbstractContextManager[None]:
+def _compiled(source: OnPolicy, learner: Learner, cuda_graphs: bool) -> AbstractContextManager[None]:
     from marl.training.compiling import compiled, pure_methods  # few want it
 
-    return compiled(*pure_methods(source, learner))
+    device = source.env.device
+    if cuda_graphs and device.type != "cuda":
+        console.print(f"cuda_graphs: true changes nothing on {device}")
+    return compiled(*pure_methods(source, learner), cuda_graphs=cuda_graphs and device.type == "cuda")

@@ -26,7 +26,7 @@ from marl.training.tally import Tally
 
 # What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged. Seeds trained as one
 # share their checkpoints.
-MAY_CHANGE = ("seed", "device", "compile", "threads", "train.", "evaluation.", "resume.", "env.workers")
+MAY_CHANGE = ("seed", "device", "compile", "cuda_graphs", "threads", "train.", "evaluation.", "resume.", "env.workers")
 
 
 @runtime_checkable

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from small_runs import Mortals, build
 
+from envs.core import Tree, leaves, tree_map
 from marl.output.console import console
 from marl.training import compiling
 
@@ -59,3 +63,64 @@ def test_a_torch_that_is_too_old_compiles_nothing_and_says_so(monkeypatch: pytes
     with console.capture() as told, compiling.compiled((owner, "loss")):
         assert not isinstance(owner.loss, compiling.Compiled)
     assert "not compiled: torch" in told.get()
+
+
+class Recording:
+    """As a CUDA graph does: reads where it read first, and overwrites what it gave before."""
+
+    def __init__(self, method: Callable[..., Any]):
+        self.method, self.read, self.gave = method, (), None
+
+    def __call__(self, *arguments: Tree) -> Any:
+        if self.gave is None:
+            self.read = tree_map(torch.clone, arguments)
+            self.gave = tree_map(torch.clone, self.method(*self.read))
+            return self.gave
+        tree_map(torch.Tensor.copy_, self.read, arguments)
+        return tree_map(torch.Tensor.copy_, self.gave, self.method(*self.read))
+
+
+def test_what_a_replayed_graph_gives_outlives_the_next_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, asked, begun = [], [], []
+
+    def recording(method: Callable[..., Any], fullgraph: bool, options: dict[str, Any]) -> Recording:
+        asked.append(options["triton.cudagraphs"])
+        recorded.append(Recording(method))
+        return recorded[-1]
+
+    plain, replayed = (build(Mortals(), seeds=(1, 2), select_rows=True) for _ in range(2))
+    assert replayed.source.unroll is not None
+    replayed.source.unroll.at_once = 4
+    plain.train(3)
+    monkeypatch.setattr(torch, "compile", recording)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
+    with compiling.compiled(*compiling.pure_methods(replayed.source, replayed.learner), cuda_graphs=True):
+        replayed.train(3)
+    assert asked == [True, True]
+    assert len(begun) == 3 * (8 // 4) + 3 * 2 * 2  # four steps of eight; two epochs of two minibatches
+    assert all(leaves(recording.gave) for recording in recorded)
+    for one, other in zip(replayed.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_optimizer_s_tensors_are_recorded_where_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, marked = build(Mortals()), []
+    monkeypatch.setattr(torch._dynamo, "mark_static_address", marked.append)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    with compiling.compiled(*compiling.pure_methods(run.source, run.learner), cuda_graphs=True):
+        places = [x.data_ptr() for x in marked]
+        run.train(2)
+    assert {x.data_ptr() for x in run.parameters()} < set(places)
+    assert [x.data_ptr() for x in run.learner.optimizer.standing()] == places
+
+
+def test_without_graphs_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def compiled(method: Callable[..., Any], fullgraph: bool, options: dict[str, Any]) -> Callable[..., Any]:
+        asked.append(options["triton.cudagraphs"])
+        return method
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    kept(monkeypatch, Path("nowhere"))
+    assert asked == [False]
