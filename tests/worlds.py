@@ -27,13 +27,13 @@ class Walk(World[Tensor]):
         )
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.empty(num, 0)
+        return torch.empty(num, 0, device=generator.device)
 
     def initial(self, noise: Tensor) -> Tensor:
         return noise.new_zeros(len(noise), 2)
 
     def noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num, 2, 2, generator=generator)
+        return torch.randn(num, 2, 2, generator=generator, device=generator.device)
 
     def transition(self, state: Tensor, action: Tensor, noise: Tensor) -> Transition:
         position = state + 0.2 * action[..., 0] + 0.5 * noise[..., 0]
@@ -51,7 +51,7 @@ class Misformed(World[Tensor]):
         self.spec = EnvSpec(("x", "y"), (0, 0), ("a", "b"), (3, 3), (Discrete((3,)),) * 2, 1)
 
     def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.rand(num, 1, generator=generator)
+        return torch.rand(num, 1, generator=generator, device=generator.device)
 
     def initial(self, noise: Tensor) -> Tensor:
         return noise

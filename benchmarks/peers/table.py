@@ -135,8 +135,8 @@ def write_results(found: Rows, cases: list[Case], failed: dict[str, str], argume
         "3 agents, 25 steps an episode, the settings of settings.py, one torch thread. A CPU-second is a second of the",
         "whole process's processor time. vmas' simple_spread is another task of the same size. Concord steps are the",
         "full contract (restarts, clocks, true final observations); its peak memory is in `concord bench startup`.",
-        "JaxMARL compiles everything and is compared with Concord compiled; all others are compared with Concord as it is",
-        "without compiling. IPPO's critic sees what one agent sees, in both; MAPPO's sees the whole.",
+        "JaxMARL compiles everything and is compared with Concord compiled, the others with Concord that is not.",
+        "IPPO's critic sees what one agent sees, in both; MAPPO's sees the whole.",
     ]
     for kind, baseline in BASELINES.items():
         lines += [

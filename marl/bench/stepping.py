@@ -87,7 +87,8 @@ def play_compiled(size: int) -> Work:
     """100 steps at a time, compiled; the actions are drawn too."""
     env = staggered_env(size)
     unroll = Unroll(env, RandomActor(env.spec), 1, AT_ONCE)
-    vars(unroll)["steps"] = Compiled(unroll.steps)
+    steps: Any = unroll.steps
+    vars(unroll)["steps"] = Compiled(steps)
     streams, obs = Streams([2], env.device), env.detach()
 
     def work() -> int:

@@ -193,7 +193,7 @@ class TrainingConfig(LearningConfig):
     """Configuration of a recipe that trains in an environment, and judges there the policy it has trained."""
 
     compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
-    cuda_graphs: bool = Field(False, description="replay what is compiled as CUDA graphs, on a GPU; needs compile: true")
+    cuda_graphs: bool = Field(False, description="on a GPU, replay what is compiled as CUDA graphs")
     env: EnvConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     resume: ResumeConfig = ResumeConfig()

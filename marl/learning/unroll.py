@@ -119,7 +119,8 @@ class Unroll:
             self.actor.act(obs, memory, recorder)
             self._asked = recorder.asked
             reach = MOST_DRAWN * self.policies // self._numbers_of_a_step()
-            self._reach = reach - reach % AT_ONCE if reach > AT_ONCE else reach  # what is left over would be compiled too
+            left_over = reach % AT_ONCE if reach > AT_ONCE else 0  # it would be compiled by itself
+            self._reach = reach - left_over
         return self._reach
 
     def play(self, obs: Observation, memory: Tree, streams: Streams, steps: int) -> Trajectory:

@@ -35,7 +35,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch looks for what was compiled bef
 
 @contextmanager
 def compiled(*methods: tuple[Any, str], cuda_graphs: bool = False) -> Iterator[None]:
-    """Within, pure methods (owner, name) are replaced by compiled ones; with cuda_graphs, recorded and replayed as such.
+    """Within, pure methods (owner, name) are replaced by compiled ones, with cuda_graphs recorded and replayed.
 
     A method that cannot be compiled as a whole says so once, and runs as it is. What was compiled is kept in
     `cache_folder` for other processes.
@@ -53,9 +53,10 @@ def compiled(*methods: tuple[Any, str], cuda_graphs: bool = False) -> Iterator[N
                 torch._dynamo.mark_static_address(tensor)
         setattr(owner, name, Compiled(getattr(owner, name), cuda_graphs))
     try:
-        # A minibatch's gradient is taken within what is compiled; functions with a gradient of their own are kept in the
-        # cache too, since what they compute, there and back, is part of what the cache looks for.
-        with torch._dynamo.config.patch({TRACES_GRADIENTS: True}), torch._functorch.config.patch({KEEPS_GRADIENTS: True}):
+        # A minibatch's gradient is taken within what is compiled. That of a function with a gradient of its own can be
+        # kept too: both ways are part of what the cache goes by.
+        patched = torch._functorch.config.patch({KEEPS_GRADIENTS: True})
+        with torch._dynamo.config.patch({TRACES_GRADIENTS: True}), patched:
             yield
     finally:
         for owner, name in methods:

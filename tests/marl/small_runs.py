@@ -47,14 +47,15 @@ class Mortals(World[Lives]):
         )
 
     def initial_noise(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        shape = (num, len(self.spec.agents))
-        return torch.randint(1, self.longest + 1, shape, generator=generator), self.noise(num, generator)
+        shape, device = (num, len(self.spec.agents)), generator.device
+        lifetime = torch.randint(1, self.longest + 1, shape, generator=generator, device=device)
+        return lifetime, self.noise(num, generator)
 
     def initial(self, noise: tuple[Tensor, Tensor]) -> Lives:
-        return Lives(torch.zeros(len(noise[0])), *noise)
+        return Lives(torch.zeros(len(noise[0]), device=noise[0].device), *noise)
 
     def noise(self, num: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(num, len(self.spec.agents), 2, generator=generator)
+        return torch.randn(num, len(self.spec.agents), 2, generator=generator, device=generator.device)
 
     def transition(self, state: Lives, action: Tensor, noise: Tensor) -> Transition:
         age = state.age + 1
@@ -65,7 +66,7 @@ class Mortals(World[Lives]):
     def observe(self, state: Lives) -> Observation:
         alive = state.age.unsqueeze(-1) < state.lifetime
         seen = state.seen * alive.unsqueeze(-1)
-        legal = torch.ones(*alive.shape, 3, dtype=torch.bool)
+        legal = torch.ones(*alive.shape, 3, dtype=torch.bool, device=alive.device)
         legal[..., 2] = seen[..., 1] <= 0
         return Observation(seen, torch.cat([state.age.unsqueeze(-1), seen.flatten(1)], -1), alive, legal)
 
@@ -105,15 +106,16 @@ def build(
     updates: int = 1,
     by_policy: Tensor | None = None,
     actor: IndependentPolicy | None = None,
+    device: str = "cpu",
     **settings: Any,
 ) -> Small:
     """A run of one policy a seed, `num_envs` environments each, with networks of one layer of 8 unless told."""
     network = {"network": {"hidden": (8,)}}
     config = LearnerConfig(**{"steps": 8, "epochs": 2, "minibatches": 2, **settings})
-    env = TensorEnv(world, num_envs * len(seeds), time_limit=time_limit, select_rows=select_rows)
+    env = TensorEnv(world, num_envs * len(seeds), time_limit=time_limit, select_rows=select_rows, device=device)
 
     def streams(purpose: int) -> Streams:
-        return Streams([100 * seed + purpose for seed in seeds])
+        return Streams([100 * seed + purpose for seed in seeds], device)
 
     actor = actor or IndependentPolicy(env.spec, PolicyConfig(**{**network, **(policy or {})}), streams(1))
     values = build_critic(env.spec, CriticConfig(**{**network, **(critic or {})}), streams(2))
@@ -122,7 +124,7 @@ def build(
         actor,
         steps=config.steps,
         segment=config.sequence_length,
-        discount=per_channel(config.discount, len(env.spec.channels)) if by_policy is None else by_policy,
+        discount=(per_channel(config.discount, len(env.spec.channels)) if by_policy is None else by_policy).to(device),
         streams=streams(4),
         seeds=[100 * seed + 5 for seed in seeds],
     )

@@ -497,7 +497,7 @@ def no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTen
         yield mode
 
 
-@pytest.mark.parametrize(
+ON_DEVICES = pytest.mark.parametrize(
     ("world", "settings"),
     [
         (SimpleSpread(), {}),
@@ -509,6 +509,9 @@ def no_host_synchronization(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTen
     ],
     ids=["spread", "recurrent, two policies", "by kind", "attention", "message_passing", "gaussian"],
 )
+
+
+@ON_DEVICES
 def test_rollout_and_update_never_wait_for_the_device(
     world: World[Any], settings: dict[str, Any], no_host_synchronization: FakeTensorMode
 ) -> None:
@@ -517,7 +520,38 @@ def test_rollout_and_update_never_wait_for_the_device(
         build(world, time_limit=5, **settings)  # and a library is imported by the first network that needs it
     small = build(world, time_limit=5, select_rows=True, **settings)
     terms = small.train(2)
+    assert small.source.unroll is not None  # steps were taken as they are compiled
     assert all(isinstance(term, FakeTensor) for term in terms.values())
+
+
+class OfMeta(torch.Generator):
+    """A generator of a device without numbers."""
+
+    device = torch.device("meta")
+
+
+@ON_DEVICES
+def test_rollout_and_update_stay_on_a_device_that_is_not_the_host(
+    world: World[Any], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made elsewhere raises where it meets what is here, as on a GPU, and so does reading a value."""
+    begin = Streams.__init__
+
+    def begun(streams: Streams, seeds: Sequence[int], device: str = "cpu") -> None:
+        begin(streams, seeds)
+        streams.device = torch.device(device)
+        if device != "cpu":
+            streams.generators = [OfMeta() for _ in seeds]
+
+    def exponential(streams: Streams, shape: Sequence[int]) -> Tensor:
+        return streams.draw(lambda n, g: torch.rand((n, *shape[1:]), device=streams.device), shape[0])
+
+    monkeypatch.setattr(Streams, "__init__", begun)
+    monkeypatch.setattr(Streams, "exponential", exponential)
+    small = build(world, time_limit=5, device="meta", **settings)
+    terms = small.train(2)
+    found = *small.parameters(), *terms.values(), *small.learner.optimizer.standing()
+    assert {x.device.type for x in found} == {"meta"}
 
 
 def test_restarting_by_index_does_wait_for_the_device(no_host_synchronization: FakeTensorMode) -> None:
