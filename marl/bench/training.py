@@ -218,7 +218,7 @@ def stack_compiled(effort: Effort) -> Findings:
 
 
 def compile_start(effort: Effort) -> Findings:
-    """Seconds until the first update is done with compile=true: where nothing was compiled before, and thereafter."""
+    """Seconds of training, imports done, to the end of the first update with compile=true: at first, and thereafter."""
     with tempfile.TemporaryDirectory(prefix="concord-bench-") as folder:
         cold, *warm = (_fresh_process(1, compiled_in=folder)["first_update"] for _ in range(4))
     return Findings(
