@@ -189,8 +189,10 @@ class TensorEnv:
 
     def draw_ahead(self, steps: int) -> Noise:
         """Random numbers [T,E,…] for `advance` and `restart`, T times."""
-        world, rows = self.world, self.num_envs
-        return Noise(*(self._streams.draw_ahead(draw, rows, steps) for draw in (world.noise, world.initial_noise)))
+        # Step by step: the rows of one step may share what they draw, such as a shock that meets all of them.
+        draw, world, rows = self._streams.draw, self.world, self.num_envs
+        drawn = [Noise(draw(world.noise, rows), draw(world.initial_noise, rows)) for _ in range(steps)]
+        return tree_map(lambda *leaves: torch.stack(leaves), *drawn)
 
     @property
     def rows(self) -> Rows:

@@ -43,9 +43,10 @@ class Trajectory(NamedTuple):
 
 @runtime_checkable
 class DrawsAlike(Actor, Protocol):
-    """An Actor whose every `act` draws the same kinds and shapes of numbers from its streams, and is otherwise pure.
+    """An Actor whose every `act` draws the same kinds and shapes of numbers by `streams.draw`, and is otherwise pure.
 
-    draws_alike: true. Its random numbers are then drawn ahead for many steps, and several steps compiled as one.
+    draws_alike: true. Its random numbers are then drawn ahead for many steps, and several steps compiled as one. Each
+    row's must not depend on the other rows', since those of all steps are drawn by one call.
     """
 
     draws_alike: bool
@@ -80,6 +81,14 @@ class Drawn(Streams):
 
     def __len__(self) -> int:
         return self._policies
+
+    @property
+    def generators(self) -> Any:  # type: ignore[override]
+        """Raises InputError: what is drawn from them directly cannot have been drawn before."""
+        raise InputError(
+            "An actor with draws_alike = True may draw by streams.draw, streams.normal and streams.exponential alone. "
+            "Set draws_alike = False for one that draws otherwise."
+        )
 
     def draw(self, sample: Sample, rows: int) -> Tree:
         """The next ones. Raises InputError where there are none, or others than are asked for."""
@@ -118,7 +127,7 @@ class Unroll:
             recorder = _Recorder(range(self.policies), self.env.device)
             self.actor.act(obs, memory, recorder)
             self._asked = recorder.asked
-            reach = MOST_DRAWN * self.policies // self._numbers_of_a_step()
+            reach = MOST_DRAWN * self.policies // max(1, self._numbers_of_a_step())
             left_over = reach % AT_ONCE if reach > AT_ONCE else 0  # it would be compiled by itself
             self._reach = reach - left_over
         return self._reach

@@ -218,8 +218,9 @@ class IndependentGaussian:
     def kl(self, other: IndependentGaussian, decision: Decision | None = None) -> Float[Tensor, "*B N"]:
         """log(σ'/σ) + ((σ/σ')² + z² - 1)/2 with z = (μ - μ')/σ', summed over components."""
         require_same_kind(self, other)
-        ratio, z = self._std / other._std, (self._mean - other._mean) / other._std
-        return self._sum(other._log_norm - self._log_norm + (ratio.square() + z.square() - 1) / 2)
+        wider, z = self._log_norm - other._log_norm, (self._mean - other._mean) / other._std
+        # Of distributions that are nearly equal, 1 would take most digits away.
+        return self._sum((torch.expm1(2 * wider) + z.square()) / 2 - wider)
 
     def _sum(self, x: Float[Tensor, "*B N A"]) -> Float[Tensor, "*B N"]:
         return (x * self._present).sum(-1)
