@@ -337,7 +337,7 @@ def tree_map(function: Callable[..., Any], tree: T, *others: Any) -> T:
         return tree
     if isinstance(tree, tuple):
         values = [tree_map(function, *leaves) for leaves in zip(tree, *others, strict=True)]
-        return kind(values) if kind is tuple else kind(*values)  # type: ignore[return-value]
+        return kind(*values) if hasattr(kind, "_fields") else kind(values)
     if isinstance(tree, dict):
         return {key: tree_map(function, tree[key], *(o[key] for o in others)) for key in tree}  # type: ignore[return-value]
     if isinstance(tree, Tensor):

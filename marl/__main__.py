@@ -162,7 +162,7 @@ def bench(
 
     folder = out or Path(tempfile.mkdtemp(prefix="concord-bench-"))
     report = run_benchmarks(name, folder)
-    print_metrics(report.metrics, "benchmarks", console)
+    print_metrics(report.metrics, "benchmarks", console, "slowest to fastest")
     console.print(f"report     {folder / 'report.json'}")
 
 

@@ -59,10 +59,10 @@ def by_concord(x: dict[str, np.ndarray], name: str) -> float:
     weight = (x["target"][rows, x["action"]] / x["pscore"]).reshape(shape)
     log = estimators.Trajectories.of(weight, x["reward"].reshape(*shape, 1))
     if name not in ("seq_dr", "wdr"):
-        return float(getattr(sequential, name)(log, DISCOUNT).mean())
+        return float(getattr(estimators, name)(log, DISCOUNT).mean())
     q_logged = x["q"][rows, x["action"]].reshape(*shape, 1)
     value = np.einsum("na,na->n", x["target"], x["q"]).reshape(*shape, 1)
-    return float(getattr(sequential, name)(log, q_logged, value, DISCOUNT).mean())
+    return float(getattr(estimators, name)(log, q_logged, value, DISCOUNT).mean())
 
 
 def by_scope_rl(x: dict[str, np.ndarray], name: str) -> float:

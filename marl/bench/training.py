@@ -111,8 +111,8 @@ class WatchedRun(Run):
             assert source.unroll is not None
             _replace(source.unroll, "steps", self.watch.timed("playing", source.unroll.steps))
         else:
-            for name in ("step", "advance", "restart"):
-                _replace(source.env, name, self.watch.timed("stepping", getattr(source.env, name)))
+            for method in ("advance", "restart"):
+                _replace(source.env, method, self.watch.timed("stepping", getattr(source.env, method)))
             _replace(source.actor, "act", self.watch.timed("acting", source.actor.act))
         _replace(learner, "update", self.watch.updating(learner.update))
         self.watch.begun = time.monotonic()

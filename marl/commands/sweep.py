@@ -75,7 +75,7 @@ def _rehearse(config: RunConfig) -> None:
         follow(config, _Rehearsal.create(Path(folder), config))
 
 
-MAY_BE_SET = ("resume.", "evaluation.", "train.env_steps", "train.cpu_seconds")
+MAY_BE_SET = ("resume.", "evaluation.", "train.env_steps", "train.cpu_seconds", "compile", "cuda_graphs")
 
 
 def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
@@ -90,8 +90,9 @@ def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
     foreign = [key for key in points[0] if not key.startswith(MAY_BE_SET) or key == "evaluation.every"]
     if foreign:
         raise InputError(
-            "A resumed run keeps its config; only train.env_steps and train.cpu_seconds, to train longer, resume.… and "
-            f"evaluation.… (but for evaluation.every) may be set, not {foreign[0]}."
+            "A resumed run keeps its config; only train.env_steps and train.cpu_seconds, to train longer, compile, "
+            "cuda_graphs, resume.… and evaluation.… (but for evaluation.every) may be set, not "
+            f"{foreign[0]}."
         )
     budget = {key: value for key, value in points[0].items() if key.startswith("train.")}
     others = {key: value for key, value in points[0].items() if key not in budget}

@@ -192,7 +192,7 @@ class LearningConfig(RunConfig):
 class TrainingConfig(LearningConfig):
     """Configuration of a recipe that trains in an environment, and judges there the policy it has trained."""
 
-    compile: bool = Field(False, description="compile physics, decisions and losses: a slow start, then faster")
+    compile: bool = Field(False, description="compile gradient steps and the steps of policy and world: slow at first")
     cuda_graphs: bool = Field(False, description="on a GPU, replay what is compiled as CUDA graphs")
     env: EnvConfig
     evaluation: EvaluationConfig = EvaluationConfig()

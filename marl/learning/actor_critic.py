@@ -19,7 +19,6 @@ from marl.learning.learner import Kept, Learner, Progress, Stateful, per_channel
 from marl.learning.losses import clipped_surrogate, mean_weights, normalize_by_policy, squared_error
 from marl.learning.optimizers import Stacked, build_optimizer
 from marl.learning.scalarization import Scalarization, by_decider, choosing
-from marl.learning.value_scale import ValueScale
 from marl.models.critics import Critic
 from marl.models.policies import JointPolicy
 
@@ -106,7 +105,11 @@ class ActorCritic(Learner):
         self.scalarization, self.progress = scalarization, Progress(1) if progress is None else progress
         self.policies = len(streams)
         device, channels = next(critic.parameters()).device, critic.channels
-        self.scale = ValueScale(self.policies, channels, device) if config.scale_values else None
+        self.scale: ValueScale | None = None
+        if config.scale_values:
+            from marl.learning.value_scale import ValueScale  # few want it
+
+            self.scale = ValueScale(self.policies, channels, device)
         self.discount = (per_channel(config.discount, channels) if discount is None else discount).to(device)
         self.optimizer = build_optimizer(
             config,

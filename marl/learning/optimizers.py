@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from envs.core import InputError
+
 DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-5
 ALIGNMENT = 16  # numbers: every parameter starts on a cache line
 
@@ -83,8 +85,13 @@ class ClippedAdam:
         (gradient,) = gradients(loss, self)
         self.step(gradient)
 
-    def step(self, gradient: Float[Tensor, " F"]) -> None:
-        """One step down a gradient from `gradients`, clipped network by network; overwrites the gradient."""
+    def step(self, gradient: Float[Tensor, " F"] | None = None) -> None:
+        """One step down a gradient from `gradients`, clipped network by network; overwrites the gradient.
+
+        Raises InputError without one: nothing is collected by `loss.backward()`.
+        """
+        if gradient is None:
+            raise InputError("optimizer.step needs a gradient; `optimizer.descend(loss)` takes one step down a loss.")
         self.begin_step()
         self.move(self.change(gradient))
 

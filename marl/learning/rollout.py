@@ -129,8 +129,15 @@ class OnPolicy:
         self.tracker = EpisodeTracker(discount, env.spec.channels)
         self._obs = env.reset(list(seeds))
         self._memory = actor.initial_memory(env.num_envs)
-        unrolls = isinstance(env, TensorEnv) and isinstance(actor, DrawsAlike) and actor.draws_alike
+        # An environment whose step is its own is stepped.
+        steps_alike = isinstance(env, TensorEnv) and type(env).step is TensorEnv.step
+        unrolls = steps_alike and isinstance(actor, DrawsAlike) and actor.draws_alike
         self.unroll = Unroll(env, actor, len(streams), at_once) if unrolls else None  # type: ignore[arg-type]
+
+    @property
+    def draws_ahead(self) -> bool:
+        """True where several steps are taken by `unroll.steps`."""
+        return self.unroll is not None and self.unroll.reach(self._obs, self._memory) > 0
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,6 +17,11 @@ from marl.learning.batch import forget
 
 MOST_DRAWN = 2**18  # random numbers drawn ahead for a policy: more would leave a processor's caches
 AT_ONCE = 4  # steps in one compiled function: more are no faster and take longer to compile
+
+OTHER_NUMBERS = (
+    "An actor with draws_alike = True asked for other random numbers than when it first acted. Set "
+    "draws_alike = False: its numbers cannot be drawn ahead."
+)
 
 Sample = Callable[[int, torch.Generator], Tree]
 
@@ -82,6 +88,11 @@ class Drawn(Streams):
     def __len__(self) -> int:
         return self._policies
 
+    def require_none_left(self) -> None:
+        """Raise InputError where fewer numbers were asked for than had been drawn."""
+        if self._left:
+            raise InputError(OTHER_NUMBERS)
+
     @property
     def generators(self) -> Any:  # type: ignore[override]
         """Raises InputError: what is drawn from them directly cannot have been drawn before."""
@@ -92,13 +103,10 @@ class Drawn(Streams):
 
     def draw(self, sample: Sample, rows: int) -> Tree:
         """The next ones. Raises InputError where there are none, or others than are asked for."""
-        # A compiler sees one act, as `_Recorder` did.
+        # A compiler cannot compare functions; what it traces has run as it is, and been compared, in `_Recorder`'s act.
         alike = bool(self._left) and (torch.compiler.is_compiling() or self._left[0][1].like(sample, rows))
         if not alike:
-            raise InputError(
-                "An actor with draws_alike = True asked for other random numbers than when it first acted. Set "
-                "draws_alike = False: its numbers cannot be drawn ahead."
-            )
+            raise InputError(OTHER_NUMBERS)
         return self._left.pop(0)[0]
 
 
@@ -125,7 +133,8 @@ class Unroll:
         """Steps for which random numbers are drawn ahead; 0 where those of one step are too many."""
         if self._asked is None:
             recorder = _Recorder(range(self.policies), self.env.device)
-            self.actor.act(obs, memory, recorder)
+            with torch.no_grad():  # what was seen may come from inference mode
+                self.actor.act(obs, memory, recorder)
             self._asked = recorder.asked
             reach = MOST_DRAWN * self.policies // max(1, self._numbers_of_a_step())
             left_over = reach % AT_ONCE if reach > AT_ONCE else 0  # it would be compiled by itself
@@ -155,9 +164,9 @@ class Unroll:
         for t in range(_length(ahead.world.start)):
             memories.append(memory)
             of_actor, noise = tree_map(itemgetter(t), ahead)
-            decision, memory = self.actor.act(
-                obs, memory, Drawn(of_actor, self._asked or (), self.policies, self.env.device)
-            )
+            drawn = Drawn(of_actor, self._asked or (), self.policies, self.env.device)
+            decision, memory = self.actor.act(obs, memory, drawn)
+            drawn.require_none_left()
             rows, following, outcomes, final_obs = self.env.advance(rows, obs.alive, decision.action, noise.physics)
             taken.append(TimeStep(obs, final_obs, decision, *outcomes))
             ended = outcomes[-1]
@@ -178,9 +187,16 @@ class Unroll:
 
 
 def _kind(sample: Sample) -> tuple[Any, ...]:
-    """What a draw does, and the shape that it closes over."""
-    held = [cell.cell_contents for cell in getattr(sample, "__closure__", None) or ()]
-    return getattr(sample, "__code__", sample), *(x for x in held if isinstance(x, tuple | int))
+    """What a draw does, and what it holds on to besides its own streams, such as the shape; tensors by identity."""
+    if isinstance(sample, functools.partial):
+        return _kind(sample.func), *map(_held, sample.args), *map(_held, sample.keywords.values())
+    cells = [cell.cell_contents for cell in getattr(sample, "__closure__", None) or ()]
+    held = (*cells, *(getattr(sample, "__defaults__", None) or ()))
+    return getattr(sample, "__code__", sample), *(_held(x) for x in held if not isinstance(x, Streams))
+
+
+def _held(x: Any) -> Any:
+    return id(x) if isinstance(x, Tensor) else x
 
 
 def _as_computed_here(present: Tree) -> Tree:

@@ -181,7 +181,9 @@ class Linear(nn.Module):
         """x W + b for each copy."""
         # To find them as attributes takes half as long as a small product does.
         own: dict[str, Any] = self._parameters
-        weight, bias = own["weight"], own["bias"]
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None or bias is None:  # they are made of others, as by torch.nn.utils.parametrizations
+            weight, bias = self.weight, self.bias
         if self._narrow and x.shape[1] >= MANY:
             return _Narrow.apply(x, weight, bias)
         return torch.baddbmm(bias, x, weight)
@@ -202,7 +204,7 @@ class Network(nn.Module):
 
 
 class Trunk(nn.Module):
-    """The hidden layers, [Q,X,D] -> [Q,X,H]."""
+    """The hidden layers, [Q,X,D] -> [Q,X,H]. They are called past their hooks; the trunk's own hooks are heard."""
 
     def __init__(self, inputs: int, config: NetworkConfig, *, copies: int, streams: Streams):
         super().__init__()

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from marl.output.report import Metric
 
+INTERVAL = "95 % interval"
 LONGEST_TABLE = 30  # rows on the terminal
 
 
@@ -27,12 +28,12 @@ def _cell(value: Any) -> str:
     return number(float(value)) if isinstance(value, float | int) else str(value)
 
 
-def print_metrics(metrics: dict[str, Metric], title: str, console: Console) -> None:
-    """Name, value and interval of each metric."""
+def print_metrics(metrics: dict[str, Metric], title: str, console: Console, interval: str = INTERVAL) -> None:
+    """Name, value and interval of each metric; interval: what it is."""
     rows = []
     for name, metric in metrics.items():
         rows.append((name, number(metric.value), interval_text(metric), "" if metric.is_exact else str(metric.n)))
-    print_columns(title, ("metric", "value", "95 % interval", "n"), rows, console)
+    print_columns(title, ("metric", "value", interval, "n"), rows, console)
 
 
 def print_columns(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ WHAT = {
     "descent": "gradient steps",
     "steps": "steps of policy and world",
     "advance": "steps of the world",
-    "loss": "the loss",
+    "loss": "losses",
 }
 TRACES_GRADIENTS = "trace_autograd_ops"  # an option of the compiler
 KEEPS_GRADIENTS = "autograd_cache_allow_custom_autograd_functions"
@@ -73,7 +74,8 @@ class Compiled:
     def __init__(self, method: MethodType, cuda_graphs: bool = False):
         self.plain, self.what = method, WHAT.get(method.__name__, method.__name__)
         self.cuda_graphs, self._called = cuda_graphs, False
-        # What an owner reads besides tensors never changes while its methods are compiled, so it need not be checked.
+        # To check whatever an owner reads besides tensors, at each call, would cost as much as compiling gains: numbers
+        # and other objects must not change while its methods are compiled.
         options: dict[str, Any] = {
             "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,
             "triton.cudagraphs": cuda_graphs,
@@ -91,14 +93,23 @@ class Compiled:
         try:
             return self._replayed(*arguments) if self.cuda_graphs else self._fast(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().partition("\n")[0]
-            console.print(f"not compiled: {self.what}, which run as they are ({reason})", markup=False)
+            told = f"not compiled: {self.what}, which run as they are ({_reason(error)})"
+            console.print(told, markup=False)
+            if console.quiet:
+                warnings.warn(told, stacklevel=2)
             self._fast = None
         return self.plain(*arguments)
 
     def _replayed(self, *arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # what earlier calls gave is no longer read
         return tree_map(torch.clone, self._fast(*arguments))
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the compiler's, and the last line of the code that it was reading."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    places = [line for line in lines if line.startswith("File ")]
+    return ", ".join([*lines[:1], *places[-1:]])
 
 
 def cache_folder() -> Path:
@@ -114,14 +125,15 @@ def _keep_in_cache() -> None:
     os.environ[CACHE] = default_cache_dir()
     with contextlib.suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        os.environ[CACHE] = str(cache_folder())
+        if os.access(cache_folder(), os.W_OK):
+            os.environ[CACHE] = str(cache_folder())
 
 
 def pure_methods(source: OnPolicy, learner: Learner) -> list[tuple[Any, str]]:
     """The pure methods of a run's parts, which can be compiled: owners and names."""
     parts = learner.learners.values() if isinstance(learner, Chain) else [learner]
     found: list[tuple[Any, str]] = [(part, "descent") for part in parts if isinstance(part, ActorCritic)]
-    if source.unroll is not None:
+    if source.draws_ahead:
         return [*found, (source.unroll, "steps")]
     return found + ([(source.env, "advance")] if isinstance(source.env, TensorEnv) else [])
 

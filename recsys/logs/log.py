@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from envs.core import InputError
 from recsys.logs.clusters import Clusters
 from recsys.logs.duplicate_steps import repeated_steps
-from recsys.logs.tables import TOLD_ROWS, Problems, collect, exact_batches, require_columns, schema_of
+from recsys.logs.tables import TOLD_ROWS, Problems, collect, exact_batches, require_columns, schema_of, unreadable
 
 CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns leave the cache
 # Clusters that the rows of a log without users are dealt into. Sums of independent rows are independent, so intervals
@@ -384,7 +384,7 @@ class Log:
         try:
             count, rows = repeated_steps(self.frame.select(episode, step), TOLD_ROWS)
         except pl.exceptions.PolarsError as error:
-            raise _unreadable(self.name, error) from error
+            raise unreadable(self.name, error) from error
         problems = Problems(self.name)
         problems.add(f"{episode} and {step} as in an earlier row", count, rows)
         problems.tell()

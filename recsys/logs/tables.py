@@ -79,7 +79,7 @@ def exact_batches(frame: pl.LazyFrame, rows: int, name: str) -> Iterator[pl.Data
                 waiting = [whole.slice(count - count % rows)] if count % rows else []
                 count %= rows
     except pl.exceptions.PolarsError as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
     if count:
         yield pl.concat(waiting)
 
@@ -89,7 +89,7 @@ def schema_of(frame: pl.LazyFrame, name: str) -> Mapping[str, Any]:
     try:
         return frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
 
 
 def collect(frame: pl.LazyFrame, name: str = "the log") -> pl.DataFrame:
@@ -97,9 +97,10 @@ def collect(frame: pl.LazyFrame, name: str = "the log") -> pl.DataFrame:
     try:
         return frame.collect(engine="streaming")
     except pl.exceptions.PolarsError as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
 
 
-def _unreadable(name: str, error: Exception) -> InputError:
+def unreadable(name: str, error: Exception) -> InputError:
+    """What to say of a table that polars cannot read."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return InputError(f"{name} cannot be read: {lines[0] if lines else type(error).__name__}.")

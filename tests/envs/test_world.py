@@ -10,7 +10,7 @@ from torch import Tensor
 from worlds import ALTERED, Misformed, Walk
 
 from envs.aloha import Aloha
-from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
+from envs.core import Continuous, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree, leaves, tree_map
 from envs.foraging import Foraging
 from envs.games import (
     BudgetGame,
@@ -371,3 +371,14 @@ def test_a_first_step_of_another_form_than_the_spec_is_refused_however_many_rows
 def test_a_step_before_the_first_reset_is_refused() -> None:
     with pytest.raises(InputError, match=r"Call reset\(seed\) before the first step"):
         TensorEnv(climbing(), 2).step(torch.zeros(2, 2, 1, dtype=torch.int64))
+
+
+def test_trees_go_by_key_keep_none_and_know_torch_s_own_tuples() -> None:
+    x, y = torch.tensor([1.0]), torch.tensor([2.0])
+    gaps = tree_map(torch.sub, {"a": x, "b": (y, None)}, {"b": (y, None), "a": x})
+    assert gaps["a"] == gaps["b"][0] == 0
+    assert gaps["b"][1] is None
+    assert [float(leaf) for leaf in leaves({"a": (x, None), "b": y})] == [1, 2]
+    doubled = tree_map(lambda leaf: 2 * leaf, torch.stack([x, y]).max(0))
+    assert type(doubled) is torch.return_types.max
+    assert float(doubled.values) == 4

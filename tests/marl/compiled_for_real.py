@@ -65,9 +65,8 @@ def a_rollout_is_that_of_the_plain_steps() -> None:
     with compiled(*pure_methods(fast.source, fast.learner)):
         found = next(iter(fast.source))
     same = (found.decision.action == wanted.decision.action).float().mean()
-    print(
-        f"{same:.6f} of all decisions are the same; rewards differ by {distance([found.reward], [wanted.reward]):.1e}"
-    )
+    apart = distance([found.reward], [wanted.reward])
+    print(f"{same:.6f} of all decisions are the same; rewards differ by {apart:.1e}")
     assert same == 1
     assert apart <= 1e-5
 

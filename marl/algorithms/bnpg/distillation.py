@@ -15,7 +15,7 @@ is that of one agent given its parents, in closed form, and all lessons are fres
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,7 +35,6 @@ from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import choosing
 from marl.models.policies import IndependentPolicy
 from marl.training import on_policy
-from marl.training.compiling import compiled
 from marl.training.environments import make_env
 from marl.training.on_policy import ActorCriticConfig
 from marl.training.run import Run, env_steps_to_updates
@@ -174,6 +173,12 @@ def distill(teacher: BayesianPolicy, config: ActorCriticConfig, settings: Distil
         seeds=run.stage_seeds(STAGE),
     )
     updates = env_steps_to_updates(settings.env_steps, config.learner.steps * config.env.num_envs)
-    with closing(env), compiled((learner, "loss")) if config.compile else nullcontext():
+    with closing(env), _compiled(learner) if config.compile else nullcontext():
         run.fit(STAGE, learner, source, updates)
     return student
+
+
+def _compiled(learner: Distillation) -> AbstractContextManager[None]:
+    from marl.training.compiling import compiled  # few want it
+
+    return compiled((learner, "loss"))

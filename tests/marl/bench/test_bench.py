@@ -202,6 +202,31 @@ def test_compiled_steps_play_the_staggered_episodes_on(monkeypatch: pytest.Monke
     assert not torch.isclose(env.rows.state.body, before.state.body)[:, -3:].any()  # other landmarks
 
 
+def test_a_swarm_s_unrolled_steps_are_counted_as_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda steps, **options: steps)
+    play = swarm.Play(2, 30)
+    before = int(play.env.rows.clock[0])
+    assert play.unrolled()() == 2 * swarm.AT_ONCE * 2
+    assert int(play.env.rows.clock[0]) - before == 2 * swarm.AT_ONCE
+
+
+def test_a_cold_start_has_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked = []
+
+    def run(command: list[str], env: dict[str, str], **options: Any) -> Any:
+        asked.append((command[-1], env.get(training.CACHE)))
+        return subprocess.CompletedProcess(command, 0, '{"finished": 1.0, "first_update": 2.0}', "")
+
+    monkeypatch.delenv(training.CACHE, raising=False)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert training._fresh_process(1, compiled_in=str(tmp_path))["first_update"] == 2
+    training._fresh_process(3)
+    assert "compiled=True" in asked[0][0]
+    assert asked[0][1] == str(tmp_path)
+    assert "compiled=False" in asked[1][0]
+    assert asked[1][1] is None
+
+
 def test_a_benchmark_s_advances_are_its_environment_s_and_leave_it_where_it_was():
     play, seen = swarm.Play(2, 30), []
     start = play.env.rows

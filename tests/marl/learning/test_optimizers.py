@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from envs.core import InputError
 from marl.learning.optimizers import EPSILON, ClippedAdam, Stacked
 
 SHAPES = [(4, 3, 2), (2, 5), (2, 1, 7)]  # of two policies; the first has two copies each
@@ -96,3 +97,10 @@ def test_frozen_parameters_stay() -> None:
     before = mine[1].detach().clone()
     descend(ClippedAdam(Stacked(mine, 2), learning_rate=0.1, max_grad_norm=0.5), [mine[0], mine[2]], 2)
     assert torch.equal(mine[1], before)
+
+
+def test_a_step_without_a_gradient_says_what_to_call() -> None:
+    mine = parameters(1)
+    optimizer = ClippedAdam(Stacked(mine, 1), learning_rate=0.1, max_grad_norm=0.5)
+    with pytest.raises(InputError, match=r"optimizer\.descend\(loss\)"):
+        optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 from small_runs import GRU, Mortals, Small, assert_close, build
 from torch import Tensor
 
-from envs.core import Decision, InputError, Observation, Streams, Tree
-from envs.world import TensorEnv
+from envs.core import Decision, InputError, Observation, Step, Streams, Tree
+from envs.games import Constant
+from envs.world import RandomActor, TensorEnv
+from marl.algorithms.bnpg.distillation import DistillationActor
+from marl.algorithms.bnpg.policy import BayesianPolicy
+from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy
 from marl.learning import unroll
 from marl.learning.batch import Batch
+from marl.learning.rollout import OnPolicy
 from marl.models.policies import IndependentPolicy, PolicyConfig
 
 SEEDS = (3, 4)
@@ -35,16 +41,17 @@ def assert_equal(found: list[Batch], wanted: list[Batch]) -> None:
             assert_close(getattr(one, name), getattr(other, name))
 
 
-def test_steps_happen_as_in_plain_words_with_the_same_random_numbers() -> None:
-    run = small(seeds=(3,), policy={})
+@pytest.mark.parametrize("policy", [{}, GRU])
+def test_steps_happen_as_in_plain_words_with_the_same_random_numbers(policy: dict[str, Any]) -> None:
+    run = small(seeds=(3,), policy=policy)
     (batch,) = batches(run, 1)
     env = TensorEnv(Mortals(), 3)
     obs = env.reset([305])
     clocks = Streams([304]).draw_ahead(lambda n, g: torch.empty(n, 3, 3).exponential_(generator=g), 3, 8)
     noise = env.draw_ahead(8)
-    rows, ends = env.rows, 0
+    rows, memory, ends = env.rows, run.policy.initial_memory(3), 0
     for t in range(8):
-        distribution, _ = run.policy(obs, None)
+        distribution, memory = run.policy(obs, memory)
         action = distribution.choose(clocks[t]).action
         rows, following, (reward, *_, ended), _ = env.advance(rows, obs.alive, action, noise.physics[t])
         held = slice(3 * t, 3 * t + 3)
@@ -57,6 +64,8 @@ def test_steps_happen_as_in_plain_words_with_the_same_random_numbers() -> None:
             for leaf, fresh in zip(lives, (torch.zeros(1, dtype=torch.int64), *start), strict=True):
                 leaf[row] = fresh[0]
             seen[row] = Mortals().observe(start).agent[0]
+            if memory is not None:
+                memory[row] = 0
             ends += 1
         rows, obs = env.restart(rows, following, ended, tuple(x[t] for x in noise.start))
         assert_close((rows.clock, *rows.state), tuple(lives), 0)
@@ -107,33 +116,125 @@ def test_a_source_goes_on_bit_for_bit_with_other_steps_at_once() -> None:
     assert_equal(batches(other, 2), wanted)
 
 
-class Fickle(IndependentPolicy):
-    """Draws otherwise after the first time, though it says that it draws alike."""
+class Fickle:
+    """Says that it draws alike; after the first time it draws otherwise."""
 
-    def __init__(self, later: str, *given: Any):
-        super().__init__(*given)
-        self.later = later
+    draws_alike = True
+
+    def __init__(self, how: str):
+        self.how, self.acted = how, False
+
+    def initial_memory(self, num_envs: int) -> None:
+        """Nothing."""
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """As independent agents; later another kind or shape of numbers, or once more."""
-        rows = len(obs.alive)
-        shape = (rows, 3, 2) if self.later == "shape" else (rows, 3, 3)
-        if getattr(self, "acted", False) and self.later != "once more":
-            streams.normal(shape) if self.later == "kind" else streams.exponential(shape)
-        found = super().act(obs, memory, streams)
-        if getattr(self, "acted", False):
-            streams.normal(shape)
-        self.acted = True
-        return found
+        """The largest of some numbers, which are of another kind or shape later on, or more, or fewer."""
+        now, self.acted = self.how if self.acted else "", True
+        rows, size = len(obs.alive), 2 if now in ("shape", "default") else 3
+        sample = torch.randn if now == "held" else torch.rand
+        drawn = {
+            "kind": lambda: (streams.exponential if now else streams.normal)((rows, 3, 3)),
+            "shape": lambda: streams.exponential((rows, 3, size)),
+            "default": lambda: streams.draw(lambda n, g, m=size: torch.rand(n, 3, m, generator=g), rows),
+            "held": lambda: streams.draw(lambda n, g: sample((n, 3, 3), generator=g), rows),
+            "partial": lambda: streams.draw(functools.partial(uniform, sample=size), rows),
+        }
+        numbers = drawn.get(self.how, drawn["shape"])()
+        if now == "more" or (self.how == "fewer" and not now):
+            streams.exponential((rows, 3, 3))
+        if now == "directly":
+            streams.permutation(rows)
+        return Decision(numbers.argmax(-1, keepdim=True)), memory
 
 
-@pytest.mark.parametrize("later", ["kind", "shape", "once more"])
-def test_an_actor_that_asks_for_other_numbers_than_at_first_is_told(later: str) -> None:
+def uniform(rows: int, generator: torch.Generator, sample: int) -> Tensor:
+    return torch.rand(rows, 3, sample, generator=generator)
+
+
+@pytest.mark.parametrize("how", ["kind", "shape", "default", "held", "more", "fewer", "directly"])
+def test_an_actor_that_asks_for_other_numbers_than_at_first_is_told(how: str) -> None:
     run = small(seeds=(3,))
-    actor = Fickle(later, run.env.spec, PolicyConfig(), Streams([1]))
-    source = type(run.source)(run.env, actor, steps=8, streams=Streams([1]), seeds=[2])
+    source = type(run.source)(run.env, Fickle(how), steps=8, streams=Streams([1]), seeds=[2])
     with pytest.raises(InputError, match="draws_alike = False"):
         next(iter(source))
+
+
+@pytest.mark.parametrize("how", ["nothing", "partial"])
+def test_an_actor_that_asks_for_the_same_is_not(how: str) -> None:
+    run = small(seeds=(3,))
+    source = type(run.source)(run.env, Fickle(how), steps=8, streams=Streams([1]), seeds=[2])
+    assert source.draws_ahead
+    assert len({float(x) for x in next(iter(source)).reward.flatten()}) > 5
+
+
+class Silent(Fickle):
+    """Draws nothing."""
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """The first choice."""
+        return Decision(torch.zeros(*obs.alive.shape, 1, dtype=torch.int64)), memory
+
+
+def test_where_nothing_is_drawn_all_steps_are_taken_ahead() -> None:
+    env = TensorEnv(Constant(), 2, time_limit=3)
+    source = OnPolicy(env, Silent(""), steps=8, streams=Streams([1]), seeds=[2])
+    assert source.draws_ahead
+    assert int(next(iter(source)).ended.sum()) == 4
+
+
+class Shock(Mortals):
+    """A number that all rows share meets everybody at each step, and starts are spread evenly over the rows."""
+
+    def noise(self, num: int, generator: torch.Generator) -> Tensor:
+        """One shock for all."""
+        return torch.rand(1, 1, 1, generator=generator).expand(num, 3, 2)
+
+
+def test_rows_of_one_step_may_share_what_they_draw() -> None:
+    env = TensorEnv(Shock(), 4)
+    env.reset(0)
+    drawn = env.draw_ahead(6).physics
+    assert drawn.shape == (6, 4, 3, 2)
+    assert bool((drawn == drawn[:, :1]).all())
+    assert len(drawn[:, 0, 0, 0].unique()) == 6
+
+
+class Counting(TensorEnv):
+    """Has a step of its own."""
+
+    count = 0
+
+    def step(self, action: Tensor) -> Step:
+        """Counted."""
+        self.count += 1
+        return super().step(action)
+
+
+def test_an_environment_with_a_step_of_its_own_is_stepped() -> None:
+    run, env = small(seeds=(3,), policy={}), Counting(Mortals(), 3)
+    source = type(run.source)(env, run.policy, steps=8, streams=Streams([1]), seeds=[2])
+    assert not source.draws_ahead
+    next(iter(source))
+    assert env.count == 8
+
+
+class Reserved(IndependentPolicy):
+    """Says that it does not draw alike."""
+
+    draws_alike = False
+
+
+def test_an_actor_that_says_so_is_asked_step_by_step() -> None:
+    run = small(seeds=(3,), policy={})
+    actor = Reserved(run.env.spec, PolicyConfig(), Streams([1]))
+    source = type(run.source)(run.env, actor, steps=8, streams=Streams([1]), seeds=[2])
+    assert source.unroll is None
+    assert next(iter(source)).reward.isfinite().all()
+
+
+def test_all_actors_of_one_s_own_house_draw_ahead() -> None:
+    kinds = (IndependentPolicy, BayesianPolicy, DistillationActor, SwarmPolicy, MeanRule, RandomActor)
+    assert all(kind.draws_alike for kind in kinds)
 
 
 class Gambler:

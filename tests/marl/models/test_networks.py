@@ -332,3 +332,11 @@ def test_what_earlier_versions_saved_of_other_kinds_is_left_out() -> None:
     assert loaded.policy.graph.network.options.heads == 4
     with pytest.raises(InputError, match=r"policy\.network: heads is an option of kind: attention"):
         resolve(saved, {})
+
+
+def test_a_layer_whose_weight_is_made_of_others_is_called_as_any() -> None:
+    layer = Linear(6, 3, gain=1.0, copies=2, streams=Streams([0, 1]))
+    x = torch.randn(4, 5, 6)
+    before = layer(x)
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", torch.nn.Identity())
+    assert torch.equal(layer(x), before)

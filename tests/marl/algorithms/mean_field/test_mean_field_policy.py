@@ -151,7 +151,8 @@ def test_the_first_minibatch_has_ratio_1(name: str, world: str, monkeypatch: pyt
     for _, batch in zip(range(2), small.source):
         ratios.clear()
         small.learner.update(batch)
-        torch.testing.assert_close(ratios[0], torch.ones_like(ratios[0]), atol=1e-6, rtol=0)
+        # The last digit of a log-probability near 10 is 1e-6.
+        torch.testing.assert_close(ratios[0], torch.ones_like(ratios[0]), atol=2e-6, rtol=0)
         assert not torch.allclose(ratios[1], torch.ones_like(ratios[1]), atol=1e-6, rtol=0), "the policy has moved"
 
 
