@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, MethodType
@@ -74,12 +74,7 @@ class Compiled:
     def __init__(self, method: MethodType, cuda_graphs: bool = False):
         self.plain, self.what = method, WHAT.get(method.__name__, method.__name__)
         self.cuda_graphs, self._called = cuda_graphs, False
-        # To check whatever an owner reads besides tensors, at each call, would cost as much as compiling gains: numbers
-        # and other objects must not change while its methods are compiled.
-        options: dict[str, Any] = {
-            "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,
-            "triton.cudagraphs": cuda_graphs,
-        }
+        options: dict[str, Any] = {"guard_filter_fn": _of_tensors_and_numbers, "triton.cudagraphs": cuda_graphs}
         # A part that is compiled by itself would be shared with other owners, unchecked.
         self._fast: Any = torch.compile(_with_code_of_its_own(method), fullgraph=True, options=options)
 
@@ -103,6 +98,14 @@ class Compiled:
     def _replayed(self, *arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # what earlier calls gave is no longer read
         return tree_map(torch.clone, self._fast(*arguments))
+
+
+def _of_tensors_and_numbers(guards: Sequence[Any]) -> list[bool]:
+    """Which of the compiler's checks are made at each call: of what may change, not of objects and functions."""
+    return [
+        of_tensor or (guard.has_value and not guard.is_global and type(guard.value) in (bool, int, float))
+        for guard, of_tensor in zip(guards, torch.compiler.keep_tensor_guards_unsafe(guards), strict=True)
+    ]
 
 
 def _reason(error: Exception) -> str:

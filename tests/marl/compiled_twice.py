@@ -110,8 +110,32 @@ def each_method_is_compiled_once_also_for_a_run_that_goes_on() -> None:
     assert counters["stats"]["unique_graphs"] - before == len(pure_methods(run.source, run.learner)) == 2
 
 
+class Tempered(torch.nn.Module):
+    """Holds a number that changes and a function that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = 4.0
+        self.shape = torch.tanh
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Cooler and cooler."""
+        return self.shape(x / self.temperature)
+
+
+def a_number_that_changes_is_compiled_anew_and_so_are_other_shapes() -> None:
+    owner, x = Tempered(), torch.linspace(-1, 1, 12)
+    with compiled((owner, "loss")):
+        for temperature in (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 1 / 16, 1 / 32, 1 / 64, 1 / 128):
+            owner.temperature = temperature
+            torch.testing.assert_close(owner.loss(x), torch.tanh(x / temperature))
+        for other in (x.view(3, 4), x.double(), x.view(4, 3).T):
+            torch.testing.assert_close(owner.loss(other), torch.tanh(other / owner.temperature))
+
+
 if __name__ == "__main__":
     torch.compile = functools.partial(torch.compile, backend="eager")
+    a_number_that_changes_is_compiled_anew_and_so_are_other_shapes()
     two_configs_are_each_compiled_with_their_own_constants()
     two_learners_of_a_chain_are_each_compiled_with_their_own_constants()
     two_worlds_are_each_compiled_with_their_own_physics()

@@ -104,14 +104,6 @@ def test_the_compiler_is_set_up_within_and_left_as_it_was() -> None:
     assert found() == before
 
 
-def test_only_tensors_are_checked_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch, "compile", lambda method, fullgraph, options: asked.append(options) or method)
-    with compiling.compiled((Doubler(), "loss")):
-        pass
-    assert asked[0]["guard_filter_fn"] is torch.compiler.keep_tensor_guards_unsafe
-
-
 def test_a_reason_names_the_place_in_the_code() -> None:
     error = ValueError(
         'Branching\n\nfrom user code:\n  File "a.py", line 3, in act\n    x\n  File "b.py", line 7, in look\n'
