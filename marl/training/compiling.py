@@ -132,8 +132,8 @@ def _keep_in_cache() -> None:
             os.environ[CACHE] = str(cache_folder())
 
 
-def pure_methods(source: OnPolicy, learner: Learner) -> list[tuple[Any, str]]:
-    """The pure methods of a run's parts, which can be compiled: owners and names."""
+def compilable_methods(source: OnPolicy, learner: Learner) -> list[tuple[Any, str]]:
+    """The methods of a run's parts that are compiled: owners and names."""
     parts = learner.learners.values() if isinstance(learner, Chain) else [learner]
     found: list[tuple[Any, str]] = [(part, "descent") for part in parts if isinstance(part, ActorCritic)]
     if source.draws_ahead:

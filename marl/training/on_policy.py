@@ -113,9 +113,9 @@ def train(
 
 
 def _compiled(source: OnPolicy, learner: Learner, cuda_graphs: bool) -> AbstractContextManager[None]:
-    from marl.training.compiling import compiled, pure_methods  # few want it
+    from marl.training.compiling import compilable_methods, compiled  # few want it
 
     device = source.env.device
     if cuda_graphs and device.type != "cuda":
         console.print(f"cuda_graphs: true changes nothing on {device}")
-    return compiled(*pure_methods(source, learner), cuda_graphs=cuda_graphs and device.type == "cuda")
+    return compiled(*compilable_methods(source, learner), cuda_graphs=cuda_graphs and device.type == "cuda")

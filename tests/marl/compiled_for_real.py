@@ -15,7 +15,7 @@ from torch import Tensor
 
 from envs.particles import SimpleSpread
 from marl.learning.unroll import AT_ONCE
-from marl.training.compiling import compiled, pure_methods
+from marl.training.compiling import compilable_methods, compiled
 
 USUAL: dict[str, Any] = {
     "policy": {"network": {"hidden": (64, 64)}},
@@ -35,7 +35,7 @@ def spread(seeds: Sequence[int] = (0,)) -> Small:
 
 
 def train(run: Small, updates: int, wanted: bool = True) -> list[Tensor]:
-    with compiled(*pure_methods(run.source, run.learner)) if wanted else nullcontext():
+    with compiled(*compilable_methods(run.source, run.learner)) if wanted else nullcontext():
         run.train(updates)
     return [p.detach().clone() for p in run.parameters()]
 
@@ -62,7 +62,7 @@ def sixteen_minibatches_of_one_batch_are_those_of_the_plain_step() -> None:
 def a_rollout_is_that_of_the_plain_steps() -> None:
     plain, fast = spread(), spread()
     wanted = next(iter(plain.source))
-    with compiled(*pure_methods(fast.source, fast.learner)):
+    with compiled(*compilable_methods(fast.source, fast.learner)):
         found = next(iter(fast.source))
     same = (found.decision.action == wanted.decision.action).float().mean()
     apart = distance([found.reward], [wanted.reward])

@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 from envs.world import TensorEnv, Transition
 from marl.learning.learner import Chain
 from marl.output.console import console
-from marl.training.compiling import compiled, pure_methods
+from marl.training.compiling import compilable_methods, compiled
 
 CLIPS = (0.2, 0.02)
 
@@ -49,7 +49,7 @@ def small(clip: float) -> Small:
 
 def trained(clip: float, wanted: bool) -> list[Tensor]:
     run = small(clip)
-    with compiled(*pure_methods(run.source, run.learner)) if wanted else nullcontext():
+    with compiled(*compilable_methods(run.source, run.learner)) if wanted else nullcontext():
         run.train(3)
     return run.parameters()
 
@@ -70,7 +70,7 @@ def two_learners_of_a_chain_are_each_compiled_with_their_own_constants() -> None
     def parameters(wanted: bool) -> list[Tensor]:
         runs = [small(clip) for clip in CLIPS]
         chain = Chain({str(run.learner.config.clip): run.learner for run in runs})
-        with compiled(*pure_methods(runs[0].source, chain)) if wanted else nullcontext():
+        with compiled(*compilable_methods(runs[0].source, chain)) if wanted else nullcontext():
             for _, batch in zip(range(3), runs[0].source):
                 chain.update(batch)
         return [p for run in runs for p in run.parameters()]
@@ -103,11 +103,11 @@ def what_cannot_be_compiled_as_a_whole_says_so_once_and_runs_as_it_is() -> None:
 def each_method_is_compiled_once_also_for_a_run_that_goes_on() -> None:
     run = small(CLIPS[0])
     before = counters["stats"]["unique_graphs"]
-    with compiled(*pure_methods(run.source, run.learner)):
+    with compiled(*compilable_methods(run.source, run.learner)):
         run.train(2)
         run.source.load_state_dict(run.source.state_dict())
         run.train(2)
-    assert counters["stats"]["unique_graphs"] - before == len(pure_methods(run.source, run.learner)) == 2
+    assert counters["stats"]["unique_graphs"] - before == len(compilable_methods(run.source, run.learner)) == 2
 
 
 class Tempered(torch.nn.Module):

@@ -195,7 +195,7 @@ def test_what_a_replayed_graph_gives_outlives_the_next_replay(monkeypatch: pytes
     plain.train(3)
     monkeypatch.setattr(torch, "compile", recording)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(True))
-    with compiling.compiled(*compiling.pure_methods(replayed.source, replayed.learner), cuda_graphs=True):
+    with compiling.compiled(*compiling.compilable_methods(replayed.source, replayed.learner), cuda_graphs=True):
         replayed.train(3)
     assert asked == [True, True]
     assert len(begun) == 3 * (8 // 4) + 3 * 2 * 2  # four steps of eight; two epochs of two minibatches
@@ -208,7 +208,7 @@ def test_the_optimizer_s_tensors_are_recorded_where_they_stand(monkeypatch: pyte
     run, marked = build(Mortals()), []
     monkeypatch.setattr(torch._dynamo, "mark_static_address", marked.append)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
-    with compiling.compiled(*compiling.pure_methods(run.source, run.learner), cuda_graphs=True):
+    with compiling.compiled(*compiling.compilable_methods(run.source, run.learner), cuda_graphs=True):
         places = [x.data_ptr() for x in marked]
         run.train(2)
     assert {x.data_ptr() for x in run.parameters()} < set(places)

@@ -164,6 +164,15 @@ def test_everybody_has_one_turn_after_all_whom_it_hears(fixed: bool, groups: tup
     assert (~graph.edges | (turn_of.unsqueeze(-1) < turn_of.unsqueeze(-2))).all()
 
 
+def test_a_compiled_order_has_as_many_turns_whatever_the_graphs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many levels a drawn graph has is known only to its numbers, which a compiled step cannot look at."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    rows, nobody = 6, torch.zeros(6, 4, 4, dtype=torch.bool)
+    graph = Graph(torch.arange(4).expand(rows, 4), nobody)
+    turns = list(SamplingOrder(torch.zeros(4, dtype=torch.long), 1, None)(graph))
+    assert [len(turn.places) for turn in turns] == [rows] * 4
+
+
 def test_a_random_graph_has_some_of_its_edges_and_no_others() -> None:
     policy, obs = make({"kind": "random", "density": 0.5, "edges": ((2, 0), (0, 1))}, rows=400)
     obs = dataclasses.replace(obs, alive=torch.ones(400, 3, dtype=torch.bool))
