@@ -1,0 +1,81 @@
+"""The kitchen does what the package overcooked 0.2.1 does (recorded by benchmarks/peers/kitchen.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.kitchen import EVENTS, Kitchen, State
+from envs.kitchen.overcooked_views import OvercookedFeatures, Planes
+
+ROOT = Path(__file__).parents[3]
+RECORDED = np.load(ROOT / "tests" / "fixtures" / "kitchen.npz")
+SETTINGS = sorted({name.partition("/")[0] for name in RECORDED})
+PAIRS = [setting for setting in SETTINGS if f"{setting}/planes" in RECORDED]
+
+
+def kitchen_of(setting: str) -> Kitchen:
+    layout, _, dynamics = setting.rpartition("-")
+    return Kitchen(layout, old_dynamics=dynamics == "old")
+
+
+def state_of(setting: str, when: str) -> State:
+    pose, held, things = (torch.from_numpy(RECORDED[f"{setting}/{when}/{k}"]).long() for k in State._fields[:3])
+    nothing = torch.zeros_like(pose[:, 0])
+    return State(pose, held, things, nothing, nothing)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_step_is_that_of_the_package(setting: str) -> None:
+    kitchen, state = kitchen_of(setting), state_of(setting, "before")
+    action = torch.from_numpy(RECORDED[f"{setting}/action"]).long().unsqueeze(-1)
+    result = kitchen.transition(state, action, None)
+    hands = kitchen.hands(state, action.squeeze(-1))
+    for name in ("pose", "held", "things"):
+        assert (getattr(result.state, name).numpy() == RECORDED[f"{setting}/{name}"]).all(), name
+    assert (hands.worth.numpy() == RECORDED[f"{setting}/worth"]).all()
+    assert (result.reward[..., 0].numpy() == RECORDED[f"{setting}/worth"].sum(1, keepdims=True)).all()
+    assert (result.reward[..., 1].numpy() == RECORDED[f"{setting}/shaping"]).all()
+    events = np.unpackbits(RECORDED[f"{setting}/events"], axis=-1)[..., : len(EVENTS)]
+    assert (kitchen.events(state, action).numpy() == events).all()
+
+
+@pytest.mark.parametrize("setting", PAIRS)
+def test_features_and_planes_are_those_of_the_package(setting: str) -> None:
+    kitchen, state = kitchen_of(setting), state_of(setting, "viewed")
+    features = OvercookedFeatures(kitchen.geometry, kitchen.codes)(state)
+    assert (features.numpy() == RECORDED[f"{setting}/features"]).all()
+    planes = Planes(kitchen.geometry, kitchen.codes)(state, 400 - torch.arange(len(state.pose)))
+    assert (planes.numpy() == RECORDED[f"{setting}/planes"]).all()
+
+
+def test_every_recorded_layout_meets_soups_and_collisions() -> None:
+    """A recording in which nothing happens would prove nothing."""
+    for setting in SETTINGS:
+        events = np.unpackbits(RECORDED[f"{setting}/events"], axis=-1)[..., : len(EVENTS)].sum((0, 1))
+        for name in ("soup_delivery", "soup_pickup", "potting_onion", "dish_pickup", "onion_drop"):
+            assert events[EVENTS.index(name)] >= 5, (setting, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CONCORD_OVERCOOKED" not in os.environ, reason="CONCORD_OVERCOOKED names no folder")
+def test_25_000_transitions_of_each_layout_are_those_of_the_package() -> None:
+    command = [sys.executable, "benchmarks/peers/kitchen.py", os.environ["CONCORD_OVERCOOKED"]]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    results = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert len(results) == len(SETTINGS)
+    for result in results:
+        print(json.dumps(result))
+        assert result["drawn"] >= 20_000
+        assert result["played"] >= 5_000
+        assert set(result["wrong"].values()) == {0}, result
+        # A branch that is met at all is met often: the others are those that the layout does not allow.
+        rare = {branch: count for branch, count in result["branches"].items() if 0 < count < 200}
+        assert not rare, (result["layout"], rare)
