@@ -240,6 +240,20 @@ class VectorEnv(Protocol):
         """Continue exactly where `state` was taken; returns the observation that was current then."""
 
 
+@runtime_checkable
+class Describes(Protocol):
+    """A task in words, said from an `Observation` alone; a World with these three gets every planner."""
+
+    def words(self, obs: Observation, row: int, agent: int | None = None) -> str:
+        """One row in words; with an agent given, only what `obs.agent` shows it."""
+
+    def plans(self, obs: Observation, row: int) -> list[list[str]]:
+        """The legal plans of each agent, in words that `parse` reads."""
+
+    def parse(self, text: str, obs: Observation, row: int) -> Decision | str:
+        """The decision [1,N,A] that a text means, or a sentence that says why it is refused."""
+
+
 class Streams:
     """Random numbers, one generator a policy, so that a policy draws the same alone and among others.
 

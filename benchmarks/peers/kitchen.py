@@ -45,7 +45,12 @@ def main() -> None:
     parser.add_argument("--played", type=int, default=5_000)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--setting", type=int, help="one of the settings, in this process")
+    parser.add_argument("--plan", type=json.loads, help="[layout, old, joint choices]: print what each step pays")
     args = parser.parse_args()
+    if args.plan is not None:
+        sys.path.append(str(args.folder.resolve()))
+        print(json.dumps(paid(*args.plan)))
+        return
     if args.setting is not None:
         sys.path.append(str(args.folder.resolve()))
         print(json.dumps(compare(*SETTINGS[args.setting], args.states, args.played, args.write)))
@@ -62,6 +67,20 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, str(args.folder), *options], check=True)
     if args.write:
         join(parts, args.write)
+
+
+def paid(name: str, old: bool, plan: list[list[int]]) -> list[float]:
+    """What the package pays in all for each step of a plan from the layout's start."""
+    from overcooked.mdp.actions import Action
+
+    from envs.kitchen import Kitchen
+
+    mdp = Reference(Kitchen(name, old_dynamics=old, horizon=None), name, old).mdp
+    state, rewards = mdp.get_standard_start_state(), []
+    for choices in plan:
+        state, info = mdp.get_state_transition(state, [Action.INDEX_TO_ACTION[choice] for choice in choices])
+        rewards.append(float(sum(info["sparse_reward_by_agent"])))
+    return rewards
 
 
 def join(parts: list[Path], whole: Path) -> None:

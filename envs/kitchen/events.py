@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from envs.kitchen.menu import FOODS, Mixture
-from envs.kitchen.rules import Ahead, Codes, Event, Outcome, interact
+from envs.kitchen.rules import Ahead, Codes, Entry, Event, every_interaction
 from envs.kitchen.state import State
 
 EVENTS = (
@@ -25,16 +25,13 @@ EVENTS = (
 
 def event_table(codes: Codes, *, starts_itself: bool) -> Bool[Tensor, "orders entries 25"]:
     """Events of each interaction, the useful ones among them where they are useful at all (see `are_useful`)."""
-    kinds = Ahead.FOOD + len(codes.menu.ingredients)
+    entries = every_interaction(codes, starts_itself)
     rows = []
     for values in codes.menu.values:
         best = {mixture: _best(codes, mixture, values) for mixture in [_nothing(codes), *codes.menu.mixtures]}
-        for ahead in range(kinds):
-            for held in range(codes.items):
-                for there in range(codes.count):
-                    outcome = interact(codes, ahead, held, there, starts_itself=starts_itself)
-                    names = set(_names(codes, ahead, held, there, outcome, best))
-                    rows.append([event in names for event in EVENTS])
+        for entry in entries:
+            names = set(_names(codes, entry, best)) if entry.outcome.event else set()
+            rows.append([event in names for event in EVENTS])
     return torch.tensor(rows).unflatten(0, (len(codes.menu.values), -1))
 
 
@@ -66,9 +63,8 @@ def are_useful(
     return useful
 
 
-def _names(
-    codes: Codes, ahead: int, held: int, there: int, outcome: Outcome, best: dict[Mixture, int | float]
-) -> Iterator[str]:
+def _names(codes: Codes, entry: Entry, best: dict[Mixture, int | float]) -> Iterator[str]:
+    ahead, held, there, outcome = entry
     event = outcome.event
     if event == Event.SERVED:
         yield "soup_delivery"

@@ -13,7 +13,8 @@ from envs.kitchen.geometry import Geometry, one_hot, rows_of
 from envs.kitchen.layout import TILES, Cell
 from envs.kitchen.rules import Codes
 from envs.kitchen.state import State
-from envs.kitchen.state_code import item_numbers, pot_numbers
+from envs.kitchen.state_code import item_numbers, pot_numbers, rows_in
+from envs.kitchen.words import Scene
 
 KINDS = "".join(TILES)
 
@@ -54,10 +55,10 @@ class Features:
         self._tables = Constants(self._build_tables())
         tables = self._tables.on(torch.device("cpu"))
         item, seen = tables.thing.shape[1], int(radius is not None)
-        own = tables.own.shape[1] + 2 * item
-        other = 2 + 4 + item + seen
-        things = self.pots * (tables.pot.shape[1] + seen) + len(geometry.counters) * (item + seen)
-        self.size = own + other * (self.cooks - 1) + things + len(codes.menu.values) * self.several
+        self._widths = [tables.own.shape[1], item, item, *[2 + 4 + item + seen] * (self.cooks - 1)]
+        self._widths += [self.pots * (tables.pot.shape[1] + seen), len(geometry.counters) * (item + seen)]
+        self._widths += [len(codes.menu.values)] * self.several
+        self.size = sum(self._widths)
 
     def __call__(self, state: State) -> Float[Tensor, "E N D"]:
         """The view of each cook."""
@@ -77,6 +78,34 @@ class Features:
             parts.append(about if self.radius is None else _if_seen(about, (apart.abs() <= self.radius).all(-1, True)))
         parts += self._things(state, tables)
         return torch.cat(parts, -1)
+
+    def scene(self, view: Float[Tensor, " D"], cook: int) -> Scene:
+        """What a view of this cook's shows: the inverse of `__call__`, but for what is out of sight."""
+        tables = self._tables.on(torch.device("cpu"))
+        own, held, _, *rest = view.cpu().split(self._widths)
+        pose = _row_in(own, tables.own)
+        poses: list[int | None] = [None] * self.cooks
+        hands: list[int | None] = [None] * self.cooks
+        poses[cook], hands[cook] = pose, _row_in(held, tables.thing)
+        for other in tables.others[cook].tolist():
+            about = rest.pop(0)
+            if self.radius is None or float(about[-1]):
+                apart = (about[:2] * self._scale).round().long()
+                row, column = (tables.cell[pose] + apart).tolist()
+                poses[other] = 4 * self.geometry.floor_number[row, column] + int(about[2:6].argmax())
+                hands[other] = _row_in(about[6 : 6 + tables.thing.shape[1]], tables.thing)
+        pots, counters, *order = rest
+        things = [self._in_sight(part, tables.pot) for part in pots.view(self.pots, -1)]
+        if self.geometry.counters:
+            things += [self._in_sight(part, tables.thing) for part in counters.view(len(self.geometry.counters), -1)]
+        hidden = bool(order) and not float(order[0].sum())
+        return Scene(poses, hands, things, None if hidden else int(order[0].argmax()) if order else 0)
+
+    def _in_sight(self, part: Float[Tensor, " X"], table: Float[Tensor, "codes Y"]) -> int | None:
+        """The code of a pot or of what lies on a counter, where it is seen."""
+        if self.radius is None:
+            return _row_in(part, table)
+        return _row_in(part[:-1], table) if float(part[-1]) else None
 
     def _things(self, state: State, tables: FeatureTables) -> list[Float[Tensor, "E N X"]]:
         pots = rows_of(tables.pot, state.things[:, : self.pots])
@@ -135,6 +164,10 @@ class Features:
     def _sees(self, own: Cell, cell: Cell) -> bool:
         radius = self.radius
         return radius is None or max(abs(own[0] - cell[0]), abs(own[1] - cell[1])) <= radius
+
+
+def _row_in(part: Float[Tensor, " X"], table: Float[Tensor, "rows X"]) -> int:
+    return int(rows_in(part.unsqueeze(0), table))
 
 
 def _if_seen(numbers: Float[Tensor, "*B X"], seen: Bool[Tensor, "*B 1"]) -> Float[Tensor, "*B X+1"]:

@@ -6,9 +6,10 @@ counter; a pot is empty (0) or has one of the codes after them.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -50,12 +51,12 @@ class Codes:
 
     menu: Menu
 
-    @property
+    @cached_property
     def dish(self) -> int:
         """A clean dish."""
         return 1 + len(self.menu.ingredients)
 
-    @property
+    @cached_property
     def items(self) -> int:
         """How many things can be held, nothing among them."""
         return self.dish + 1 + len(self.menu.mixtures)
@@ -73,7 +74,7 @@ class Codes:
     def _numbers(self) -> dict[tuple[int, int | None], int]:
         return {pot: self.items + place for place, pot in enumerate(self.pots)}
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many codes there are."""
         return self.items + len(self.pots)
@@ -191,15 +192,26 @@ class Rules(NamedTuple):
     heat: Int[Tensor, " codes"]
 
 
+class Entry(NamedTuple):
+    """An interaction: what is ahead, held and there, and its outcome."""
+
+    ahead: int
+    held: int
+    there: int
+    outcome: Outcome
+
+
+@lru_cache(maxsize=64)
+def every_interaction(codes: Codes, starts_itself: bool) -> tuple[Entry, ...]:
+    """All interactions, in the order of the tables."""
+    kinds = Ahead.FOOD + len(codes.menu.ingredients)
+    cases = itertools.product(range(kinds), range(codes.items), range(codes.count))
+    return tuple(Entry(*case, interact(codes, *case, starts_itself=starts_itself)) for case in cases)
+
+
 def build_rules(codes: Codes, *, starts_itself: bool) -> Rules:
     """The tables of a menu."""
-    kinds = Ahead.FOOD + len(codes.menu.ingredients)
-    outcomes = [
-        interact(codes, ahead, held, there, starts_itself=starts_itself)
-        for ahead in range(kinds)
-        for held in range(codes.items)
-        for there in range(codes.count)
-    ]
+    outcomes = [entry.outcome for entry in every_interaction(codes, starts_itself)]
     held, there, event, served = (torch.tensor(column) for column in zip(*outcomes))
     heated = [heat(codes, code, starts_itself=starts_itself) for code in range(codes.count)]
     return Rules(held, there, event, served, torch.tensor(heated))

@@ -87,18 +87,18 @@ class StateCode:
         if code.shape[-1] != self.size:
             raise InputError(f"A kitchen's state has {self.size} numbers; got {list(code.shape)}.")
         tables, parts = self._tables.on(code.device), list(code.split(self._widths, -1))
-        pose = _numbers(parts.pop(0), tables.pose)
-        things = _numbers(parts.pop(0), tables.item)
+        pose = rows_in(parts.pop(0), tables.pose)
+        things = rows_in(parts.pop(0), tables.item)
         pot_codes = self._pot_codes.to(code.device)
-        pots = pot_codes[_numbers(parts.pop(0), tables.pot[pot_codes])]
+        pots = pot_codes[rows_in(parts.pop(0), tables.pot[pot_codes])]
         nothing = torch.zeros_like(pose[:, 0])
-        order = _numbers(parts.pop(0), tables.order)[:, 0] if self.several else nothing
+        order = rows_in(parts.pop(0), tables.order)[:, 0] if self.several else nothing
         served = (parts.pop(0)[:, 0] * self.soups).round().long() if self.soups is not None else nothing
         return State(pose, things[:, : self.cooks], torch.cat([pots, things[:, self.cooks :]], 1), order, served)
 
 
-def _numbers(parts: Float[Tensor, "E numbers"], table: Float[Tensor, "rows width"]) -> Int[Tensor, "E n"]:
-    """Of each part, the number of the row of the table that it is."""
+def rows_in(parts: Float[Tensor, "E numbers"], table: Float[Tensor, "rows width"]) -> Int[Tensor, "E n"]:
+    """Of each part, the number of the row of the table that it is. Raises InputError where it is none."""
     same = (parts.unflatten(-1, (-1, 1, table.shape[1])) == table).all(-1)
     if not bool(same.any(-1).all()):
         row = int((~same.any(-1).all(-1)).nonzero()[0])

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from envs.arguments import require_arguments
 from envs.constants import Constants
-from envs.core import Discrete, EnvSpec, InputError, Observation
+from envs.core import Decision, Discrete, EnvSpec, InputError, Observation
 from envs.kitchen.bound import LeastSteps
+from envs.kitchen.errands import Errands
 from envs.kitchen.events import are_useful, event_table
 from envs.kitchen.features import Features
 from envs.kitchen.geometry import WAYS, Geometry
@@ -23,10 +24,12 @@ from envs.kitchen.layout import read_layout
 from envs.kitchen.menu import build_menu
 from envs.kitchen.overcooked_views import OvercookedFeatures, Planes
 from envs.kitchen.rules import NOTHING, Ahead, Codes
+from envs.kitchen.speech import Speech
 from envs.kitchen.starts import Starts
 from envs.kitchen.state import State
 from envs.kitchen.state_code import StateCode
 from envs.kitchen.tables import build_tables, entries_of
+from envs.kitchen.words import Scene
 from envs.tabular import Digits, Table, fewest_steps, tabulate
 from envs.world import Transition, World
 
@@ -72,9 +75,13 @@ class Kitchen(World[State]):
     radius: they see so many rows and columns far (features only). starts: layout, or random: any legal state.
     The critic sees a code of the whole state that loses nothing; `state_of` is its inverse.
 
+    In words: `words`, `plans` and `parse` (see `envs.core.Describes`); `errands` are numbered plans of several steps.
+
     Source: Carroll et al., NeurIPS 2019 (arXiv 1910.05789), and the package overcooked 0.2.1, with which it agrees in
     every state, reward and event. Raises InputError for a layout or options that make no kitchen.
     """
+
+    choices = ACTIONS
 
     def __init__(
         self,
@@ -194,6 +201,45 @@ class Kitchen(World[State]):
             raise InputError("A kitchen whose order is drawn has no one start; make a kitchen of each order.")
         starts = Starts(self.geometry, self.codes, anywhere=False, counter_items=None, starts_itself=False)
         return starts.first(torch.zeros(1, 0))
+
+    def words(self, obs: Observation, row: int, agent: int | None = None) -> str:
+        """The kitchen as a map that `read_map` reads back, and in sentences; with an agent given, only what it sees.
+
+        Raises InputError where agents' views are not those of view=features.
+        """
+        return self._speech.words(obs, row, agent)
+
+    def plans(self, obs: Observation, row: int) -> list[list[str]]:
+        """By cook, its six steps and the errands that are open to it, as far as it sees."""
+        return self._speech.plans(obs, row)
+
+    def parse(self, text: str, obs: Observation, row: int) -> Decision | str:
+        """The decision of lines "cook_0: plan", or the reason why they are refused.
+
+        latent: the number of each cook's errand in `errands.list`, -1 for a single step; action: the step, of an errand
+        the first one.
+        """
+        return self._speech.parse(text, obs, row)
+
+    def read_map(self, text: str) -> State:
+        """The state, [1, ...], of a map in words. Raises InputError for what is no map of this kitchen."""
+        return self._speech.language.read_map(text)
+
+    @cached_property
+    def errands(self) -> Errands:
+        """Errands of this kitchen, numbered."""
+        return Errands(self.geometry, self.codes, self._tables, self.counter_items)
+
+    @cached_property
+    def _speech(self) -> Speech:
+        return Speech(self)
+
+    def scene(self, obs: Observation, row: int, agent: int) -> Scene:
+        """What one cook sees. Raises InputError where views are not those of view=features."""
+        if not isinstance(self._see, Features):
+            raise InputError("What one cook sees is told in words with view=features; this kitchen has another view.")
+        view = obs.agent[row, agent]
+        return self._see.scene(view[view.shape[0] - self._see.size :], agent)
 
     def hands(self, state: State, choice: Int[Tensor, "E N"]) -> Hands:
         """What the cooks' hands do, one cook after the other."""

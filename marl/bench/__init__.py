@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from envs.core import InputError, import_dotted
-from marl.bench import networks, playing, stepping, swarm, timing, training
+from marl.bench import kitchen, networks, playing, stepping, swarm, timing, training
 from marl.bench.timing import REFERENCE_LOOPS, Effort, Findings
 from marl.output.console import console
 from marl.output.report import Report
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "sampling": networks.sampling,
     "playing": playing.playing,
     "swarm": swarm.swarm,
+    "kitchen": kitchen.kitchen,
     "adapter": stepping.adapter,
     "workers": stepping.workers,
     "startup": training.startup,
