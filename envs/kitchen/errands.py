@@ -112,6 +112,13 @@ class Errands:
         choice = torch.where(acts, torch.where(arrived, INTERACT, way), STAY)
         return Steer(choice, is_open, acts & arrived)
 
+    def approach(self, state: State, errand: Int[Tensor, "E N"]) -> Int[Tensor, "E N"]:
+        """The next step of each cook until it faces the errand's cell, whether or not something can be done there."""
+        steps, way = self._options(state, errand.unsqueeze(-1)).squeeze(2).min(-1)
+        tables = self._tables.on(errand.device)
+        there = tables.faces[tables.cell[errand], state.pose]
+        return torch.where((steps < FAR) & ~there, way, STAY)
+
     def _doable(self, state: State) -> Bool[Tensor, "E N errands"]:
         """Interacting at the errand's cell would do what it says."""
         tables, rules = self._tables.on(state.pose.device), self._rules.on(state.pose.device).rules
