@@ -7,7 +7,7 @@ varying fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.core import Discrete, InputError, tree_map
+from envs.core import Discrete, InputError, leaves, tree_map
 from envs.world import World
 
 CHUNK = 2**18  # transitions that are computed at once
@@ -61,18 +61,21 @@ class Table:
         return self._solve(lambda value: self._backup(value, discount).amax(1), discount)
 
     def most(self, steps: int) -> Float[Tensor, " S"]:
-        """The best return within so many steps, undiscounted."""
+        """The best undiscounted return of so many steps, or of fewer where the game is over sooner."""
         value = self._zero()
         for _ in range(steps):
             value = self._backup(value, 1.0).amax(1)
         return value
 
     def steps_to(self, amount: float, limit: int = 10_000) -> int:
-        """The fewest steps from the start in which so much can be earned. Raises InputError beyond `limit` steps."""
+        """The fewest steps, at least one, after which so much can have been earned from the start.
+
+        Raises InputError beyond `limit` steps.
+        """
         value = self._zero()
         for step in range(1, limit + 1):
             value = self._backup(value, 1.0).amax(1)
-            if float(value[0]) >= amount:
+            if float(value[0]) >= amount - 1e-6 * max(1.0, abs(amount)):  # rewards are float32
                 return step
         raise InputError(f"{amount:g} cannot be earned within {limit} steps from the start; the most is {value[0]:g}.")
 
@@ -125,6 +128,8 @@ class Table:
 
     def within(self, policy: Float[Tensor, "S J"], steps: int) -> Float[Tensor, " S"]:
         """The expected undiscounted return of a policy within so many steps, from each state."""
+        if steps < 0:
+            raise InputError(f"A return is of 0 steps or more; got {steps}.")
         moves, reward = self._chain(policy)
         value = self._zero()
         for _ in range(steps):
@@ -134,20 +139,27 @@ class Table:
     def best_response(
         self, partners: Float[Tensor, "S N A"], agent: int, steps: int
     ) -> tuple[Float[Tensor, " S"], Int[Tensor, "S steps"]]:
-        """The best return of one agent within so many steps beside fixed partners, and its choices.
+        """The best return of the team in so many steps if one agent chooses it beside fixed partners, and its choices.
 
         partners: probabilities of everybody's choices; those of `agent` do not count. Choices [s, t]: with t + 1 steps
-        left.
+        left. Raises InputError for what are no probabilities, and for less than a step.
         """
+        shape = (len(self), self.agents, self.choices)
+        others = [i for i in range(self.agents) if i != agent]
+        if tuple(partners.shape) != shape or not 0 <= agent < self.agents or steps < 1:
+            raise InputError(
+                f"A best response needs probabilities {list(shape)}, an agent below {self.agents} and at least 1 step; "
+                f"got {list(partners.shape)}, agent {agent}, {steps} steps."
+            )
+        _require_probabilities(partners[:, others])
         free = partners.clone().double()
-        free[:, agent] = 1.0
+        free[:, int(agent)] = 1.0
         weight = self.joint(free)
         value, choices = self._zero(), []
         for _ in range(steps):
             of_joint = weight * self._backup(value, 1.0)
-            shape = (len(self), *(self.choices,) * self.agents)
-            others = [1 + other for other in range(self.agents) if other != agent]
-            by_choice = of_joint.view(shape).sum(others) if others else of_joint.view(shape)
+            by_agent = of_joint.view(len(self), *(self.choices,) * self.agents)
+            by_choice = by_agent.sum([1 + other for other in others]) if others else by_agent
             value, choice = by_choice.max(1)
             choices.append(choice)
         return value, torch.stack(choices, 1)
@@ -160,12 +172,12 @@ class Table:
         """Probabilities [S,S] of where a policy leads (a sparse matrix), and what it earns in a step."""
         from scipy.sparse import csr_matrix
 
-        total = policy.double().sum(1)
-        if policy.shape != self.successor.shape or bool(((total - 1).abs() > 1e-6).any()):
+        if policy.shape != self.successor.shape:
             raise InputError(
-                f"A policy has probabilities of {list(self.successor.shape)} states and joint choices that sum to 1; "
-                f"got {list(policy.shape)}, sums from {total.min():g} to {total.max():g}."
+                f"A policy has a probability for each of {list(self.successor.shape)} states and joint choices; got "
+                f"{list(policy.shape)}. `joint` makes them of probabilities of each agent's choices."
             )
+        _require_probabilities(policy)
         probability = policy.double()
         goes_on = (self.successor < len(self)) & (probability > 0)
         states, joint = goes_on.nonzero(as_tuple=True)
@@ -204,8 +216,7 @@ def tabulate(
     too many for 64 bits, or states more than `most`.
     """
     joint = _joint_choices(world)
-    if math.prod(digits(first).sizes) > LARGEST:
-        raise InputError("This world has too many states to be told apart by 64 bits; take a smaller one.")
+    _require_keys(digits(first))
     known = digits(first).keys()
     layers, steps, successors, rewards = [first], [torch.zeros(1, dtype=torch.int64)], [], []
     while len(_leaf(layers[-1])):
@@ -250,6 +261,7 @@ def fewest_steps(
     Raises InputError where there is none within `limit`.
     """
     joint = _joint_choices(world)
+    _require_keys(digits(first))
     states, known = first, digits(first).keys()
     origins: list[Tensor] = []
     for step in range(1, limit + 1):
@@ -271,6 +283,15 @@ def fewest_steps(
     raise InputError(f"Nothing can be earned within {limit} steps.")
 
 
+def _require_keys(digits: Digits) -> None:
+    """Raise InputError where one number of 64 bits cannot tell the states apart."""
+    if math.prod(digits.sizes) > LARGEST:
+        raise InputError(
+            f"States of this world take {math.log2(math.prod(digits.sizes)):.0f} bits to tell apart, and 63 are at "
+            "hand; take a smaller one."
+        )
+
+
 def _back(origins: list[Tensor], last: int, joint: Int[Tensor, "J N 1"]) -> list[tuple[int, ...]]:
     """Work backwards from the last transition; `origins` say which transition led to each state of a layer."""
     plan = [last]
@@ -282,9 +303,27 @@ def _back(origins: list[Tensor], last: int, joint: Int[Tensor, "J N 1"]) -> list
 def _joint_choices(world: World[Any]) -> Int[Tensor, "J N 1"]:
     """Every joint choice. Raises InputError unless each agent makes one discrete choice."""
     space, agents = world.spec.action, len(world.spec.agents)
-    if not isinstance(space, Discrete) or space.size != 1:
-        raise InputError(f"Only worlds whose agents make one discrete choice can be searched; got {space}.")
+    if not isinstance(space, Discrete) or space.size != 1 or world.spec.legal is not None:
+        raise InputError(
+            f"Only worlds whose agents all make one discrete choice of equally many can be searched; got "
+            f"{list(world.spec.actions)}."
+        )
+    if world.spec.horizon is not None:
+        raise InputError(
+            f"A world that ends after {world.spec.horizon} steps is another at each of them; make it with horizon=None,"
+            " and say how many steps count where you ask for a value."
+        )
     return torch.cartesian_prod(*[torch.arange(space.choices[0])] * agents).view(-1, agents, 1)
+
+
+def _require_probabilities(odds: Float[Tensor, "*B A"]) -> None:
+    """Raise InputError for numbers that are no probabilities over the last axis."""
+    total, least = odds.double().sum(-1), float(odds.amin()) if odds.numel() else 0.0
+    if least < 0 or bool(((total - 1).abs() > 1e-5).any()) or bool(total.isnan().any()):
+        raise InputError(
+            f"Probabilities are at least 0 and sum to 1 over the last axis; the least is {least:g}, the sums are from "
+            f"{total.min():g} to {total.max():g}."
+        )
 
 
 def require_discount(discount: float) -> None:
@@ -310,6 +349,8 @@ def _expand(
         )
         key = digits(result.state).keys()
         if result.terminated is not None:
+            if bool((result.terminated.any(-1) != result.terminated.all(-1)).any()):
+                raise InputError("Agents leave this world one by one; only one that ends for all at once has a table.")
             key = key.masked_fill(result.terminated.all(-1), -1)
         reached.append(result.state)
         keys.append(key.view(rows, count))
@@ -322,8 +363,7 @@ def _rows(states: Any, places: Int[Tensor, " X"]) -> Any:
 
 
 def _leaf(states: Any) -> Tensor:
-    leaves: Sequence[Tensor] = list(states)
-    return leaves[0]
+    return leaves(states)[0]
 
 
 def _first_of_each(keys: Int[Tensor, " X"]) -> tuple[Int[Tensor, " U"], Int[Tensor, " U"]]:

@@ -99,7 +99,8 @@ class Features:
         if self.geometry.counters:
             things += [self._in_sight(part, tables.thing) for part in counters.view(len(self.geometry.counters), -1)]
         hidden = bool(order) and not float(order[0].sum())
-        return Scene(poses, hands, things, None if hidden else int(order[0].argmax()) if order else 0)
+        number = None if hidden else int(order[0].argmax()) if order else 0
+        return Scene(poses, hands, things, number, served=None)
 
     def _in_sight(self, part: Float[Tensor, " X"], table: Float[Tensor, "codes Y"]) -> int | None:
         """The code of a pot or of what lies on a counter, where it is seen."""

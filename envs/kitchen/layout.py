@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,16 +76,20 @@ class Layout:
             self.cells(FLOOR)
         )
 
-    @cached_property
-    def teams(self) -> list[set[Cell]]:
-        """What each group of cooks has within reach who can pass things on, over a counter or in the same room."""
+    def teams(self, over: str = "XP") -> list[set[Cell]]:
+        """What each group of cooks has within reach who pass things on: in one room, or over tiles of these kinds."""
         teams: list[set[Cell]] = []
         for region in self.regions:
             reach = {cell for floor in region for cell in self.around(floor)}
-            shares = [team for team in teams if any(self.tile(cell) in "X " for cell in team & reach)]
+            shares = [team for team in teams if any(self.tile(cell) in over + FLOOR for cell in team & reach)]
             teams = [team for team in teams if team not in shares]
             teams.append(reach.union(*shares))
         return teams
+
+    def can_cook(self, foods: str, over: str = "XP") -> bool:
+        """Some group of cooks has a pot, dishes, a desk and the dispensers of these foods within reach."""
+        wanted = set(foods + "PDS")
+        return any(wanted <= {self.tile(cell) for cell in team} for team in self.teams(over))
 
     def _floor_from(self, start: Cell) -> set[Cell]:
         reached, new = {start}, [start]
@@ -99,8 +102,10 @@ class Layout:
 
 def read_layout(layout: str) -> Layout:
     """A layout by its name, or written as text of one line a row. Raises InputError for one that is no kitchen."""
+    if not isinstance(layout, str):
+        raise InputError(f"A layout is a name, or text of one line a row; got {type(layout).__name__} {layout!r}.")
     if "\n" in layout.strip("\n"):
-        return parse_layout(layout, "the layout")
+        return parse_layout(layout.replace("\r\n", "\n"), "the layout")
     names = layout_names()
     if layout not in names:
         near = difflib.get_close_matches(layout, names, 1)
@@ -210,17 +215,12 @@ def _require_within_reach(layout: Layout) -> None:
                 f"Nobody can reach the {TILES[layout.tile(cell)]} at {at(cell)} of {layout.name}: no cook can stand "
                 f"next to it. The nearest cell that can be reached is at {at(near)}."
             )
-    if not any(_has_all(layout, team, "PDS") and _has_all(layout, team, "O", "T") for team in layout.teams):
-        raise InputError(f"Nobody can cook and serve in {layout.name}: {_cut_off(layout)}")
+    if not any(layout.can_cook(food) for food in DISPENSERS):
+        raise InputError(f"Nobody can cook and serve in {layout.name}: {cut_off(layout)}")
 
 
-def _has_all(layout: Layout, reach: set[Cell], *options: str) -> bool:
-    """Some option's tiles are all within reach."""
-    there = {layout.tile(cell) for cell in reach}
-    return any(set(tiles) <= there for tiles in options)
-
-
-def _cut_off(layout: Layout) -> str:
+def cut_off(layout: Layout) -> str:
+    """What each cook reaches, where they cannot pass on what a soup takes."""
     lists = []
     for start, region in zip(layout.starts, layout.regions):
         reach = {layout.tile(cell) for floor in region for cell in layout.around(floor)}
@@ -231,9 +231,3 @@ def _cut_off(layout: Layout) -> str:
 
 def _distance(one: Cell, other: Cell) -> int:
     return abs(one[0] - other[0]) + abs(one[1] - other[1])
-
-
-def describe_layouts() -> Iterator[str]:
-    """Each layout's name and grid, for a list."""
-    for name in layout_names():
-        yield f"{name}\n{yaml.safe_load((FOLDER / f'{name}.yaml').read_text())['grid']}"

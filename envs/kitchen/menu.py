@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from envs.core import InputError
-from envs.kitchen.layout import DISPENSERS, Layout, for_instance
+from envs.kitchen.layout import DISPENSERS, Layout, cut_off, for_instance
 
 VALUE = 20.0  # of a soup for which no number is given
 COOK_TIME = 20  # steps, likewise
@@ -56,6 +58,7 @@ def build_menu(
     ingredient as a pot holds. bonus: those of the orders that are worth twice as much. value, cook_time: one number for
     all, one for each ingredient, or one for each order. Raises InputError for what no cook could ever serve.
     """
+    _require_types(orders, bonus, capacity, one_an_episode)
     if capacity < 1:
         raise InputError(f"A pot holds at least 1 ingredient; got capacity={capacity}.")
     ingredients = tuple(food for tile, food in DISPENSERS.items() if layout.cells(tile))
@@ -69,6 +72,7 @@ def build_menu(
         raise InputError("orders is empty, so that no soup would be worth anything; leave it out, or order a soup.")
     names = orders if orders is not None else [" ".join([ingredients[0]] * capacity)]
     ordered = [_mixture(name, ingredients, capacity, layout) for name in names]
+    _require_cooks_for(ordered, ingredients, layout)
     doubled = [_mixture(name, ingredients, capacity, layout) for name in bonus]
     for name, mixture in zip(bonus, doubled):
         if mixture not in ordered:
@@ -81,14 +85,35 @@ def build_menu(
             f"into the layout{for_instance(layout)}."
         )
     times = _amounts("cook_time", cook_time, ingredients, ordered, mixtures, COOK_TIME)
-    if any(time < 1 or time != int(time) for time in times):
+    if not all(1 <= time < math.inf and time == int(time) for time in times):
         raise InputError(f"A soup cooks for a whole number of steps, at least 1; got cook_time={cook_time!r}.")
     worth = _amounts("value", value, ingredients, ordered, mixtures, VALUE)
+    if not all(0 < v < math.inf for m, v in zip(mixtures, worth) if m in ordered):
+        raise InputError(f"A soup that is ordered is worth more than 0; got value={value!r}.")
     rows = [[order] for order in ordered] if one_an_episode else [ordered]
     values = tuple(
         tuple(v * (1 + (m in doubled)) if m in row else 0.0 for m, v in zip(mixtures, worth)) for row in rows
     )
     return Menu(ingredients, capacity, mixtures, tuple(map(int, times)), tuple(ordered), values)
+
+
+def _require_types(orders: Any, bonus: Any, capacity: Any, one_an_episode: Any) -> None:
+    for name, listed in (("orders", orders or ()), ("bonus", bonus)):
+        if isinstance(listed, str) or not isinstance(listed, Sequence) or not all(isinstance(o, str) for o in listed):
+            raise InputError(f"{name} is a list of texts such as ['onion onion onion']; got {listed!r}.")
+    if isinstance(capacity, bool) or not isinstance(capacity, int):
+        raise InputError(f"capacity is a whole number; got {capacity!r}.")
+    if not isinstance(one_an_episode, bool):
+        raise InputError(f"one_an_episode is true or false; got {one_an_episode!r}.")
+
+
+def _require_cooks_for(ordered: list[Mixture], ingredients: tuple[str, ...], layout: Layout) -> None:
+    """Raise InputError unless some group of cooks has all that each order takes."""
+    tiles = {name: tile for tile, name in DISPENSERS.items()}
+    for mixture in ordered:
+        foods = [food for food, number in zip(ingredients, mixture) if number]
+        if not layout.can_cook("".join(tiles[food] for food in foods)):
+            raise InputError(f"Nobody can cook {' and '.join(foods)} in {layout.name}: {cut_off(layout)}")
 
 
 def _mixture(order: str, ingredients: tuple[str, ...], capacity: int, layout: Layout) -> Mixture:
@@ -125,6 +150,13 @@ def _amounts(
     otherwise: int | float,
 ) -> list[int | float]:
     """One number for each mixture."""
+    numbers = list(amount.values()) if isinstance(amount, Mapping) else amount
+    numbers = numbers if isinstance(numbers, Sequence) else [numbers]
+    if isinstance(numbers, str) or any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
+        raise InputError(
+            f"{key} is a number, numbers by ingredient such as {{onion: {otherwise:g}}}, or a list by order; got "
+            f"{amount!r}."
+        )
     if isinstance(amount, Mapping):
         if set(amount) != set(ingredients):
             raise InputError(

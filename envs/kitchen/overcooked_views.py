@@ -20,6 +20,7 @@ from envs.kitchen.state import State
 POTS = 2  # described to each cook, nearest first
 URGENT = 40  # steps before the horizon
 PLANES = 26
+MOST_STEPS = 255
 
 
 def require_two(cooks: int, view: str) -> None:
@@ -156,6 +157,8 @@ class Planes:
 
     def __init__(self, geometry: Geometry, codes: Codes):
         require_two(len(geometry.layout.starts), "planes")
+        if max(codes.menu.times) > MOST_STEPS:
+            raise InputError(f"Planes are bytes: cook_time is at most {MOST_STEPS}; got {max(codes.menu.times)}.")
         self.geometry, self.codes = geometry, codes
         self.shape = (PLANES, geometry.height, geometry.width)
         self.size = PLANES * geometry.height * geometry.width

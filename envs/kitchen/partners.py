@@ -19,12 +19,12 @@ from torch import Tensor
 
 from envs.constants import Constants
 from envs.core import Decision, InputError, Observation, Streams, Tree
-from envs.kitchen.errands import FAR, Verb
+from envs.kitchen.errands import FAR, STAY, Verb
 from envs.kitchen.layout import DISPENSERS, FLOOR, Cell
 from envs.kitchen.menu import Mixture
 from envs.kitchen.rules import NOTHING
 from envs.kitchen.state import State
-from envs.kitchen.world import ACTIONS, STAY, Kitchen
+from envs.kitchen.world import ACTIONS, Kitchen
 
 SCRIPTS = ("greedy", "onions", "plates", "blocker", "random", "idle")
 # How often a step at random takes the place of one, and of staying: two in each other's way would be so for ever.

@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from envs.core import InputError
 from envs.kitchen.menu import Menu, Mixture
 
 NOTHING = 0
+MOST = 500_000  # interactions in a table
 
 
 class Ahead(IntEnum):
@@ -203,8 +205,14 @@ class Entry(NamedTuple):
 
 @lru_cache(maxsize=64)
 def every_interaction(codes: Codes, starts_itself: bool) -> tuple[Entry, ...]:
-    """All interactions, in the order of the tables."""
+    """All interactions, in the order of the tables. Raises InputError where they are too many."""
     kinds = Ahead.FOOD + len(codes.menu.ingredients)
+    size = kinds * codes.items * codes.count
+    if size > MOST:
+        raise InputError(
+            f"This kitchen has {size:,} cases of what is held and lies ahead, and {MOST:,} are the most; lower "
+            "capacity or cook_time."
+        )
     cases = itertools.product(range(kinds), range(codes.items), range(codes.count))
     return tuple(Entry(*case, interact(codes, *case, starts_itself=starts_itself)) for case in cases)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from envs.core import Decision, Observation, tree_map
+from envs.kitchen.errands import Verb
 from envs.kitchen.state import State
 from envs.kitchen.words import Words, closest, plan_lines, scene_of, state_of_scene
 
@@ -43,7 +44,7 @@ class Speech:
             state, opened = self._open(obs, row, cook)
             plan, known = lines[name], [*self._steps, *opened]
             if plan not in known:
-                return f"{name} cannot {plan!r} now.{closest(plan, known)} It can: {', '.join(known)}."
+                return f"{name} cannot {plan[:80]!r} now.{closest(plan, known)} It can: {', '.join(known)}."
             errand = opened.get(plan, -1)
             every = torch.full_like(state.pose, max(errand, 0))
             step = int(self.kitchen.errands.steer(state, every).choice[0, cook])
@@ -74,7 +75,9 @@ class Speech:
         for number in kitchen.errands.open(state)[0, cook].nonzero().squeeze(1).tolist():
             errand = kitchen.errands.list[number]
             slot = None if errand.cell is None else kitchen.geometry.slot.get(errand.cell)
-            if slot not in hidden:
+            # Whether one more may lie on counters, only who sees them all knows.
+            full = errand.verb == Verb.PUT and kitchen.counter_items is not None and bool(hidden)
+            if slot not in hidden and not full:
                 there = 0 if slot is None else int(state.things[0, slot])
                 plans[self.language.plan(errand, int(state.held[0, cook]), there)] = number
         return state, plans

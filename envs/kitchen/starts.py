@@ -16,12 +16,14 @@ from envs.kitchen.state import State
 
 
 class StartTables(NamedTuple):
-    """standing: poses of the layout's start. open: floor that each cook can reach. pots: codes of pots between steps.
-    lying: probability that at most so many counters have something on them."""
+    """standing: poses of the layout's start. open: floor that each cook can reach. items, pots: codes of what can be
+    held, nothing among them, and be in a pot, between two steps. lying: probability that at most so many counters have
+    something on them."""
 
     standing: Int[Tensor, " N"]
     open: Bool[Tensor, "N floor"]
-    pots: Int[Tensor, " codes"]
+    items: Int[Tensor, " items"]
+    pots: Int[Tensor, " pots"]
     lying: Float[Tensor, " C+1"]
 
 
@@ -29,22 +31,20 @@ class Starts:
     """First states. anywhere: every legal state is as likely as any other, else the layout's start.
 
     Legal is what could be between two steps: each cook on floor that it can reach on foot from its start, no two on one
-    cell, anything in each hand and pot, and anything on the counters, on at most `counter_items` of them.
+    cell, anything in each hand and pot, and anything on the counters, on at most `counter_items` of them. Where pots
+    start by themselves, only full ones cook, and all soups are of full pots.
     """
 
     def __init__(
         self, geometry: Geometry, codes: Codes, *, anywhere: bool, counter_items: int | None, starts_itself: bool
     ):
-        self.anywhere, self.items = anywhere, codes.items
+        self.anywhere = anywhere
         self.cooks, self.slots = len(geometry.layout.starts), len(geometry.slots)
         self.counters, self.floor = len(geometry.counters), len(geometry.floor)
         self.orders = len(codes.menu.values)
-        full = codes.menu.capacity if starts_itself else math.inf
-        pots = [0]
-        for code in range(codes.items, codes.count):
-            mixture, steps = codes.pots[code - codes.items]
-            if steps != 0 and not (steps is None and sum(codes.menu.mixtures[mixture]) == full):
-                pots.append(code)
+        items = [item for item in range(codes.items) if _is_legal_item(codes, item, starts_itself)]
+        pots = [0, *(pot for pot in range(codes.items, codes.count) if _is_legal_pot(codes, pot, starts_itself))]
+        self.items = len(items)
         most = self.counters if counter_items is None else min(counter_items, self.counters)
         ways = [math.comb(self.counters, n) * (self.items - 1) ** n if n <= most else 0 for n in range(most + 1)]
         lying = [sum(ways[: n + 1]) / sum(ways) for n in range(most + 1)]
@@ -52,6 +52,7 @@ class Starts:
             StartTables(
                 torch.tensor([4 * geometry.floor_number[cell] for cell in geometry.layout.starts]),
                 torch.tensor([[cell in region for cell in geometry.floor] for region in geometry.layout.regions]),
+                torch.tensor(items),
                 torch.tensor(pots),
                 torch.tensor(lying, dtype=torch.float64),
             )
@@ -90,8 +91,10 @@ class Starts:
         in_pots = tables.pots[_up_to(pots, len(tables.pots))]
         number = torch.searchsorted(tables.lying, many.double(), right=True).clamp(max=len(tables.lying) - 1)
         taken = ranks.argsort(-1).argsort(-1) < number
-        on_counters = torch.where(taken, 1 + _up_to(counters, self.items - 1), 0)
-        return State(pose, _up_to(hands, self.items), torch.cat([in_pots, on_counters], 1), order, nothing)
+        on_counters = torch.where(taken, tables.items[1 + _up_to(counters, self.items - 1)], 0)
+        return State(
+            pose, tables.items[_up_to(hands, self.items)], torch.cat([in_pots, on_counters], 1), order, nothing
+        )
 
     def _cells(self, luck: Float[Tensor, "E N floor"], reach: Bool[Tensor, "N floor"]) -> Int[Tensor, "E N"]:
         """A place on the floor for one cook after the other, uniform over those that are still free to it."""
@@ -101,6 +104,22 @@ class Starts:
             chosen.append(cell)
             free = free.scatter(1, cell.unsqueeze(1), False)
         return torch.stack(chosen, -1)
+
+
+def _is_legal_item(codes: Codes, item: int, starts_itself: bool) -> bool:
+    return not starts_itself or codes.soup_of(item) is None or _is_full(codes, item)
+
+
+def _is_legal_pot(codes: Codes, pot: int, starts_itself: bool) -> bool:
+    in_pot = codes.in_pot(pot)
+    assert in_pot is not None
+    if not starts_itself:
+        return in_pot[1] != 0  # the step in which it starts heats it
+    return in_pot[1] not in (0, None) if _is_full(codes, pot) else in_pot[1] is None
+
+
+def _is_full(codes: Codes, code: int) -> bool:
+    return sum(codes.mixture_of(code)) == codes.menu.capacity
 
 
 def _up_to(luck: Float[Tensor, "*B"], count: int) -> Int[Tensor, "*B"]:

@@ -84,7 +84,7 @@ class StateCode:
 
     def decode(self, code: Float[Tensor, "E S"]) -> State:
         """The kitchens of codes; the exact inverse of `encode`. Raises InputError for what is no kitchen's code."""
-        if code.shape[-1] != self.size:
+        if code.dim() != 2 or code.shape[-1] != self.size:
             raise InputError(f"A kitchen's state has {self.size} numbers; got {list(code.shape)}.")
         tables, parts = self._tables.on(code.device), list(code.split(self._widths, -1))
         pose = rows_in(parts.pop(0), tables.pose)
@@ -94,7 +94,10 @@ class StateCode:
         nothing = torch.zeros_like(pose[:, 0])
         order = rows_in(parts.pop(0), tables.order)[:, 0] if self.several else nothing
         served = (parts.pop(0)[:, 0] * self.soups).round().long() if self.soups is not None else nothing
-        return State(pose, things[:, : self.cooks], torch.cat([pots, things[:, self.cooks :]], 1), order, served)
+        state = State(pose, things[:, : self.cooks], torch.cat([pots, things[:, self.cooks :]], 1), order, served)
+        if not torch.equal(self.encode(state), code):
+            raise InputError("This is no state of this kitchen; give `obs.state` as the environment gave it.")
+        return state
 
 
 def rows_in(parts: Float[Tensor, "E numbers"], table: Float[Tensor, "rows width"]) -> Int[Tensor, "E n"]:

@@ -31,14 +31,15 @@ LEGEND = (
 class Scene:
     """What is to be said: of all cooks, or of what one sees. None where something is out of sight.
 
-    poses, held: by cook. things: by slot. order: number of the order, where one of several is drawn an episode.
+    poses, held: by cook. things: by slot. order: number of the order, where one of several is drawn an episode. served:
+    soups served, which no cook sees.
     """
 
     poses: Sequence[int | None]
     held: Sequence[int | None]
     things: Sequence[int | None]
     order: int | None = None
-    served: int = 0
+    served: int | None = 0
 
 
 def scene_of(state: State, row: int) -> Scene:
@@ -56,10 +57,8 @@ def state_of_scene(scene: Scene, cook: int) -> State:
     """A state of one row in which what this cook does not see is empty, and others out of sight stand in no way."""
     pose = [scene.poses[cook] if p is None else p for p in scene.poses]
     held, things = ([code or 0 for code in codes] for codes in (scene.held, scene.things))
-    order = torch.tensor([scene.order or 0])
-    return State(
-        torch.tensor([pose]), torch.tensor([held]), torch.tensor([things]), order, torch.tensor([scene.served])
-    )
+    order, served = torch.tensor([scene.order or 0]), torch.tensor([scene.served or 0])
+    return State(torch.tensor([pose]), torch.tensor([held]), torch.tensor([things]), order, served)
 
 
 class Words:
@@ -90,34 +89,48 @@ class Words:
         extra = []
         if len(self.codes.menu.values) > 1 and scene.order is not None:
             extra.append(f"order: {scene.order}")
-        if self.soups is not None:
+        if self.soups is not None and scene.served is not None:
             extra.append(f"served: {scene.served}")
         return "\n".join([" ".join(cell.ljust(width) for cell in row).rstrip() for row in rows] + extra)
 
     def read_map(self, text: str) -> State:
-        """The state of a map, which hides nothing. Raises InputError for what is no map of this kitchen."""
+        """The state of a map, which hides nothing; what follows the map in `describe` is left out.
+
+        Raises InputError for what is no map of this kitchen.
+        """
+        drawing = str(text).strip("\n").split("\n\n")[0]
+        try:
+            state = self._state_of(drawing.split("\n"))
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(f"This is no map of this kitchen ({error}); give one as `words` writes it.") from error
+        # Whatever was overlooked would be drawn otherwise.
+        drawn = self.map(scene_of(state, 0))
+        if drawn.split() != drawing.split():
+            raise InputError(f"This is no map of this kitchen; the nearest one is\n{drawn}")
+        return state
+
+    def _state_of(self, lines: list[str]) -> State:
         poses, held = {}, {}
         things = [0] * len(self.geometry.slots)
-        lines = text.strip("\n").split("\n")
         grid, extra = lines[: self.geometry.height], dict(line.split(": ") for line in lines[self.geometry.height :])
         for r, line in enumerate(grid):
             for c, token in enumerate(line.split()):
                 if token[0] in ARROWS:
                     cook = int(token[1])
                     poses[cook] = 4 * self.geometry.floor_number[r, c] + ARROWS.index(token[0])
-                    held[cook] = self._read(token[2:], in_pot=False, token=token)
+                    held[cook] = self._read(token[2:], in_pot=False)
                 elif (r, c) in self.geometry.slot:
-                    code = self._read(token[1:], in_pot=token[0] == "P", token=token)
-                    things[self.geometry.slot[r, c]] = code
+                    things[self.geometry.slot[r, c]] = self._read(token[1:], in_pot=token[0] == "P")
         cooks = range(len(self.geometry.layout.starts))
-        if sorted(poses) != list(cooks):
-            raise InputError(f"A map shows the cooks {list(cooks)}; this one shows {sorted(poses)}.")
+        order, served = int(extra.get("order", 0)), int(extra.get("served", 0))
+        if not 0 <= order < len(self.codes.menu.values) or not 0 <= served <= (self.soups or 0):
+            raise ValueError(f"order {order}, served {served}")
         return State(
             torch.tensor([[poses[cook] for cook in cooks]]),
             torch.tensor([[held[cook] for cook in cooks]]),
             torch.tensor([things]),
-            torch.tensor([int(extra.get("order", 0))]),
-            torch.tensor([int(extra.get("served", 0))]),
+            torch.tensor([order]),
+            torch.tensor([served]),
         )
 
     def thing(self, code: int) -> str:
@@ -184,13 +197,13 @@ class Words:
         time = codes.menu.times[pot[0]]
         return f"({letters})!" if pot[1] == time else f"({letters}){pot[1]}/{time}"
 
-    def _read(self, sign: str, in_pot: bool, token: str) -> int:
-        """The code of a sign. Raises InputError for one that is none."""
+    def _read(self, sign: str, in_pot: bool) -> int:
+        """The code of a sign. Raises ValueError for one that is none."""
         codes, options = self.codes, range(self.codes.count)
         for code in (0, *options[codes.items :]) if in_pot else options[: codes.items]:
             if self._sign(code) == sign:
                 return code
-        raise InputError(f"{token!r} is no tile of this kitchen's map.")
+        raise ValueError(f"{sign!r} is no thing")
 
     def _cook(self, scene: Scene, cook: int, own: bool) -> str:
         pose, held = scene.poses[cook], scene.held[cook]
@@ -223,7 +236,9 @@ class Words:
         values = menu.values[scene.order]
         wanted = [f"{menu.name(m)} ({v:g})" for m, v in zip(menu.mixtures, values) if v > 0]
         text = f"Ordered, and worth: {'; '.join(wanted)}."
-        return text if self.soups is None else f"{text} Served: {scene.served} of {self.soups}."
+        if self.soups is None:
+            return text
+        return f"{text} To be served: {self.soups}." + ("" if scene.served is None else f" Served: {scene.served}.")
 
 
 def closest(text: str, plans: list[str]) -> str:
@@ -236,12 +251,12 @@ def plan_lines(text: str, names: tuple[str, ...]) -> dict[str, str] | str:
     """Each agent's plan from lines "name: plan", or the reason why they are not that."""
     found: dict[str, str] = {}
     for line in filter(None, (line.strip() for line in text.splitlines())):
-        match = re.fullmatch(r"[-*\s]*(\w+)\s*[:=]\s*(.+?)[.\s]*", line)
+        match = re.fullmatch(r"[-*\s]*(\w+)\s*[:=]\s*(.+)", line.rstrip(". \t"))
         if match is None:
-            return f"Expected lines 'cook_0: plan'; got {line!r}."
+            return f"Expected lines 'cook_0: plan'; got {line[:80]!r}."
         name = match[1].lower()
         if name not in names:
-            return f"There is no {match[1]!r}; the cooks are {', '.join(names)}."
+            return f"There is no {match[1][:80]!r}; the cooks are {', '.join(names)}."
         if name in found:
             return f"{name} has two plans; give it one."
         found[name] = " ".join(match[2].lower().split())

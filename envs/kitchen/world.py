@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -16,12 +17,12 @@ from envs.arguments import require_arguments
 from envs.constants import Constants
 from envs.core import Decision, Discrete, EnvSpec, InputError, Observation
 from envs.kitchen.bound import LeastSteps
-from envs.kitchen.errands import Errands
+from envs.kitchen.errands import INTERACT, STAY, Errands
 from envs.kitchen.events import are_useful, event_table
 from envs.kitchen.features import Features
 from envs.kitchen.geometry import WAYS, Geometry
-from envs.kitchen.layout import read_layout
-from envs.kitchen.menu import build_menu
+from envs.kitchen.layout import DISPENSERS, Layout, cut_off, read_layout
+from envs.kitchen.menu import Menu, build_menu
 from envs.kitchen.overcooked_views import OvercookedFeatures, Planes
 from envs.kitchen.rules import NOTHING, Ahead, Codes
 from envs.kitchen.speech import Speech
@@ -34,7 +35,6 @@ from envs.tabular import Digits, Table, fewest_steps, tabulate
 from envs.world import Transition, World
 
 ACTIONS = (*WAYS, "stay", "interact")
-STAY, INTERACT = 4, 5
 VIEWS = ("features", "overcooked", "planes")
 STARTS = ("layout", "random")
 SHAPING = {"potting": 3.0, "dish": 3.0, "plating": 5.0}
@@ -98,11 +98,14 @@ class Kitchen(World[State]):
         starts: str = "layout",
     ):
         self.layout = read_layout(layout)
-        known = {**self.layout.recipe, **(recipe or {})}
+        _require_mapping(recipe=recipe, shaping=shaping)
+        _require_truth(old_dynamics=old_dynamics)
+        known = {key: value for key, value in {**self.layout.recipe, **(recipe or {})}.items() if key != "layout"}
         require_arguments(build_menu, {"layout": self.layout, **known}, "env.args.recipe")
         self.menu = build_menu(self.layout, **known)
         _require_least(1, horizon=horizon, soups=soups, radius=radius)
         _require_least(0, counter_items=counter_items)
+        _require_servable(self.layout, self.menu, old_dynamics, counter_items)
         _require_one_of("view", view, VIEWS)
         _require_one_of("starts", starts, STARTS)
         self.codes, self.geometry = Codes(self.menu), Geometry(self.layout)
@@ -338,9 +341,35 @@ class Kitchen(World[State]):
 
 
 def _shaping(given: Mapping[str, int | float]) -> dict[str, int | float]:
-    for key in given:
+    for key, number in given.items():
         _require_one_of("a key of shaping", key, tuple(SHAPING))
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise InputError(f"shaping.{key} is a finite number; got {number!r}.")
     return {**SHAPING, **given}
+
+
+def _require_servable(layout: Layout, menu: Menu, old_dynamics: bool, counter_items: int | None) -> None:
+    """Raise InputError where the options leave no way to serve what is ordered."""
+    small = [menu.name(order) for order in menu.orders if sum(order) < menu.capacity]
+    if old_dynamics and small:
+        raise InputError(
+            f"With old_dynamics a pot starts only when it is full, so that nobody can cook {small[0]} in pots of "
+            f"capacity {menu.capacity}. Order full pots, or lower capacity."
+        )
+    if counter_items == 0 and not any(layout.can_cook(food, over="P") for food in DISPENSERS):
+        raise InputError(f"With counter_items=0 nobody can cook and serve in {layout.name}: {cut_off(layout)}")
+
+
+def _require_mapping(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+            raise InputError(f"{name} is a section of keys and values; got {value!r}.")
+
+
+def _require_truth(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is true or false; got {value!r}.")
 
 
 def _require_one_of(name: str, given: str, options: tuple[str, ...]) -> None:
@@ -351,7 +380,9 @@ def _require_one_of(name: str, given: str, options: tuple[str, ...]) -> None:
     raise InputError(f"{name} is one of {', '.join(options)}; got {given!r}.{hint}")
 
 
-def _require_least(least: int, **numbers: int | None) -> None:
+def _require_least(least: int, **numbers: Any) -> None:
     for name, number in numbers.items():
-        if number is not None and number < least:
-            raise InputError(f"{name} is at least {least}, or null for none; got {name}={number}.")
+        if number is None:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise InputError(f"{name} is a whole number of at least {least}, or null for none; got {name}={number!r}.")

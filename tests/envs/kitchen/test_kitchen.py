@@ -11,6 +11,7 @@ from torch import Tensor
 
 from envs.core import InputError, Streams, tree_map
 from envs.kitchen import EVENTS, Kitchen, State, layout_names
+from envs.kitchen.bound import LeastSteps
 from envs.testing import check_env
 from envs.world import RandomActor, TensorEnv
 
@@ -314,6 +315,42 @@ def test_the_first_soup_takes_as_many_steps_as_exhaustive_search_says(
         uniform = torch.full((states, 2, 6), 1 / 6)
         value = float(table.evaluate(table.joint(uniform), 0.97)[0])
         assert value / 20 == pytest.approx(8.1014e-5, rel=1e-4)
+
+
+HANDED_ON = "XPXXXX\nO1X2 S\nXDXXXX"
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        (HANDED_ON, {"recipe": {"capacity": 1, "cook_time": 1}, "counter_items": 1}),
+        (HANDED_ON, {"recipe": {"capacity": 1, "cook_time": 2}, "counter_items": 1, "old_dynamics": True}),
+        ("XXPXX\nO1 2T\nXXDSX", {"recipe": {"capacity": 2, "orders": ["tomato tomato", "onion"], "cook_time": [9, 1]}}),
+    ],
+)
+def test_the_bound_is_never_above_the_steps_that_are_needed(layout: str, options: dict[str, Any]) -> None:
+    """A soup goes two cells in a step where one cook takes what another puts down."""
+    kitchen = Kitchen(layout, horizon=None, soups=1, **{"counter_items": 0, **options})
+    table = kitchen.table()
+    shortest = table.shortest()
+    assert bool((LeastSteps(kitchen.geometry, kitchen.codes)(table.states) <= shortest).all())
+    assert len(kitchen.fewest_steps(int(shortest[0]))) == int(shortest[0]) == len(table.plan())
+
+
+def test_too_many_states_to_tell_apart_are_refused() -> None:
+    kitchen = Kitchen("counter_circuit", horizon=None)
+    for search in (kitchen.table, lambda: kitchen.fewest_steps(20)):
+        with pytest.raises(InputError, match="take 70 bits to tell apart"):
+            search()
+
+
+def test_starts_of_pots_that_start_by_themselves_have_full_soups_only() -> None:
+    kitchen = Kitchen("forced_coordination", starts="random", old_dynamics=True)
+    state, codes = drawn(kitchen, 2000), kitchen.codes
+    for code in torch.cat([state.held, state.things], 1).unique().tolist():
+        pot, full = codes.in_pot(code), sum(codes.mixture_of(code)) == 3
+        assert pot is None or ((pot[1] is not None and pot[1] > 0) if full else pot[1] is None)
+        assert codes.soup_of(code) is None or full
 
 
 def test_events_have_the_names_of_overcooked() -> None:

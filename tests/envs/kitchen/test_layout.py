@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 
 from envs.core import InputError
@@ -34,7 +40,8 @@ def test_cooks_in_two_rooms_share_counters() -> None:
     layout = read_layout("forced_coordination")
     first, second = layout.regions
     assert not first & second
-    assert len(layout.teams) == 1
+    assert len(layout.teams()) == 1
+    assert len(layout.teams(over="")) == 2
 
 
 BAD = {
@@ -80,16 +87,28 @@ OPTIONS = {
     "by ingredient": ({"recipe": {"value": {"tomato": 3}}}, "one number for each of onion"),
     "by order": ({"recipe": {"value": [1, 2]}}, "needs 1 numbers"),
     "key": ({"recipe": {"order": ["onion"]}}, "env.args.recipe.order.*Did you mean env.args.recipe.orders"),
-    "radius": ({"radius": 0}, "radius is at least 1"),
+    "radius": ({"radius": 0}, "radius is a whole number of at least 1"),
     "radius of planes": ({"radius": 2, "view": "planes"}, "narrows the view 'features'"),
     "view": ({"view": "feature"}, "Did you mean 'features'"),
     "starts": ({"starts": "rand"}, "Did you mean 'random'"),
-    "horizon": ({"horizon": 0}, "horizon is at least 1"),
-    "soups": ({"soups": 0}, "soups is at least 1"),
-    "counters": ({"counter_items": -1}, "counter_items is at least 0"),
+    "horizon": ({"horizon": 0}, "horizon is a whole number"),
+    "soups": ({"soups": 0}, "soups is a whole number"),
+    "counters": ({"counter_items": -1}, "counter_items is a whole number"),
     "shaping": ({"shaping": {"poting": 1}}, "Did you mean 'potting'"),
     "four cooks": ({"layout": "four_cooks", "view": "overcooked"}, "for 2 cooks; this layout has 4"),
     "four cooks' planes": ({"layout": "four_cooks", "view": "planes"}, "for 2 cooks; this layout has 4"),
+    "worthless": ({"recipe": {"value": 0}}, "worth more than 0"),
+    "worth nan": ({"recipe": {"value": float("nan")}}, "worth more than 0"),
+    "cook time inf": ({"recipe": {"cook_time": float("inf")}}, "whole number of steps"),
+    "shaping inf": ({"shaping": {"dish": float("inf")}}, "finite number"),
+    "small orders start no pot": ({"old_dynamics": True, "recipe": {"orders": ["onion"]}}, "only when it is full"),
+    "nothing can be passed": ({"layout": "forced_coordination", "counter_items": 0}, "counter_items=0 nobody can"),
+    "a food in another room": (
+        {"layout": "XXPXXXXXX\nO1 DXX2 T\nXXSXXXXXX", "recipe": {"orders": ["tomato"]}},
+        "Nobody can cook tomato",
+    ),
+    "too large": ({"recipe": {"capacity": 60, "cook_time": 300}}, "are the most; lower capacity"),
+    "planes of long cooking": ({"view": "planes", "recipe": {"cook_time": 300}}, "at most 255"),
     "no board": ({"recipe": {"orders": ["onion", "onion onion"], "one_an_episode": True}}, "recipe board.*write R"),
 }
 
@@ -101,6 +120,50 @@ def test_options_that_make_no_kitchen_are_refused(case: str) -> None:
         Kitchen(**options)  # type: ignore[arg-type]
 
 
+# Of other types than annotated: in a program of its own, for here annotations are checked first.
+TYPES: dict[str, tuple[dict[str, Any], str]] = {
+    "horizon as text": ({"horizon": "400"}, "whole number of at least 1, or null for none; got horizon='400'"),
+    "half a soup": ({"soups": 1.5}, "whole number"),
+    "dynamics as text": ({"old_dynamics": "no"}, "true or false; got 'no'"),
+    "one order as text": ({"recipe": {"orders": "onion onion"}}, "list of texts"),
+    "orders of numbers": ({"recipe": {"orders": [3]}}, "list of texts"),
+    "capacity as text": ({"recipe": {"capacity": "3"}}, "capacity is a whole number"),
+    "value as text": ({"recipe": {"value": "20"}}, "value is a number"),
+    "recipe as list": ({"recipe": ["onion"]}, "section of keys"),
+    "rows as list": ({"layout": ["XX", "XX"]}, "A layout is a name, or text"),
+    "true for 1": ({"radius": True}, "whole number"),
+}
+PROGRAM = """
+import json, sys
+from envs.core import InputError
+from envs.kitchen import Kitchen
+for options in json.load(sys.stdin):
+    try:
+        Kitchen(**options)
+        print("accepted")
+    except InputError as error:
+        print(str(error))
+"""
+
+
+def test_options_of_another_type_are_refused() -> None:
+    given = json.dumps([options for options, _ in TYPES.values()])
+    answer = subprocess.run([sys.executable, "-c", PROGRAM], input=given, capture_output=True, text=True, check=True)
+    for line, (_, message) in zip(answer.stdout.splitlines(), TYPES.values(), strict=True):
+        assert re.search(message, line), line
+
+
+def test_rooms_that_share_a_pot_are_one_kitchen() -> None:
+    kitchen = Kitchen("XXXXX\nO1P2D\nXXXSX", recipe={"capacity": 1, "cook_time": 1}, horizon=None)
+    assert len(kitchen.fewest_steps(8)) == 8
+
+
+def test_a_horizon_that_is_just_long_enough_is_not_warned_of() -> None:
+    text = "XOXXXXXX\nX1   P X\nX    2 S\nXXXXXDXX"
+    assert len(Kitchen(text, recipe={"capacity": 1, "cook_time": 5}, horizon=None).fewest_steps(12)) == 12
+    Kitchen(text, recipe={"capacity": 1, "cook_time": 5}, horizon=12)
+
+
 def test_more_steps_than_the_horizon_has_are_told() -> None:
-    with pytest.warns(UserWarning, match="at least 27 steps.*horizon of 20"):
+    with pytest.warns(UserWarning, match="at least 26 steps.*horizon of 20"):
         Kitchen("cramped_room", horizon=20)

@@ -53,7 +53,7 @@ def test_greedy_cooks_serve_soups(options: dict[str, Any]) -> None:
 
 def test_specialists_do_their_part_and_no_more() -> None:
     kitchen = Kitchen("cramped_room_small")
-    cooks = {0: ScriptedCook(kitchen, "onions"), 1: ScriptedCook(kitchen, "plates")}
+    cooks: dict[Any, Any] = {0: ScriptedCook(kitchen, "onions"), 1: ScriptedCook(kitchen, "plates")}
     worth, events = play(kitchen, Team(TensorEnv(kitchen, 1).spec, cooks), 100)
     assert bool((worth >= 40).all())
     names = [f"dish_{what}" for what in ("pickup", "drop")] + ["soup_pickup", "soup_delivery"]

@@ -65,6 +65,46 @@ def test_words_by_hand() -> None:
     assert plans[0] == [*ACTIONS, "wait", "take an onion at row 1, column 0", "take a clean dish at row 3, column 1"]
 
 
+NO_MAP = {
+    "another tile": ("P", "X"),
+    "a missing row": ("\nX  D  X  S  X", ""),
+    "a cook twice": ("^1", "^0"),
+    "a cook on the wall": ("O  ", "^0 "),
+    "a strange thing": ("^1", "^1q"),
+    "an arrow alone": ("^1", "^"),
+    "a line too many": ("S  X", "S  X\norder: 7"),
+}
+
+
+def test_what_is_no_map_is_refused_and_all_words_can_be_read_back() -> None:
+    kitchen = Kitchen("cramped_room_small")
+    said = kitchen.words(TensorEnv(kitchen, 1).reset(0), 0)
+    assert all(torch.equal(a, b) for a, b in zip(kitchen.read_map(said), kitchen.first()))
+    drawing = said.split("\n\n")[0]
+    for old, new in NO_MAP.values():
+        assert old in drawing
+        with pytest.raises(InputError, match="no map of this kitchen"):
+            kitchen.read_map(drawing.replace(old, new, 1))
+    with pytest.raises(InputError, match="no map of this kitchen"):
+        kitchen.read_map("")
+
+
+def test_a_cook_is_not_told_how_many_soups_were_served() -> None:
+    kitchen = Kitchen("cramped_room", soups=2)
+    obs = TensorEnv(kitchen, 1).reset(0)
+    assert "Served: 0" in kitchen.words(obs, 0)
+    assert "served" not in kitchen.words(obs, 0, 0).lower().replace("to be served", "")
+
+
+def test_long_plans_are_refused_at_once_and_briefly() -> None:
+    kitchen = Kitchen("cramped_room")
+    obs = TensorEnv(kitchen, 1).reset(0)
+    for plan in ("." * 100_000 + "x", ". " * 50_000, "x" * 100_000):
+        answer = kitchen.parse(f"cook_0: {plan}\ncook_1: wait", obs, 0)
+        assert isinstance(answer, str)
+        assert len(answer) < 500
+
+
 def test_a_plan_in_words_is_a_decision_and_others_are_refused_with_a_reason() -> None:
     kitchen = Kitchen("cramped_room")
     obs = TensorEnv(kitchen, 2).reset(0)
