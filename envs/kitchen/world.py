@@ -244,6 +244,12 @@ class Kitchen(World[State]):
         view = obs.agent[row, agent]
         return self._see.scene(view[view.shape[0] - self._see.size :], agent)
 
+    def frame(self, state: State) -> Any:
+        """A picture of the first row, [400,400,3] uint8."""
+        from envs.kitchen.picture import draw  # few look
+
+        return draw(self.geometry, self.codes, state)
+
     def hands(self, state: State, choice: Int[Tensor, "E N"]) -> Hands:
         """What the cooks' hands do, one cook after the other."""
         tables, pots = self._tables.on(choice.device), len(self.geometry.pots)
