@@ -22,7 +22,7 @@ STAY, INTERACT = len(WAYS), len(WAYS) + 1
 
 
 class Verb(IntEnum):
-    """What is done where an errand leads; beside `WAIT`, the event of the interaction there."""
+    """Deed at the end of an errand; beside `WAIT`, the event of the interaction there."""
 
     WAIT = Event.NONE
     TAKE = Event.TOOK

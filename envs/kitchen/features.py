@@ -37,7 +37,7 @@ class FeatureTables(NamedTuple):
 
 
 class Features:
-    """What each cook sees.
+    """View of each cook.
 
     Of itself: row, column, direction, the kind of tile ahead, the way (rows down, columns right) to the nearest
     dispenser of each kind and desk and to every pot, what it holds, and what lies ahead. Then of each other cook the
@@ -80,7 +80,7 @@ class Features:
         return torch.cat(parts, -1)
 
     def scene(self, view: Float[Tensor, " D"], cook: int) -> Scene:
-        """What a view of this cook's shows: the inverse of `__call__`, but for what is out of sight."""
+        """Scene that a view of this cook's shows: the inverse of `__call__`, but for what is out of sight."""
         tables = self._tables.on(torch.device("cpu"))
         own, held, _, *rest = view.cpu().split(self._widths)
         pose = _row_in(own, tables.own)

@@ -77,7 +77,7 @@ class Layout:
         )
 
     def teams(self, over: str = "XP") -> list[set[Cell]]:
-        """What each group of cooks has within reach who pass things on: in one room, or over tiles of these kinds."""
+        """Cells within reach of each group of cooks who pass things on: in one room, or over tiles of these kinds."""
         teams: list[set[Cell]] = []
         for region in self.regions:
             reach = {cell for floor in region for cell in self.around(floor)}
@@ -220,7 +220,7 @@ def _require_within_reach(layout: Layout) -> None:
 
 
 def cut_off(layout: Layout) -> str:
-    """What each cook reaches, where they cannot pass on what a soup takes."""
+    """Sentence on what each cook reaches, where they cannot pass on what a soup takes."""
     lists = []
     for start, region in zip(layout.starts, layout.regions):
         reach = {layout.tile(cell) for floor in region for cell in layout.around(floor)}

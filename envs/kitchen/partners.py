@@ -102,7 +102,7 @@ class ScriptedCook:
         return torch.where(best > 0, errand, 0)
 
     def _wanted(self, state: State) -> Bool[Tensor, "E N errands"]:
-        """What would help: of what is missing no more is fetched than is under way."""
+        """Errands that would help: of what is missing no more is fetched than is under way."""
         tables, codes = self._tables.on(state.pose.device), self.kitchen.codes
         pots = len(self.kitchen.geometry.pots)
         order, in_pots = state.order.unsqueeze(-1), state.things[:, :pots]
@@ -138,7 +138,7 @@ class ScriptedCook:
         return food if self.script == "onions" else ~food
 
     def _wait_at_a_pot(self, state: State) -> Int[Tensor, "E N"]:
-        """Who holds a dish that a pot asks for goes there; 0 for all others."""
+        """An errand at the nearest pot that asks for the dish a cook holds; 0 for all others."""
         tables = self._tables.on(state.pose.device)
         asks = tables.asks[state.order.unsqueeze(-1), state.things[:, tables.slot]] & tables.pot
         holds = (state.held == self.kitchen.codes.dish).unsqueeze(-1)
@@ -182,7 +182,7 @@ class ScriptedCook:
         )
 
     def _aim(self, code: int, values: tuple[int | float, ...]) -> Mixture | None:
-        """What a pot that does not cook still takes to the most that it can be worth; None where nothing helps."""
+        """Ingredients that a cold pot still takes to be worth the most that it can; None where nothing helps."""
         codes, menu = self.kitchen.codes, self.kitchen.menu
         if code and not codes.is_cold(code):
             return None
@@ -215,5 +215,5 @@ def _one_hot(choice: Int[Tensor, "E N"]) -> Float[Tensor, "E N 6"]:
 
 
 def _counts(codes: Int[Tensor, "E n"], most: int) -> Int[Tensor, "E most"]:
-    """How many of each code."""
+    """Number of each code."""
     return torch.nn.functional.one_hot(codes, most).sum(1)

@@ -51,7 +51,7 @@ class Canvas:
         self._draw.text((x, y), text, fill=color, anchor="mm", font_size=self.unit // 5)
 
     def pixels(self) -> Any:
-        """What was drawn, [400,400,3] uint8."""
+        """The drawing, [400,400,3] uint8."""
         import numpy as np
 
         return np.asarray(self._image.resize((SIDE, SIDE)))
@@ -117,7 +117,7 @@ def _draw_soup(canvas: Canvas, codes: Codes, at: Place, code: int, radius: float
 
 
 def _draw_thing(canvas: Canvas, codes: Codes, at: Place, code: int, radius: float) -> None:
-    """What lies on a counter or is held."""
+    """A thing on a counter or in a hand."""
     if codes.is_food(code):
         canvas.disc(at, 0.7 * radius, FOODS[codes.menu.ingredients[code - codes.food(0)]])
     elif code:

@@ -24,7 +24,7 @@ MOST = 500_000  # interactions in a table
 
 
 class Ahead(IntEnum):
-    """What a cook interacts with. NONE: it does not interact, or faces floor."""
+    """Kind of thing that a cook interacts with. NONE: it does not interact, or faces floor."""
 
     NONE = 0
     COUNTER = 1
@@ -35,7 +35,7 @@ class Ahead(IntEnum):
 
 
 class Event(IntEnum):
-    """What an interaction did."""
+    """Effect of an interaction."""
 
     NONE = 0
     TOOK = 1  # from a counter or a dispenser
@@ -60,7 +60,7 @@ class Codes:
 
     @cached_property
     def items(self) -> int:
-        """How many things can be held, nothing among them."""
+        """Number of things that can be held, nothing among them."""
         return self.dish + 1 + len(self.menu.mixtures)
 
     @cached_property
@@ -78,7 +78,7 @@ class Codes:
 
     @cached_property
     def count(self) -> int:
-        """How many codes there are."""
+        """Number of codes."""
         return self.items + len(self.pots)
 
     def food(self, ingredient: int) -> int:
@@ -106,7 +106,7 @@ class Codes:
         return self.pots[code - self.items] if code >= self.items else None
 
     def mixture_of(self, code: int) -> Mixture:
-        """How much of each ingredient is in a dish or pot of soup; nothing otherwise."""
+        """Amount of each ingredient in a dish or pot of soup; nothing otherwise."""
         pot = self.in_pot(code)
         mixture = self.soup_of(code) if pot is None else pot[0]
         return (0,) * len(self.menu.ingredients) if mixture is None else self.menu.mixtures[mixture]
@@ -123,7 +123,7 @@ class Codes:
 
 
 class Outcome(NamedTuple):
-    """What an interaction leaves in the cook's hands and in what is ahead, and what it was.
+    """Contents of the cook's hands and of what is ahead after an interaction, and its effect.
 
     served: 1 + the mixture that was served, or 0.
     """
@@ -173,7 +173,7 @@ def _at_a_pot(codes: Codes, held: int, there: int, *, starts_itself: bool) -> Ou
 
 
 def heat(codes: Codes, there: int, *, starts_itself: bool) -> int:
-    """What a step makes of a pot: one that cooks does so for one step more."""
+    """Code of a pot after a step: one that cooks does so for one step more."""
     pot = codes.in_pot(there)
     if pot is None:
         return there

@@ -60,7 +60,7 @@ class Starts:
 
     @property
     def draws(self) -> int:
-        """How many uniform numbers a start takes."""
+        """Number of uniform numbers that a start takes."""
         if not self.anywhere:
             return int(self.orders > 1)
         return int(self.orders > 1) + self.cooks * (self.floor + 2) + self.slots + self.counters + 1

@@ -29,7 +29,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be said: of all cooks, or of what one sees. None where something is out of sight.
+    """Contents of a description: everything, or what one cook sees. None where something is out of sight.
 
     poses, held: by cook. things: by slot. order: number of the order, where one of several is drawn an episode. served:
     soups served, which no cook sees.
@@ -134,7 +134,7 @@ class Words:
         )
 
     def thing(self, code: int) -> str:
-        """What a code is, with its article: "an onion", "a soup of 2 onions"."""
+        """Name of a code, with its article: "an onion", "a soup of 2 onions"."""
         codes = self.codes
         if codes.is_food(code):
             name = codes.menu.ingredients[code - codes.food(0)]

@@ -41,7 +41,7 @@ SHAPING = {"potting": 3.0, "dish": 3.0, "plating": 5.0}
 
 
 class Hands(NamedTuple):
-    """What the cooks' hands did: what is held and what lies and cooks then, before the pots are heated.
+    """State of hands and things after the cooks' hands acted, before the pots are heated.
 
     entry: each cook's place in the tables of rules. worth: of what each served; shaping: what else each earned.
     """
@@ -238,7 +238,7 @@ class Kitchen(World[State]):
         return Speech(self)
 
     def scene(self, obs: Observation, row: int, agent: int) -> Scene:
-        """What one cook sees. Raises InputError where views are not those of view=features."""
+        """Scene that one cook sees. Raises InputError where views are not those of view=features."""
         if not isinstance(self._see, Features):
             raise InputError("What one cook sees is told in words with view=features; this kitchen has another view.")
         view = obs.agent[row, agent]
@@ -251,7 +251,7 @@ class Kitchen(World[State]):
         return draw(self.geometry, self.codes, state)
 
     def hands(self, state: State, choice: Int[Tensor, "E N"]) -> Hands:
-        """What the cooks' hands do, one cook after the other."""
+        """Let the cooks' hands act, one cook after the other."""
         tables, pots = self._tables.on(choice.device), len(self.geometry.pots)
         rules = tables.rules
         slot = tables.slot[state.pose]
@@ -297,7 +297,7 @@ class Kitchen(World[State]):
     def _within_room(
         self, ahead: Int[Tensor, " E"], there: Int[Tensor, " E"], things: Int[Tensor, "E slots"]
     ) -> Int[Tensor, " E"]:
-        """What is ahead, or nothing where it is an empty counter and no more may lie on counters."""
+        """Kind of thing ahead, or nothing where it is an empty counter and no more may lie on counters."""
         if self.counter_items is None:
             return ahead
         lying = (things[:, len(self.geometry.pots) :] != NOTHING).sum(-1)
@@ -333,7 +333,7 @@ class Kitchen(World[State]):
             )
 
     def _build_view(self, view: str) -> tuple[Callable[[State], Float[Tensor, "E N D"]], int]:
-        """What agents see of a state, and how many numbers that is."""
+        """View of a state, and its number of features D."""
         if self.radius is not None and view != "features":
             raise InputError(f"radius narrows the view 'features'; with view={view!r} leave it out.")
         if view == "planes":

@@ -13,28 +13,13 @@ from envs.core import Decision, InputError
 from envs.kitchen import EVENTS, Kitchen, State
 from envs.kitchen.bound import LeastSteps
 from envs.tabular import Table, fewest_steps
+from tests.envs.kitchen.kitchen_states import drawn, named
 
 NORTH, SOUTH, EAST, WEST, STAY, INTERACT = range(6)
 BOARD: dict[str, Any] = {
     "layout": "XXPXX\nO1 2T\nX   X\nXDRSX",
     "recipe": {"orders": ["onion onion", "tomato"], "value": [7, 3], "one_an_episode": True},
 }
-
-
-def drawn(kitchen: Kitchen, rows: int, seed: int = 0) -> State:
-    return kitchen.initial(kitchen.initial_noise(rows, torch.Generator().manual_seed(seed)))
-
-
-def named(kitchen: Kitchen, **changes: Any) -> State:
-    rows = kitchen.initial_noise(1, torch.Generator().manual_seed(0))
-    state = kitchen.initial(rows)
-    for cook, (cell, way) in enumerate(changes.get("pose", ())):
-        state.pose[0, cook] = 4 * kitchen.geometry.floor_number[cell] + way
-    for cook, code in enumerate(changes.get("held", ())):
-        state.held[0, cook] = code
-    for cell, code in changes.get("things", {}).items():
-        state.things[0, kitchen.geometry.slot[cell]] = code
-    return state._replace(order=torch.tensor([changes.get("order", 0)]))
 
 
 def both(*choices: int) -> Tensor:

@@ -14,13 +14,9 @@ from envs.kitchen import EVENTS, Kitchen, State, layout_names
 from envs.kitchen.bound import LeastSteps
 from envs.testing import check_env
 from envs.world import RandomActor, TensorEnv
+from tests.envs.kitchen.kitchen_states import drawn, named
 
 NORTH, SOUTH, EAST, WEST, STAY, INTERACT = range(6)
-
-
-def drawn(kitchen: Kitchen, rows: int, seed: int = 0) -> State:
-    """Any legal states."""
-    return kitchen.initial(kitchen.initial_noise(rows, torch.Generator().manual_seed(seed)))
 
 
 def play(kitchen: Kitchen, *joint: tuple[int, ...]) -> tuple[State, Tensor]:
@@ -30,18 +26,6 @@ def play(kitchen: Kitchen, *joint: tuple[int, ...]) -> tuple[State, Tensor]:
         state, reward, _ = kitchen.transition(state, torch.tensor(choices).view(1, -1, 1), None)
         rewards.append(reward[0])
     return state, torch.stack(rewards)
-
-
-def named(kitchen: Kitchen, **changes: Any) -> State:
-    """The layout's start with changed fields: pose by (cell, direction), things by cell."""
-    state = kitchen.first()
-    for cook, (cell, way) in enumerate(changes.get("pose", ())):
-        state.pose[0, cook] = 4 * kitchen.geometry.floor_number[cell] + way
-    for cook, code in enumerate(changes.get("held", ())):
-        state.held[0, cook] = code
-    for cell, code in changes.get("things", {}).items():
-        state.things[0, kitchen.geometry.slot[cell]] = code
-    return state
 
 
 def step(kitchen: Kitchen, state: State, *choices: int) -> State:

@@ -12,16 +12,13 @@ from envs.core import Decision, Describes, InputError, Observation, tree_map
 from envs.kitchen import ACTIONS, Kitchen, State, layout_names
 from envs.kitchen.errands import FAR, Verb
 from envs.world import TensorEnv
+from tests.envs.kitchen.kitchen_states import drawn
 
 STAY = ACTIONS.index("stay")
 BOARD: dict[str, Any] = {
     "layout": "XXPXX\nO1 2T\nX   X\nXDRSX",
     "recipe": {"orders": ["onion onion", "tomato"], "one_an_episode": True},
 }
-
-
-def drawn(kitchen: Kitchen, rows: int, seed: int = 0) -> State:
-    return kitchen.initial(kitchen.initial_noise(rows, torch.Generator().manual_seed(seed)))
 
 
 def row_of(state: State, row: int) -> State:
