@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,14 @@ from envs.actors import require_actor
 from envs.core import Actor, Decision, EnvSpec, InputError, KeepsRows, Observation, Streams, Tree
 
 Slots = str | int | Sequence[str | int]
+
+
+@runtime_checkable
+class HasPartners(Protocol):
+    """A world that comes with actors for a trained one to meet, each of whom can fill any slot."""
+
+    def partners(self) -> Mapping[str, Actor]:
+        """Actors by name."""
 
 
 class Team:

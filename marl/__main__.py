@@ -82,20 +82,10 @@ def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
     One comma list plays it at each value: env.agents=2,10,100,1000 shows how a swarm approaches its limit.
     """
     from marl.commands.evaluate import evaluate_folder
-    from marl.commands.printing import print_along, print_files
-    from marl.config.load import load_recipe
+    from marl.commands.printing import print_evaluation
     from marl.output.console import console
-    from marl.output.tables import print_metrics, print_table
 
-    report, path = evaluate_folder(folder, assignments or [])
-    if "along" in report.tables:
-        print_along(report, f"evaluation of {folder}", console)
-        print_files([path.with_suffix(".png")], load_recipe(report.recipe), console)
-    else:
-        print_metrics(report.metrics, f"evaluation of {folder}", console)
-        for name, rows in report.tables.items():
-            print_table(name, rows, console)
-    console.print(f"report     {path}")
+    print_evaluation(*evaluate_folder(folder, assignments or []), f"evaluation of {folder}", console)
 
 
 @app.command()
@@ -135,6 +125,19 @@ def compare(
     groups = compare_folders(folders, metric, out)
     print_comparison(groups, metric, console)
     console.print(f"picture    {out}")
+
+
+@app.command(name="cross-play")
+def cross_play(
+    folders: Annotated[list[str], typer.Argument(help="folders of runs or sweeps; key=value …", metavar="DIR...")],
+    out: Annotated[Path, typer.Option(help="where the picture goes; the report beside it")] = Path("cross_play.png"),
+) -> None:
+    """Play trained teams beside one another, and beside scripted partners where their world has any."""
+    from marl.commands.cross_play import cross_play_folders
+    from marl.commands.printing import print_evaluation
+    from marl.output.console import console
+
+    print_evaluation(*cross_play_folders(folders, out), "cross-play", console)
 
 
 @app.command()

@@ -202,7 +202,7 @@ def compare(name: str, old: bool, states: int, played: int, write: Path | None) 
     import torch
 
     from envs.kitchen import Kitchen
-    from envs.kitchen.events import EVENTS
+    from envs.kitchen.rules.events import EVENTS
 
     torch.set_num_threads(1)
     kitchen = Kitchen(name, old_dynamics=old, starts="random", horizon=None)
@@ -362,7 +362,7 @@ def views(kitchen: Any, reference: Reference, state: Any) -> dict[str, tuple[Any
     import torch
 
     from envs.core import tree_map
-    from envs.kitchen.overcooked_views import OvercookedFeatures, Planes
+    from envs.kitchen.views.overcooked import OvercookedFeatures, Planes
 
     few = tree_map(lambda x: x[:VIEWED], state)
     rows = len(few.pose)
@@ -387,8 +387,8 @@ def branches(kitchen: Any, state: Any, action: Any) -> dict[str, Any]:
     """By branch of the rules, the rows in which some cook or pot meets it."""
     import torch
 
-    from envs.kitchen.events import EVENTS
-    from envs.kitchen.rules import Event
+    from envs.kitchen.rules.codes import Event
+    from envs.kitchen.rules.events import EVENTS
 
     choice, after = action.squeeze(-1), kitchen.transition(state, action, None).state
     events = kitchen.events(state, action).any(1)

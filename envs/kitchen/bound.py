@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from envs.kitchen.geometry import Geometry
-from envs.kitchen.layout import Cell
-from envs.kitchen.rules import Codes
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import Codes
+from envs.kitchen.rules.geometry import Geometry
+from envs.kitchen.rules.layout import Cell
+from envs.kitchen.rules.state import State
 
 NEVER = 10**6
 

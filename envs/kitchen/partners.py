@@ -19,11 +19,11 @@ from torch import Tensor
 
 from envs.constants import Constants
 from envs.core import Decision, InputError, Observation, Streams, Tree
-from envs.kitchen.errands import FAR, STAY, Verb
-from envs.kitchen.layout import DISPENSERS, FLOOR, Cell
-from envs.kitchen.menu import Mixture
-from envs.kitchen.rules import NOTHING
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import NOTHING
+from envs.kitchen.rules.layout import DISPENSERS, FLOOR, Cell
+from envs.kitchen.rules.menu import Mixture
+from envs.kitchen.rules.state import State
+from envs.kitchen.words.errands import FAR, STAY, Verb
 from envs.kitchen.world import ACTIONS, Kitchen
 
 SCRIPTS = ("greedy", "onions", "plates", "blocker", "random", "idle")

@@ -15,22 +15,22 @@ from torch import Tensor
 
 from envs.arguments import require_arguments
 from envs.constants import Constants
-from envs.core import Decision, Discrete, EnvSpec, InputError, Observation
+from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observation
 from envs.kitchen.bound import LeastSteps
-from envs.kitchen.errands import INTERACT, STAY, Errands
-from envs.kitchen.events import are_useful, event_table
-from envs.kitchen.features import Features
-from envs.kitchen.geometry import WAYS, Geometry
-from envs.kitchen.layout import DISPENSERS, Layout, cut_off, read_layout
-from envs.kitchen.menu import Menu, build_menu
-from envs.kitchen.overcooked_views import OvercookedFeatures, Planes
-from envs.kitchen.rules import NOTHING, Ahead, Codes
-from envs.kitchen.speech import Speech
-from envs.kitchen.starts import Starts
-from envs.kitchen.state import State
-from envs.kitchen.state_code import StateCode
-from envs.kitchen.tables import build_tables, entries_of
-from envs.kitchen.words import Scene
+from envs.kitchen.rules.codes import NOTHING, Ahead, Codes
+from envs.kitchen.rules.events import are_useful, event_table
+from envs.kitchen.rules.geometry import WAYS, Geometry
+from envs.kitchen.rules.layout import DISPENSERS, Layout, cut_off, read_layout
+from envs.kitchen.rules.menu import Menu, build_menu
+from envs.kitchen.rules.starts import Starts
+from envs.kitchen.rules.state import State
+from envs.kitchen.rules.state_code import StateCode
+from envs.kitchen.rules.tables import build_tables, entries_of
+from envs.kitchen.views.features import Features
+from envs.kitchen.views.overcooked import OvercookedFeatures, Planes
+from envs.kitchen.words.errands import INTERACT, STAY, Errands
+from envs.kitchen.words.language import Scene
+from envs.kitchen.words.speech import Speech
 from envs.tabular import Digits, Table, fewest_steps, tabulate
 from envs.world import Transition, World
 
@@ -244,9 +244,15 @@ class Kitchen(World[State]):
         view = obs.agent[row, agent]
         return self._see.scene(view[view.shape[0] - self._see.size :], agent)
 
+    def partners(self) -> dict[str, Actor]:
+        """Scripted cooks by the name of their script; see `envs.kitchen.partners`."""
+        from envs.kitchen.partners import SCRIPTS, ScriptedCook  # which is made of a kitchen
+
+        return {script: ScriptedCook(self, script) for script in SCRIPTS}
+
     def frame(self, state: State) -> Any:
         """A picture of the first row, [400,400,3] uint8."""
-        from envs.kitchen.picture import draw  # few look
+        from envs.kitchen.views.picture import draw  # few look
 
         return draw(self.geometry, self.codes, state)
 

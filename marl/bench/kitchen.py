@@ -9,7 +9,7 @@ import torch
 
 from envs.foraging import Foraging
 from envs.kitchen import Kitchen
-from envs.kitchen.overcooked_views import Planes
+from envs.kitchen.views.overcooked import Planes
 from envs.world import TensorEnv
 from marl.bench.timing import Effort, Findings, Work, over_rounds, speeds, take_turns
 from marl.output.report import Metric

@@ -14,11 +14,12 @@ from marl.config.load import load_recipe
 from marl.config.recipe import Recipe
 from marl.config.schema import RunConfig
 from marl.output.report import REPORT, Metric, Report, Tables
-from marl.output.tables import interval_text, number, print_columns, print_metrics
+from marl.output.tables import interval_text, number, print_columns, print_metrics, print_table
 
 FILES = {
     "curve": "learning_curve.png",
     "film": "film.gif",
+    "cross-play": "cross_play.png",
     "agents": "agents.png",
     "events": "events",
     "checkpoint": "checkpoints",
@@ -63,6 +64,18 @@ def print_files(paths: Sequence[Path], recipe: Recipe, console: Console) -> None
         console.print(f"{names.get(path.name, 'picture'):<10} {path}", markup=False)
 
 
+def print_evaluation(report: Report, path: Path, title: str, console: Console) -> None:
+    """Metrics and tables of a team that was played again, and where its report and the picture beside it are."""
+    if "along" in report.tables:
+        print_along(report, title, console)
+    else:
+        print_metrics(report.metrics, title, console)
+        for name, rows in report.tables.items():
+            print_table(name, rows, console)
+    print_files([path.with_suffix(".png")], load_recipe(report.recipe), console)
+    console.print(f"report     {path}")
+
+
 def print_along(report: Report, title: str, console: Console) -> None:
     """A row for each value of the setting along which a team was played, then what is to be said about them."""
     rows = report.tables["along"]
@@ -100,8 +113,15 @@ def _print_sweep(metrics: dict[str, Metric], title: str, console: Console) -> No
     differences = {name: metric for name, metric in metrics.items() if name.startswith("difference/")}
     if differences:
         print_metrics(differences, "differences of return_per_agent", console)
+    beside = {name: metric for name, metric in metrics.items() if _is_cross_play(name)}
+    if beside:
+        print_metrics(beside, "seeds beside one another; intervals over seeds", console)
     if len(differences) > 1:
         console.print(f"these {len(differences)} intervals are not adjusted for how many they are: some miss by chance")
+
+
+def _is_cross_play(name: str) -> bool:
+    return "cross_play/" in name and name.rpartition("/")[2] in ("self", "others", "share", "gap")
 
 
 def _over_seeds(iqm: Metric) -> str:

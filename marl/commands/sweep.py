@@ -9,13 +9,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from envs.core import ConcordError, InputError
 from marl.commands.compare import point_metrics, point_tables, sweep_metrics
+from marl.commands.cross_play import cross_play_seeds
 from marl.commands.run import CONFIG, follow
 from marl.commands.stacking import can_stack, train_stacked
 from marl.config.load import dump, load_recipe, resolve, split_assignments, yaml_text
@@ -166,7 +167,7 @@ def _extend_sweep(folder: Path, budget: dict[str, Any], others: dict[str, Any]) 
 
 def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
     plan = _read_plan(folder / SWEEP)
-    raws, points, varying = plan["raws"], plan["points"], _varying(plan["points"])
+    raws, points = plan["raws"], plan["points"]
     configs = _configs(raws, points)
     for name, config in configs.items():
         if not (folder / name / "config.yaml").exists():
@@ -186,23 +187,32 @@ def _finish_sweep(folder: Path, assignments: Sequence[str] = ()) -> Report:
         )
     _run_processes(waiting, plan["processes"] or usable_cores(), assignments)
     reports = {name: Report.load(folder / name / "report.json") for name in configs}
-    variants: dict[tuple[str, ...], list[Report]] = {}
-    for name, point in zip(configs, points):
-        label = tuple(assignments_text(point, [key]) for key in varying if key != "seed") or ("all",)
-        variants.setdefault(label, []).append(reports[name])
+    variants = {label: [reports[name] for name in names] for label, names in _variants(configs, points).items()}
     first = next(iter(reports.values()))
     seeds = [config.seed for config in configs.values()]
     table = [{"point": name, **{k: m.value for k, m in report.metrics.items()}} for name, report in reports.items()]
     learned = any(load_recipe(config.recipe).learns for config in configs.values())
+    groups = {",".join(label): [folder / name for name in names] for label, names in _variants(configs, points).items()}
+    beside, pairs = cross_play_seeds(folder, groups)
     report = Report(
         first.recipe,
         seeds,
         next(iter(raws.values())) if len(raws) == 1 else raws,
-        sweep_metrics(variants) if learned else point_metrics(reports),
-        {"points": table, **({} if learned else point_tables(load_recipe(first.recipe).judged, reports))},
+        {**(sweep_metrics(variants) if learned else point_metrics(reports)), **beside},
+        {"points": table, **pairs, **({} if learned else point_tables(load_recipe(first.recipe).judged, reports))},
     )
     report.save(folder / "report.json")
     return report
+
+
+def _variants(names: Iterable[str], points: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], list[str]]:
+    """Names of points that differ only in their seed, by their settings."""
+    varying = [key for key in _varying(points) if key != "seed"]
+    variants: dict[tuple[str, ...], list[str]] = {}
+    for name, point in zip(names, points, strict=True):
+        label = tuple(assignments_text(point, [key]) for key in varying) or ("all",)
+        variants.setdefault(label, []).append(name)
+    return variants
 
 
 def _follow_plan(folder: Path, config: TrainingConfig) -> None:

@@ -133,7 +133,11 @@ class EvaluationConfig(Section):
         description="which policy is judged, played and filmed: as training left it, or the best of the evaluations in "
         "between (needs every), by the mean return, channels by the weights of advantage",
     )
+    args: dict[str, Any] = Field(default_factory=dict, description="arguments of env.args that differ in evaluations")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
+    cross_play: bool = Field(
+        False, description="play beside the world's scripted partners too; in a sweep, seeds beside one another"
+    )
     agents: tuple[int, ...] = Field(
         (),
         description="numbers of agents in which the team plays too, such as [2,10,100], and how fast it approaches its "
@@ -203,15 +207,6 @@ class TrainingConfig(LearningConfig):
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs: true replays what is compiled, so it needs compile: true")
         return self
-
-    @property
-    def evaluation_envs(self) -> int:
-        """Number of environments that an evaluation steps together at most; see `environments.evaluation_rows`.
-
-        Batched rows cost next to nothing, others a copy each.
-        """
-        rows = min(self.evaluation.num_envs, self.evaluation.episodes)
-        return rows if self.env.pettingzoo is None else min(rows, self.env.num_envs)
 
 
 # Fields that name what a section is of. Options, and the mapping args, are read by that alone.

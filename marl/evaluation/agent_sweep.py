@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from envs.core import EnvSpec, InputError
 from marl.config.load import AGENTS, load_recipe, resolve, yaml_text
 from marl.config.schema import TrainingConfig
+from marl.evaluation.environments import evaluation_rows
 from marl.evaluation.limit_fit import (
     FEWEST,
     FEWEST_EPISODES,
@@ -30,7 +31,6 @@ from marl.evaluation.limit_fit import (
 from marl.evaluation.load import MisfitError, load_actor
 from marl.evaluation.plots import new_axes
 from marl.evaluation.policy_report import optional, played
-from marl.evaluation.rows import evaluation_rows
 from marl.output.console import console
 from marl.output.report import Metric, Report
 from marl.training.environments import make_env

@@ -6,12 +6,26 @@ from typing import Any
 
 from envs.core import Actor, ConcordError, InputError, VectorEnv
 from marl.config.load import load_recipe
+from marl.evaluation.environments import make_evaluation_env
 from marl.output.console import in_words
+from marl.training.policy_rows import take_policy
 from marl.training.run import Run
 
 
 class MisfitError(InputError):
     """Error where the learned parameters do not fit the networks that the config asks for."""
+
+
+def load_policy(recipe: Any, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
+    """What is executed of a standard recipe's policy as it was saved, of several members the first, and environments.
+
+    recipe: an `OnPolicyRecipe`.
+    """
+    env = make_evaluation_env(run.config, num_envs, run.device)
+    policy = recipe.policy(run.config, env.spec, run.streams("policy", 1))
+    saved, members = recipe.saved(run), recipe.members(run.config)
+    policy.load_state_dict(take_policy(saved, 0, members) if members > 1 else saved)
+    return recipe.executed(policy), env
 
 
 def load_actor(run: Run, num_envs: int) -> tuple[Any, VectorEnv]:

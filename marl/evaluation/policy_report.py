@@ -15,16 +15,15 @@ from torch import Tensor
 from envs.core import Actor, ConcordError, EnvSpec, InputError, VectorEnv
 from envs.world import RandomActor
 from marl.evaluation.checks import TWIN_ARGS, zero_action
+from marl.evaluation.environments import evaluation_config, make_evaluation_env
 from marl.evaluation.episodes import Episodes, film, play
 from marl.evaluation.known_returns import known_metrics
 from marl.evaluation.plots import learning_curve, save_gif
-from marl.evaluation.rows import evaluation_rows
 from marl.learning.learner import per_channel
 from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
 from marl.output.report import Metric, Report, Tables
 from marl.training.checkpoints import checkpoints
-from marl.training.environments import make_env
 from marl.training.on_policy import STAGE
 from marl.training.pettingzoo import pettingzoo_args, pettingzoo_env
 from marl.training.run import Run, stage_seed
@@ -41,7 +40,7 @@ def judge(run: Run, actor: Actor, findings: Findings | None = None, stage: str =
     trained = bool(checkpoints(run.folder / "checkpoints" / stage))
     metrics = {name: Metric.exact(value) for name, value in run.used(stage).items()} if trained else {}
     tables: Tables = {}
-    with closing(make_env(run.config.env, num_envs=evaluation_rows(run.config), device=run.device)) as env:
+    with closing(make_evaluation_env(run.config, device=run.device)) as env:
         here = played(run, env, actor, config.episodes, "evaluation")
         metrics |= returns(run, actor, env, here)
         if config.twin is not None:
@@ -53,14 +52,19 @@ def judge(run: Run, actor: Actor, findings: Findings | None = None, stage: str =
         if findings is not None:
             found, tables = findings(run, actor, env)
             metrics |= found
-    _draw(run, actor)
+    _draw(run, actor, tables)
     return Report(run.config.recipe, run.config.seed, run.config.model_dump(mode="json"), metrics, tables)
 
 
-def _draw(run: Run, actor: Actor) -> None:
-    """Curve and film; what cannot be drawn, for whatever reason, is told, and is no failure of the run."""
+def _draw(run: Run, actor: Actor, tables: Tables) -> None:
+    """Curve, film and cross-play; what cannot be drawn, for whatever reason, is told, and is no failure of the run."""
     with optional("curve"):
         learning_curve(run.folder, run.folder / "learning_curve.png")
+    if "cross_play" in tables:
+        from marl.evaluation.cross_play import draw  # few play it
+
+        with optional("picture of cross-play"):
+            draw({"": tables["cross_play"]}, run.folder / "cross_play.png")
     if run.config.evaluation.film_episodes:
         with optional("film"):
             picture(run, actor)
@@ -169,12 +173,12 @@ def filmed_env(run: Run) -> Any:
 
     Raises InputError where a PettingZoo environment takes no `render_mode`.
     """
-    twin, env = run.config.evaluation.twin, run.config.env
+    twin, env = run.config.evaluation.twin, evaluation_config(run.config)
     if twin is not None:
         return _drawn(twin.pettingzoo, twin.args, TWIN_ARGS, run)
     if env.pettingzoo is not None:
         return _drawn(env.pettingzoo, pettingzoo_args(env), "env.args", run)
-    return make_env(env, num_envs=1, device=run.device)
+    return make_evaluation_env(run.config, 1, run.device)
 
 
 def _drawn(path: str, args: dict[str, Any], section: str, run: Run) -> VectorEnv:

@@ -13,11 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from envs.core import Actor, InputError, Tree, tree_map
+from marl.evaluation.environments import evaluation_rows, make_evaluation_env
 from marl.evaluation.episodes import Episodes, play_policies
-from marl.evaluation.rows import evaluation_rows
 from marl.models.policies import JointPolicy
 from marl.training.checkpoints import checkpoints, load_newest
-from marl.training.environments import make_env
 from marl.training.on_policy import STAGE
 from marl.training.run import Run
 
@@ -60,7 +59,7 @@ class EvaluationProbe:
         if len(channels) > 1:
             for k, channel in enumerate(channels):
                 found[f"{RETURN}/{channel}"] = _means([episodes.returns[:, k].mean() for episodes in played])
-        self._keep_best(_means([self._worth(episodes) for episodes in played]))
+        self._keep_best(_means([worth(self.run.config, episodes.returns).mean() for episodes in played]))
         return found if len(played) > 1 else {name: float(values) for name, values in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,7 +73,7 @@ class EvaluationProbe:
     def _play(self) -> tuple[list[Episodes], Sequence[str]]:
         config = self.run.config
         rows = self.policies * self.rows
-        with closing(make_env(config.env, num_envs=rows, device=self.run.device)) as env:
+        with closing(make_evaluation_env(config, rows, self.run.device)) as env:
             played = play_policies(
                 env,
                 self.actor,
@@ -84,19 +83,19 @@ class EvaluationProbe:
             )
             return played, env.spec.channels
 
-    def _worth(self, episodes: Episodes) -> float:
-        """The mean return per agent, channels by their weights."""
-        advantage = getattr(self.run.config, "advantage", None)  # which a learner of another kind may lack
-        weights = () if advantage is None else advantage.weights_end or advantage.weights
-        by_channel = episodes.returns.mean(0)
-        return float(by_channel @ np.array(weights) if weights else by_channel.sum())
-
     def _keep_best(self, value: Float[Tensor, " P"]) -> None:
         """Take the policies that earn more than ever before."""
         better = value > self.value
         now = tree_map(lambda x: x.detach().clone(), dict(self.policy.state_dict()))
         self.best = now if self.best is None else rows_where(better, now, self.best)
         self.value = torch.where(better, value, self.value)
+
+
+def worth(config: Any, returns: np.ndarray) -> np.ndarray:
+    """Returns [n,K] as one number each, [n]: channels by the weights of `advantage` at the end of training."""
+    advantage = getattr(config, "advantage", None)  # which a learner of another kind may lack
+    weights = () if advantage is None else advantage.weights_end or advantage.weights
+    return returns @ np.array(weights) if weights else returns.sum(-1)
 
 
 def _means(values: Sequence[float]) -> Float[Tensor, " P"]:

@@ -19,7 +19,7 @@ from marl.training.run import Run, env_steps_to_updates
 from marl.training.stage import Probe
 
 if TYPE_CHECKING:
-    from marl.output.report import Report
+    from marl.output.report import Metric, Report, Tables
 
 
 class OnPolicyRecipe(Recipe):
@@ -51,6 +51,10 @@ class OnPolicyRecipe(Recipe):
         """Raise InputError, before training, for an evaluation that could not be made."""
         with closing(make_env(config.env, num_envs=1)) as env:
             check_evaluation(run, env.spec)
+        if config.evaluation.args:
+            from marl.evaluation.environments import make_evaluation_env
+
+            make_evaluation_env(config, 1).close()
         if config.evaluation.agents:
             from marl.evaluation.agent_sweep import check_other_numbers
 
@@ -106,6 +110,14 @@ class OnPolicyRecipe(Recipe):
         """Every policy of Concord's own can be trained beside others."""
         return True
 
+    def findings(self, run: Run, actor: Any, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
+        """What the team earns beside scripted partners, where `evaluation.cross_play` asks for it."""
+        if not run.config.evaluation.cross_play:
+            return {}, {}
+        from marl.evaluation.cross_play import beside_scripts
+
+        return beside_scripts(run, actor)
+
     def played_stage(self, config: Any) -> str | None:
         """The stage that `train` fits."""
         return on_policy.STAGE
@@ -115,16 +127,9 @@ class OnPolicyRecipe(Recipe):
 
         Where a seed has several members, the first.
         """
-        config: Any = run.config
-        env = make_env(config.env, num_envs=num_envs, device=run.device)
-        policy = self.policy(config, env.spec, run.streams("policy", 1))
-        saved = self.saved(run)
-        if self.members(config) > 1:
-            from marl.training.policy_rows import take_policy
+        from marl.evaluation.load import load_policy
 
-            saved = take_policy(saved, 0, self.members(config))
-        policy.load_state_dict(saved)
-        return self.executed(policy), env
+        return load_policy(self, run, num_envs)
 
     def saved(self, run: Run) -> Any:
         """The state of the policy that `evaluation.load` names, the last or the best; of all members of the seed."""

@@ -26,15 +26,14 @@ from marl.algorithms.bnpg.graph_report import GraphEvaluationConfig, edge_shares
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.schedule import GraphSchedule, ScheduleConfig
 from marl.evaluation.agent_sweep import in_other_numbers
+from marl.evaluation.environments import evaluation_rows, make_evaluation_env
 from marl.evaluation.policy_report import judge, optional, picture, played
 from marl.evaluation.recipe import OnPolicyRecipe
-from marl.evaluation.rows import evaluation_rows
 from marl.learning.learner import Chain, Learner
 from marl.learning.scalarization import TeamAdvantageConfig
 from marl.models.policies import IndependentPolicy, JointActor
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import print_table
-from marl.training.environments import make_env
 from marl.training.on_policy import ActorCriticConfig, actor_critic
 from marl.training.run import Run
 
@@ -100,10 +99,10 @@ class BNPG(OnPolicyRecipe):
         if student is not None:
             teams["distilled"] = student
         asked = config.evaluation.team
-        report = judge(run, WithoutEdges(policy) if asked == "empty" else teams.pop(asked))
+        report = judge(run, WithoutEdges(policy) if asked == "empty" else teams.pop(asked), super().findings)
         if student is not None:
             report.metrics.update({f"{STAGE}/{name}": Metric.exact(value) for name, value in run.used(STAGE).items()})
-        with closing(make_env(config.env, num_envs=evaluation_rows(config), device=run.device)) as env:
+        with closing(make_evaluation_env(config, device=run.device)) as env:
             for name, team in teams.items():
                 episodes = played(run, env, team, config.evaluation.episodes, "evaluation")
                 report.metrics.update(episodes.metrics(env.spec.channels, f"{name}/"))
@@ -127,7 +126,7 @@ class BNPG(OnPolicyRecipe):
         config = run.config
         assert isinstance(config, Config)
         if config.evaluation.team == "distilled":
-            env = make_env(config.env, num_envs=num_envs, device=run.device)
+            env = make_evaluation_env(config, num_envs, run.device)
             student = IndependentPolicy(env.spec, config.policy, run.streams("student"))
             student.load_state_dict(run.load(STAGE, "policy"))
             return student, env
@@ -136,8 +135,10 @@ class BNPG(OnPolicyRecipe):
         return WithoutEdges(policy) if config.evaluation.team == "empty" else policy, env
 
     def findings(self, run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
-        """The graphs that the actor draws, and what each edge is worth."""
-        return findings(run, actor, env)
+        """Cross-play, the graphs that the actor draws, and what each edge is worth."""
+        beside, pairs = super().findings(run, actor, env)
+        metrics, tables = findings(run, actor, env)
+        return {**beside, **metrics}, {**pairs, **tables}
 
     def pictures(self, run: Run) -> list[Path]:
         """Draw graph.png: how often each edge is there; graph.gif: the graph step by step; film.gif of the world."""

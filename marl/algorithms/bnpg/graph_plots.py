@@ -14,10 +14,10 @@ from torch import Tensor
 from envs.core import Discrete, EnvSpec, InputError
 from marl.algorithms.bnpg.graphs import edge_list
 from marl.algorithms.bnpg.policy import BayesianPolicy
+from marl.evaluation.environments import make_evaluation_env
 from marl.evaluation.episodes import Moment, watch
 from marl.evaluation.plots import save_gif
 from marl.evaluation.policy_report import filmed_env
-from marl.training.environments import make_env
 from marl.training.run import Run, stage_seed
 
 FEWEST, MOST = 24, 50  # frames: whole episodes until the fewest are reached, and never more than the most
@@ -118,7 +118,7 @@ def _env(run: Run) -> Any:
     try:
         return filmed_env(run)
     except InputError:
-        return make_env(run.config.env, num_envs=1, device=run.device)
+        return make_evaluation_env(run.config, 1, run.device)
 
 
 def _picture(env: Any) -> Any:

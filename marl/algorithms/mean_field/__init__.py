@@ -24,10 +24,10 @@ from envs.world import TensorEnv
 from marl.algorithms.mean_field.limit import limit_metrics
 from marl.algorithms.mean_field.pathwise import WHAT_CAN, Differentiable, Pathwise, require_differentiable
 from marl.algorithms.mean_field.policy import MeanRule, SwarmPolicy, SwarmPolicyConfig
+from marl.evaluation.environments import make_evaluation_env, rows_at_once
 from marl.evaluation.episodes import watch
 from marl.evaluation.policy_report import played
 from marl.evaluation.recipe import OnPolicyRecipe
-from marl.evaluation.rows import rows_at_once
 from marl.learning.actor_critic import LearnerConfig
 from marl.learning.learner import Learner
 from marl.learning.rollout import OnPolicy
@@ -136,19 +136,20 @@ class MeanField(OnPolicyRecipe):
         return limit_metrics(actor, env)
 
     def findings(self, run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
-        """Returns with rules drawn and in the exact limit, and the steepest of the rules that the swarm follows."""
+        """Cross-play, returns with rules drawn and in the limit, the steepest of the rules that the swarm follows."""
         assert isinstance(actor, MeanRule)
-        found = {**self.limit(actor, env), "rule/lipschitz": Metric.exact(steepest(run, actor))}
+        beside, tables = super().findings(run, actor, env)
+        found = {**beside, **self.limit(actor, env), "rule/lipschitz": Metric.exact(steepest(run, actor))}
         if actor.policy.explores_rules:
             sampled = played(run, env, actor.policy, run.config.evaluation.episodes, "evaluation")
             found |= sampled.metrics(env.spec.channels, "sampled_rule/")
-        return found, {}
+        return found, tables
 
 
 def steepest(run: Run, swarm: MeanRule) -> float:
     """The largest bound `Rule.lipschitz` of the mean rules in an episode of some swarms: action units per observed."""
     rows = rows_at_once(ROWS, swarm.policy.agents, ROWS)
-    with closing(make_env(run.config.env, num_envs=rows, device=run.device)) as env:
+    with closing(make_evaluation_env(run.config, rows, run.device)) as env:
         moments = watch(env, swarm, run.stage_seeds("rules")[0], lambda: None)
         steps = islice(moments, env.spec.horizon or LOOK)
         bounds = [swarm.policy.rule.lipschitz(moment.decision.latent).max() for moment in steps]

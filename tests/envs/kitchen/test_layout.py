@@ -12,7 +12,7 @@ import pytest
 
 from envs.core import InputError
 from envs.kitchen import Kitchen, layout_names
-from envs.kitchen.layout import read_layout
+from envs.kitchen.rules.layout import read_layout
 
 SMALL = """
 XXPXX

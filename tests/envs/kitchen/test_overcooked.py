@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from envs.kitchen import EVENTS, Kitchen, State
-from envs.kitchen.overcooked_views import OvercookedFeatures, Planes
+from envs.kitchen.views.overcooked import OvercookedFeatures, Planes
 
 ROOT = Path(__file__).parents[3]
 RECORDED = np.load(ROOT / "tests" / "fixtures" / "kitchen.npz")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from envs.kitchen import Kitchen
-from envs.kitchen.state import State
+from envs.kitchen.rules.state import State
 from envs.world import TensorEnv
 
 

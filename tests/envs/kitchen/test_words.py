@@ -10,7 +10,7 @@ from torch import Tensor
 
 from envs.core import Decision, Describes, InputError, Observation, tree_map
 from envs.kitchen import ACTIONS, Kitchen, State, layout_names
-from envs.kitchen.errands import FAR, Verb
+from envs.kitchen.words.errands import FAR, Verb
 from envs.world import TensorEnv
 from tests.envs.kitchen.kitchen_states import drawn
 

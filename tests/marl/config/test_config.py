@@ -13,6 +13,7 @@ from marl.config.describe import describe
 from marl.config.load import dump, read_yaml, resolve, split_assignments
 from marl.config.messages import OTHER_NAMES
 from marl.config.schema import EnvConfig, TrainingConfig, walk
+from marl.evaluation.environments import evaluation_rows
 
 SPREAD = read_yaml(find_config("cooperative/spread"))
 
@@ -244,13 +245,13 @@ def test_every_other_name_stands_for_a_field() -> None:
 
 
 def test_an_evaluation_makes_many_native_rows_but_few_foreign_copies() -> None:
-    assert resolve(SPREAD, {}).evaluation_envs == 1024
-    assert resolve(SPREAD, {"evaluation.episodes": 10}).evaluation_envs == 10
+    assert evaluation_rows(resolve(SPREAD, {})) == 1024
+    assert evaluation_rows(resolve(SPREAD, {"evaluation.episodes": 10})) == 10
     foreign = {"env": {"pettingzoo": "a.b:c", "num_envs": 4}, "evaluation.twin": None}
-    assert resolve(SPREAD, foreign).evaluation_envs == 4
-    assert resolve(SPREAD, {**foreign, "evaluation.num_envs": 2}).evaluation_envs == 2
+    assert evaluation_rows(resolve(SPREAD, foreign)) == 4
+    assert evaluation_rows(resolve(SPREAD, {**foreign, "evaluation.num_envs": 2})) == 2
     batched = {"env": {"vmas": "balance", "time_limit": 9, "num_envs": 4}, "evaluation.twin": None}
-    assert resolve(SPREAD, batched).evaluation_envs == 1024
+    assert evaluation_rows(resolve(SPREAD, batched)) == 1024
 
 
 def test_every_config_that_ships_resolves_and_says_what_it_is_for() -> None:

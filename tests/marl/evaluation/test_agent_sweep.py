@@ -25,9 +25,9 @@ from marl.config.schema import EnvConfig
 from marl.evaluation import agent_sweep
 from marl.evaluation import rows as evaluation_row_counts
 from marl.evaluation.agent_sweep import Curve, Limit, Point, draw, summarize, swept_key
+from marl.evaluation.environments import AGENTS_AT_ONCE, evaluation_rows, rows_at_once
 from marl.evaluation.episodes import play
 from marl.evaluation.plots import new_axes
-from marl.evaluation.rows import AGENTS_AT_ONCE, evaluation_rows, rows_at_once
 from marl.output.report import Metric, Report
 from marl.training.environments import make_env
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from envs.core import InputError
-from envs.kitchen.errands import Errand, Verb
-from envs.kitchen.geometry import WAYS, Geometry
-from envs.kitchen.layout import FLOOR, TILES, Cell, at
-from envs.kitchen.rules import Codes
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import Codes
+from envs.kitchen.rules.geometry import WAYS, Geometry
+from envs.kitchen.rules.layout import FLOOR, TILES, Cell, at
+from envs.kitchen.rules.state import State
+from envs.kitchen.words.errands import Errand, Verb
 
 ARROWS = "^v><"
 LETTERS = {"onion": "o", "tomato": "t"}

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from envs.constants import Constants
 from envs.core import InputError
-from envs.kitchen.geometry import Geometry, one_hot
-from envs.kitchen.layout import FLOOR, Cell
-from envs.kitchen.menu import FOODS
-from envs.kitchen.rules import Codes
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import Codes
+from envs.kitchen.rules.geometry import Geometry, one_hot
+from envs.kitchen.rules.layout import FLOOR, Cell
+from envs.kitchen.rules.menu import FOODS
+from envs.kitchen.rules.state import State
 
 POTS = 2  # described to each cook, nearest first
 URGENT = 40  # steps before the horizon

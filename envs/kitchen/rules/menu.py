@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.core import InputError
-from envs.kitchen.layout import DISPENSERS, Layout, cut_off, for_instance
+from envs.kitchen.rules.layout import DISPENSERS, Layout, cut_off, for_instance
 
 VALUE = 20.0  # of a soup for which no number is given
 COOK_TIME = 20  # steps, likewise

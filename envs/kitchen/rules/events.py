@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from envs.kitchen.menu import FOODS, Mixture
-from envs.kitchen.rules import Ahead, Codes, Entry, Event, every_interaction
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import Ahead, Codes, Entry, Event, every_interaction
+from envs.kitchen.rules.menu import FOODS, Mixture
+from envs.kitchen.rules.state import State
 
 EVENTS = (
     *("tomato_pickup", "useful_tomato_pickup", "tomato_drop", "useful_tomato_drop", "potting_tomato"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from envs.kitchen.geometry import Geometry, beside
-from envs.kitchen.layout import Cell
-from envs.kitchen.rules import Codes
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import Codes
+from envs.kitchen.rules.geometry import Geometry, beside
+from envs.kitchen.rules.layout import Cell
+from envs.kitchen.rules.state import State
 
 COUNTER, FLOOR = "#c9a77c", "#f3ece0"
 TILES = {"P": "#5f6368", "S": "#8fbf8f", "R": "#b9a8d8", " ": FLOOR}

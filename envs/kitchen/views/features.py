@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from envs.constants import Constants
-from envs.kitchen.geometry import Geometry, one_hot, rows_of
-from envs.kitchen.layout import TILES, Cell
-from envs.kitchen.rules import Codes
-from envs.kitchen.state import State
-from envs.kitchen.state_code import item_numbers, pot_numbers, rows_in
-from envs.kitchen.words import Scene
+from envs.kitchen.rules.codes import Codes
+from envs.kitchen.rules.geometry import Geometry, one_hot, rows_of
+from envs.kitchen.rules.layout import TILES, Cell
+from envs.kitchen.rules.state import State
+from envs.kitchen.rules.state_code import item_numbers, pot_numbers, rows_in
+from envs.kitchen.words.language import Scene
 
 KINDS = "".join(TILES)
 

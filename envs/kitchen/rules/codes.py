@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from envs.core import InputError
-from envs.kitchen.menu import Menu, Mixture
+from envs.kitchen.rules.menu import Menu, Mixture
 
 NOTHING = 0
 MOST = 500_000  # interactions in a table

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.kitchen.geometry import Geometry
-from envs.kitchen.layout import DISPENSERS, Cell
-from envs.kitchen.rules import Ahead, Codes, Event, Rules, build_rules
+from envs.kitchen.rules.codes import Ahead, Codes, Event, Rules, build_rules
+from envs.kitchen.rules.geometry import Geometry
+from envs.kitchen.rules.layout import DISPENSERS, Cell
 
 AHEAD = {"X": Ahead.COUNTER, "P": Ahead.POT, "D": Ahead.DISHES, "S": Ahead.DESK}
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from envs.kitchen.layout import DIRECTIONS, FLOOR, Cell, Layout
+from envs.kitchen.rules.layout import DIRECTIONS, FLOOR, Cell, Layout
 
 WAYS = ("north", "south", "east", "west")
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from envs.constants import Constants
 from envs.core import InputError
-from envs.kitchen.geometry import Geometry, one_hot, rows_of
-from envs.kitchen.rules import Codes
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import Codes
+from envs.kitchen.rules.geometry import Geometry, one_hot, rows_of
+from envs.kitchen.rules.state import State
 
 
 class CodeTables(NamedTuple):

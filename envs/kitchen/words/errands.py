@@ -11,11 +11,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from envs.constants import Constants
-from envs.kitchen.geometry import WAYS, Geometry
-from envs.kitchen.layout import Cell
-from envs.kitchen.rules import NOTHING, Ahead, Codes, Event
-from envs.kitchen.state import State
-from envs.kitchen.tables import Tables, ahead_of, entries_of
+from envs.kitchen.rules.codes import NOTHING, Ahead, Codes, Event
+from envs.kitchen.rules.geometry import WAYS, Geometry
+from envs.kitchen.rules.layout import Cell
+from envs.kitchen.rules.state import State
+from envs.kitchen.rules.tables import Tables, ahead_of, entries_of
 
 FAR = 2**20  # more steps than any way has
 STAY, INTERACT = len(WAYS), len(WAYS) + 1

@@ -28,7 +28,7 @@ COOKS = "1234"
 FLOOR = " "
 # What each direction adds to (row, column): north, south, east, west.
 DIRECTIONS = ((-1, 0), (1, 0), (0, 1), (0, -1))
-FOLDER = Path(__file__).parent / "layouts"
+FOLDER = Path(__file__).parents[1] / "layouts"
 LEGEND = ", ".join(f"{tile!r} {name}" for tile, name in TILES.items())
 
 Cell = tuple[int, int]  # row, column

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from envs.core import Decision, Observation, tree_map
-from envs.kitchen.errands import Verb
-from envs.kitchen.state import State
-from envs.kitchen.words import Words, closest, plan_lines, scene_of, state_of_scene
+from envs.kitchen.rules.state import State
+from envs.kitchen.words.errands import Verb
+from envs.kitchen.words.language import Words, closest, plan_lines, scene_of, state_of_scene
 
 if TYPE_CHECKING:
     from envs.kitchen.world import Kitchen

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from envs.constants import Constants
-from envs.kitchen.geometry import Geometry
-from envs.kitchen.rules import Codes
-from envs.kitchen.state import State
+from envs.kitchen.rules.codes import Codes
+from envs.kitchen.rules.geometry import Geometry
+from envs.kitchen.rules.state import State
 
 
 class StartTables(NamedTuple):

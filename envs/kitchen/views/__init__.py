@@ -1,0 +1,1 @@
+"""What cooks see of a kitchen, and what people see."""

@@ -1,0 +1,1 @@
+"""The kitchen in words, and plans of several steps."""
