@@ -16,7 +16,7 @@ from torch import Tensor
 from envs.arguments import require_arguments
 from envs.constants import Constants
 from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observation
-from envs.kitchen.bound import LeastSteps
+from envs.kitchen.bound import MOST, LeastSteps
 from envs.kitchen.rules.codes import NOTHING, Ahead, Codes
 from envs.kitchen.rules.events import are_useful, event_table
 from envs.kitchen.rules.geometry import WAYS, Geometry
@@ -110,6 +110,7 @@ class Kitchen(World[State]):
         _require_one_of("starts", starts, STARTS)
         self.codes, self.geometry = Codes(self.menu), Geometry(self.layout)
         self.soups, self.counter_items, self.radius = soups, counter_items, radius
+        self._as_it_comes = not recipe and not old_dynamics and soups is None and starts == "layout"
         self._two, self._starts_itself = len(self.layout.starts) == 2, old_dynamics
         rewards = _shaping(shaping or {})
         self._tables = Constants(build_tables(self.geometry, self.codes, rewards, starts_itself=old_dynamics))
@@ -249,6 +250,11 @@ class Kitchen(World[State]):
         from envs.kitchen.partners import SCRIPTS, ScriptedCook  # which is made of a kitchen
 
         return {script: ScriptedCook(self, script) for script in SCRIPTS}
+
+    def known(self) -> dict[str, float]:
+        """`soup/without_counters`: the most that can be earned by soups without counters, where search has found it."""
+        most = MOST.get((self.layout.name, self.spec.horizon)) if self._as_it_comes else None
+        return {} if most is None else {"soup/without_counters": most}
 
     def frame(self, state: State) -> Any:
         """A picture of the first row, [400,400,3] uint8."""

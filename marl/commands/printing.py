@@ -121,7 +121,7 @@ def _print_sweep(metrics: dict[str, Metric], title: str, console: Console) -> No
 
 
 def _is_cross_play(name: str) -> bool:
-    return "cross_play/" in name and name.rpartition("/")[2] in ("self", "others", "share", "gap")
+    return name.split("/")[-2:-1] == ["cross_play"]
 
 
 def _over_seeds(iqm: Metric) -> str:

@@ -79,10 +79,9 @@ class CrossPlay:
         infinite below three of them, as is all that needs two players where there is one.
         """
         matrix, players = self.matrix(), len(self.trained)
-        found = {}
+        found: dict[str, Metric] = {}
         if players > 1:
-            for name, statistic in (("self", own), ("others", others), ("share", share), ("gap", gap)):
-                found[name] = jackknife(matrix, statistic)
+            found |= {name: jackknife(matrix, statistic) for name, statistic in STATISTICS.items()}
         for column, script in enumerate(self.scripts, start=players):
             earned = [self.episodes(self.trained[0], script)] if players == 1 else matrix[:, column]
             found[f"beside_{script}"] = Metric.mean(np.ravel(earned))
@@ -100,13 +99,16 @@ def others(matrix: np.ndarray) -> float:
 
 
 def share(matrix: np.ndarray) -> float:
-    """What different players earn by what each earns beside itself; no number where that is nothing."""
-    return others(matrix) / own(matrix) if own(matrix) else math.nan
+    """What different players earn by what each earns beside itself; no number unless that is above 0."""
+    return others(matrix) / own(matrix) if own(matrix) > 0 else math.nan
 
 
 def gap(matrix: np.ndarray) -> float:
     """What is lost beside others."""
     return own(matrix) - others(matrix)
+
+
+STATISTICS = {"self": own, "others": others, "share": share, "gap": gap}
 
 
 def jackknife(matrix: np.ndarray, statistic: Callable[[np.ndarray], float]) -> Metric:
@@ -121,6 +123,8 @@ def jackknife(matrix: np.ndarray, statistic: Callable[[np.ndarray], float]) -> M
         return Metric(value, -math.inf, math.inf, players)
     without = [np.delete(np.delete(matrix, i, 0), i, 1) for i in range(players)]
     pseudo = np.array([players * value - (players - 1) * statistic(rest) for rest in without])
+    if np.isnan(pseudo).any():
+        return Metric(value, -math.inf, math.inf, players)
     half = float(stats.t.ppf(0.975, players - 1) * pseudo.std(ddof=1) / math.sqrt(players))
     return Metric(value, value - half, value + half, players)
 

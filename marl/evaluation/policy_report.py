@@ -94,7 +94,7 @@ def returns(run: Run, actor: Actor, env: VectorEnv, acted: Episodes) -> dict[str
     if isinstance(actor, JointActor):
         greedy = played(run, env, Greedy(actor), run.config.evaluation.episodes, "evaluation")
         found |= greedy.metrics(env.spec.channels, "mode/")
-    return found | known_metrics(env, found["return_per_agent"])
+    return found | known_metrics(env, found)
 
 
 def played(run: Run, env: VectorEnv, actor: Actor, episodes: int, purpose: str) -> Episodes:

@@ -71,6 +71,7 @@ def test_states_best_values_and_the_value_of_a_policy_take_ten_seconds_together(
 @pytest.mark.slow
 def test_twelve_soups_are_the_most_in_400_steps_without_counters() -> None:
     """The twelfth is served in step 34 + 11 · 31 = 375."""
+    assert Kitchen("cramped_room", horizon=400).known() == {"soup/without_counters": 240.0}
     table = Kitchen("cramped_room", horizon=None, counter_items=0).table()
     assert table.steps_to(240.0) == 375
     assert float(table.most(400)[0]) == 240.0

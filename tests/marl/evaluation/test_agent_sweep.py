@@ -23,7 +23,7 @@ from marl.commands.sweep import run_sweep
 from marl.config.load import dump, resolve, split_assignments
 from marl.config.schema import EnvConfig
 from marl.evaluation import agent_sweep
-from marl.evaluation import rows as evaluation_row_counts
+from marl.evaluation import environments as evaluation_row_counts
 from marl.evaluation.agent_sweep import Curve, Limit, Point, draw, summarize, swept_key
 from marl.evaluation.environments import AGENTS_AT_ONCE, evaluation_rows, rows_at_once
 from marl.evaluation.episodes import play

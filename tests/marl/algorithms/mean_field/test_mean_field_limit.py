@@ -85,7 +85,7 @@ def test_with_several_starts_values_are_means_over_them_and_the_best_open_loop_i
 
 def test_known_returns_are_told_with_the_regret_and_its_interval() -> None:
     world = LinearQuadratic(50)
-    found = known_metrics(TensorEnv(world, 2), Metric(-5.0, -5.1, -4.9, 64))
+    found = known_metrics(TensorEnv(world, 2), {"return_per_agent": Metric(-5.0, -5.1, -4.9, 64)})
     optimal, linear = world.problem.optimal_cost(50), world.problem.cost(world.problem.best_rule(), 50)
     assert found["known/optimal"].value == pytest.approx(-optimal)
     assert found["known/linear"].value == pytest.approx(-linear)
@@ -102,7 +102,7 @@ def test_known_returns_are_told_with_the_regret_and_its_interval() -> None:
 def test_nothing_is_compared_where_a_time_limit_ends_episodes_early() -> None:
     for limit, count in ((5, 0), (20, 4), (None, 4)):
         env = TensorEnv(LinearQuadratic(20), 2, time_limit=limit)
-        assert len(known_metrics(env, Metric.exact(-5.0))) == count
+        assert len(known_metrics(env, {"return_per_agent": Metric.exact(-5.0)})) == count
     world = SIS(horizon=6)
     assert limit_metrics(MeanRule(untrained(world)), TensorEnv(world, 2, time_limit=5)) == {}
 
