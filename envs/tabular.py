@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,22 @@ class Digits:
         for column, size in zip(self.columns.unbind(1), self.sizes):
             key = key * size + column
         return key
+
+
+@runtime_checkable
+class HasTable(Protocol):
+    """A world that can list its states."""
+
+    def table(self, **options: Any) -> Table:
+        """Every state that can be reached from the start, with options of `tabulate`."""
+
+
+@runtime_checkable
+class HasProbabilities(Protocol):
+    """An actor that remembers nothing and says how probable each choice is in a state."""
+
+    def probabilities(self, state: Any) -> Float[Tensor, "E N A"]:
+        """The probability of each choice of each agent."""
 
 
 @dataclass(frozen=True)

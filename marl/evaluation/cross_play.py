@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Num
 from torch import Tensor
 
-from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, VectorEnv
+from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, VectorEnv, tree_map
 from envs.team import HasPartners
 from envs.world import TensorEnv
 from marl.config.schema import TrainingConfig
 from marl.evaluation.environments import evaluation_rows, make_evaluation_env
 from marl.evaluation.episodes import play_policies
+from marl.evaluation.exact import exact_returns
 from marl.evaluation.probe import worth
 from marl.evaluation.seats import take
 from marl.output.console import console
@@ -151,38 +152,46 @@ class Lineups:
         self.players = {name: actor for name, actor in players.items() if name in present}
 
     def initial_memory(self, num_envs: int) -> Tree:
-        """Each player's, of the rows in which it plays."""
-        rows = num_envs // len(self.blocks)
-        return tuple(actor.initial_memory(rows * len(self._blocks(name))) for name, actor in self.players.items())
+        """Each player's, in all E rows; it is asked and remembers in its own."""
+        memories = []
+        for name, actor in self.players.items():
+            rows = self._rows(self._blocks(name), num_envs)
+            memory = actor.initial_memory(len(rows))
+            memories.append(tree_map(lambda x, rows=rows: put(x.new_zeros(num_envs, *x.shape[1:]), rows, x), memory))
+        return tuple(memories)
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         """Ask every player about its rows; its choices count in its slots."""
         joint, memories = None, []
         for (name, actor), remembered in zip(self.players.items(), memory, strict=True):
             blocks = self._blocks(name)
-            rows = self._rows(blocks, obs)
-            decision, remembered = actor.act(take(obs, rows), remembered, _Some(streams, blocks))
-            memories.append(remembered)
+            rows = self._rows(blocks, len(obs.alive)).to(obs.alive.device)
+            decision, later = actor.act(take(obs, rows), take(remembered, rows), _Some(streams, blocks))
+            memories.append(tree_map(lambda old, new, rows=rows: put(old, rows, new), remembered, later))
             action = decision.action
             if joint is None:
                 joint = action.new_zeros(len(obs.alive), *action.shape[1:])
             own = self._slots(name, blocks, obs).unsqueeze(-1)
-            joint = joint.index_copy(0, rows, torch.where(own, action, joint[rows].to(action.dtype)).to(joint.dtype))
+            joint = put(joint, rows, torch.where(own, action.to(joint.dtype), joint[rows]))
         assert joint is not None
         return Decision(joint), tuple(memories)
 
     def _blocks(self, name: str) -> list[int]:
         return [block for block, lineup in enumerate(self.blocks) if name in lineup]
 
-    def _rows(self, blocks: Sequence[int], obs: Observation) -> Int[Tensor, " R"]:
-        all_rows = torch.arange(len(obs.alive), device=obs.alive.device).view(len(self.blocks), -1)
-        return all_rows[blocks].flatten()
+    def _rows(self, blocks: Sequence[int], count: int) -> Int[Tensor, " R"]:
+        return torch.arange(count).view(len(self.blocks), -1)[blocks].flatten()
 
     def _slots(self, name: str, blocks: Sequence[int], obs: Observation) -> Bool[Tensor, "R N"]:
         """Slots that a player fills, in each row of these blocks."""
         filled = [[member == name for member in self.blocks[block]] for block in blocks]
         rows = len(obs.alive) // len(self.blocks)
         return torch.tensor(filled, device=obs.alive.device).repeat_interleave(rows, 0)
+
+
+def put(x: Num[Tensor, E * rest], rows: Int[Tensor, " R"], new: Num[Tensor, R * rest]) -> Num[Tensor, E * rest]:
+    """A copy of x with other rows."""
+    return x.index_copy(0, rows.to(x.device), new)
 
 
 class _Some(Streams):
@@ -234,10 +243,11 @@ def _scripts(env: VectorEnv) -> Mapping[str, Actor]:
     return env.world.partners() if isinstance(env, TensorEnv) and isinstance(env.world, HasPartners) else {}
 
 
-def beside_scripts(run: Run, actor: Actor) -> tuple[dict[str, Metric], Tables]:
-    """Cross-play of one trained team: `cross_play/beside_…`, and table `cross_play`."""
+def beside_scripts(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
+    """Cross-play of one trained team: `cross_play/beside_…`, a table `cross_play`, and `exact/…` in small worlds."""
     played = cross_play(run.config, {TRAINED: actor}, stage_seed(run.config.seed, "cross-play"), run.device)
-    return {f"cross_play/{name}": metric for name, metric in played.metrics().items()}, {"cross_play": played.table()}
+    metrics = {f"cross_play/{name}": metric for name, metric in played.metrics().items()}
+    return {**metrics, **exact_returns(actor, env)}, {"cross_play": played.table()}
 
 
 def draw(panels: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> Path:

@@ -116,7 +116,7 @@ class OnPolicyRecipe(Recipe):
             return {}, {}
         from marl.evaluation.cross_play import beside_scripts
 
-        return beside_scripts(run, actor)
+        return beside_scripts(run, actor, env)
 
     def played_stage(self, config: Any) -> str | None:
         """The stage that `train` fits."""

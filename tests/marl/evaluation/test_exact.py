@@ -1,0 +1,85 @@
+"""Exact returns of trained agents, beside a game solved by hand and beside what is sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from meetings import Constant, Meeting, Often, Remembers
+
+from envs.kitchen import Kitchen
+from envs.kitchen.partners import ScriptedCook
+from envs.world import TensorEnv
+from marl.evaluation.episodes import play
+from marl.evaluation.exact import exact_returns
+from marl.models.distributions import IndependentCategorical
+
+
+def test_returns_and_shares_are_those_by_hand() -> None:
+    env = TensorEnv(Meeting(varied=False, horizon=None), 1, time_limit=4)
+    found = {name.removeprefix("exact/"): metric.value for name, metric in exact_returns(Often(0.8), env).items()}
+    # A step: .64 + .04 to meet, and .5 · .8. Beside ones: .8 to meet, and .5 if ones are on the left, else .5 · .8.
+    assert found == pytest.approx(
+        {
+            "return": 4 * (0.68 + 0.4),
+            "most": 4 * 1.5,
+            "share": 1.08 / 1.5,
+            "beside_ones": 4 * (0.8 + 0.45),
+            "best_beside_ones": 4 * 1.5,
+            "share_beside_ones": 1.25 / 1.5,
+            "beside_zeros": 4 * (0.2 + 0.2),
+            "best_beside_zeros": 4 * 1.0,
+            "share_beside_zeros": 0.4,
+            "share_beside": (1.25 / 1.5 + 0.4) / 2,
+        },
+        rel=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("world", "actor"),
+    [
+        (Meeting(horizon=3), Often(0.5)),  # ends by a horizon, so that its table is none of states
+        (Meeting(horizon=None), Remembers()),
+        (Meeting(horizon=None), Constant(0)),  # gives no distribution
+    ],
+)
+def test_there_is_nothing_exact_of_other_worlds_and_agents(world: Meeting, actor: Any) -> None:
+    assert exact_returns(actor, TensorEnv(world, 1, time_limit=3)) == {}
+
+
+def test_a_table_that_is_too_large_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("marl.evaluation.exact.LARGEST", 2)
+    assert exact_returns(Often(0.5), TensorEnv(Meeting(horizon=None), 1, time_limit=3)) == {}
+    assert "no exact returns: More than 2 states" in capsys.readouterr().out
+
+
+class Scripted:
+    """A script as an actor that gives its distribution."""
+
+    def __init__(self, kitchen: Kitchen, script: str):
+        self.kitchen, self.cook = kitchen, ScriptedCook(kitchen, script)
+
+    def initial_memory(self, num_envs: int) -> None:
+        return None
+
+    def __call__(self, obs: Any, memory: Any) -> tuple[IndependentCategorical, Any]:
+        odds = self.cook.probabilities(self.kitchen.state_of(obs.state))
+        return IndependentCategorical(odds.log(), (6,), None), None
+
+    def act(self, obs: Any, memory: Any, streams: Any) -> Any:
+        return self(obs, memory)[0].sample(streams), None
+
+
+@pytest.mark.slow
+def test_in_the_small_kitchen_exact_returns_are_those_that_are_sampled() -> None:
+    kitchen = Kitchen("cramped_room_small", horizon=None, counter_items=0)
+    greedy, env = Scripted(kitchen, "greedy"), TensorEnv(kitchen, 512, time_limit=100)
+    found = {name.removeprefix("exact/"): metric.value for name, metric in exact_returns(greedy, env).items()}
+    sampled = play(env, greedy, 512, seed=0).metrics(env.spec.channels)["return_per_agent/soup"]
+    assert sampled.low <= found["return"] <= sampled.high
+    assert found["beside_greedy"] == pytest.approx(found["return"], rel=1e-6)
+    assert found["most"] == 160.0
+    shares = torch.tensor([value for name, value in found.items() if name.startswith("share")])
+    assert ((shares >= 0) & (shares <= 1 + 1e-9)).all()
