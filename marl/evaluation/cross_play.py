@@ -115,7 +115,9 @@ STATISTICS = {"self": own, "others": others, "share": share, "gap": gap}
 def jackknife(matrix: np.ndarray, statistic: Callable[[np.ndarray], float]) -> Metric:
     """A statistic of P players, [P, partners], with the jackknife's 95 % interval over players, Student's with P - 1.
 
-    Leaving out a player leaves out its row and its column. Infinite where that leaves no pair.
+    Leaving out a player leaves out its row and its column. Infinite where that leaves no pair. Half of ten players may
+    have one convention and half another: leaving out any then changes nothing, and the jackknife alone would see no
+    error. So it is no less than that of as many pairs, were they independent.
     """
     from scipy import stats
 
@@ -126,7 +128,10 @@ def jackknife(matrix: np.ndarray, statistic: Callable[[np.ndarray], float]) -> M
     pseudo = np.array([players * value - (players - 1) * statistic(rest) for rest in without])
     if np.isnan(pseudo).any():
         return Metric(value, -math.inf, math.inf, players)
-    half = float(stats.t.ppf(0.975, players - 1) * pseudo.std(ddof=1) / math.sqrt(players))
+    pairs = ((matrix[:, :players] + matrix[:, :players].T) / 2)[np.triu_indices(players, 1)]
+    by_pair = statistic(matrix + 1 - np.eye(*matrix.shape)) - value  # statistics are linear in what pairs earn
+    error = max(pseudo.std(ddof=1) / math.sqrt(players), abs(by_pair) * pairs.std(ddof=1) / math.sqrt(len(pairs)))
+    half = float(stats.t.ppf(0.975, players - 1) * error)
     return Metric(value, value - half, value + half, players)
 
 

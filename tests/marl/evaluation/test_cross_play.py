@@ -20,7 +20,7 @@ from marl.__main__ import app
 from marl.commands.run import follow, run_training
 from marl.commands.sweep import run_sweep
 from marl.config.load import resolve
-from marl.evaluation.cross_play import CrossPlay, Lineups, cross_play, draw, gap, jackknife, lineups, own, share
+from marl.evaluation.cross_play import CrossPlay, Lineups, cross_play, draw, gap, jackknife, lineups, others, own, share
 from marl.evaluation.episodes import play, play_policies
 from marl.output.report import Metric, Report
 from marl.training.run import Run
@@ -88,13 +88,23 @@ def test_batches_of_line_ups_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_jackknife_of_a_mean_is_students_interval_and_of_a_ratio_as_computed_by_hand() -> None:
-    matrix = np.random.default_rng(0).normal(10, 1, (5, 5))
+    level = 10 * np.random.default_rng(0).normal(10, 1, (5, 1))
+    matrix = level + level.T  # players differ, pairs do not
+    np.fill_diagonal(matrix, 200 + np.arange(5.0))
     assert_alike(jackknife(matrix, own), Metric.mean(np.diagonal(matrix)))
     left_out = [share(np.delete(np.delete(matrix, i, 0), i, 1)) for i in range(5)]
     pseudo = 5 * share(matrix) - 4 * np.array(left_out)
     half = stats.t.ppf(0.975, 4) * pseudo.std(ddof=1) / math.sqrt(5)
     assert_alike(jackknife(matrix, share), Metric(share(matrix), share(matrix) - half, share(matrix) + half, 5))
     assert gap(matrix) == pytest.approx(own(matrix) * (1 - share(matrix)))
+
+
+def test_two_conventions_of_as_many_players_are_no_certainty() -> None:
+    first = np.arange(10) < 5
+    matrix = np.where(first[:, None] == first, 190.0, 2.0)
+    interval = jackknife(matrix, others)
+    assert interval.low <= 96 <= interval.high  # of chances alike for both
+    assert jackknife(matrix, own).low == 190.0
 
 
 def assert_alike(one: Metric, other: Metric) -> None:
