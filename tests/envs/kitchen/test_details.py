@@ -175,6 +175,28 @@ def test_no_state_needs_fewer_steps_than_the_bound_says(name: str) -> None:
     assert bound.from_start() <= float(left[0])
 
 
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("four_cooks", {"recipe": {"capacity": 4, "cook_time": 2}}),
+        ("four_cooks", {"recipe": {"capacity": 4, "cook_time": 2}, "old_dynamics": True}),
+        ("XXPXPXX\nO1 2 3D\nX     S\nXXXXXXX", {"recipe": {"orders": ["onion onion", "onion"], "cook_time": 3}}),
+        ("coordination_ring", {}),
+    ],
+)
+def test_a_step_lowers_the_bound_by_one_at_most_however_many_cooks(layout: str, options: dict[str, Any]) -> None:
+    kitchen = Kitchen(layout, starts="random", horizon=None, **options)
+    bound = LeastSteps(kitchen.geometry, kitchen.codes)
+    state = drawn(kitchen, 20_000)
+    choice = torch.randint(6, (len(state.pose), state.pose.shape[1], 1), generator=torch.Generator().manual_seed(0))
+    choice = torch.where(torch.rand(choice.shape, generator=torch.Generator().manual_seed(1)) < 0.5, INTERACT, choice)
+    then, reward, _ = kitchen.transition(state, choice, None)
+    served = reward[:, 0, 0] > 0
+    assert int(served.sum()) > 20
+    assert bool((bound(state)[served] == 1).all())
+    assert bool((bound(state) <= 1 + bound(then))[~served].all())
+
+
 def test_no_warning_where_the_shortest_of_two_orders_fits_or_starts_are_anywhere() -> None:
     two = {"orders": ["onion onion", "onion"], "cook_time": [30, 1]}
     with warnings.catch_warnings():
