@@ -23,7 +23,7 @@ from envs.world import TensorEnv
 from marl.config.schema import TrainingConfig
 from marl.evaluation.environments import evaluation_rows, make_evaluation_env
 from marl.evaluation.episodes import play_policies
-from marl.evaluation.exact import exact_returns
+from marl.evaluation.exact import SELF, exact_returns
 from marl.evaluation.probe import worth
 from marl.evaluation.seats import take
 from marl.output.console import console
@@ -252,7 +252,9 @@ def beside_scripts(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Me
     """Cross-play of one trained team: `cross_play/beside_…`, a table `cross_play`, and `exact/…` in small worlds."""
     played = cross_play(run.config, {TRAINED: actor}, stage_seed(run.config.seed, "cross-play"), run.device)
     metrics = {f"cross_play/{name}": metric for name, metric in played.metrics().items()}
-    return {**metrics, **exact_returns(actor, env)}, {"cross_play": played.table()}
+    sampled = {SELF: played.episodes(TRAINED, TRAINED)}
+    sampled |= {script: played.episodes(TRAINED, script) for script in played.scripts}
+    return {**metrics, **exact_returns(actor, env, sampled)}, {"cross_play": played.table()}
 
 
 def draw(panels: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> Path:

@@ -6,8 +6,10 @@ training one; here it is computed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,21 +24,23 @@ from marl.output.console import console
 from marl.output.report import Metric
 
 LARGEST = 200_000  # states of a table that a report is made from
+SELF = ""  # who plays beside the agent in self-play
 CHUNK = 2**15  # states that are decided for at once
 
 
-def exact_returns(actor: Any, env: VectorEnv) -> dict[str, Metric]:
-    """Expected returns of the world's first channel in `env.time_limit` steps from its start, and shares of the most.
+def exact_returns(actor: Any, env: VectorEnv, sampled: Mapping[str, np.ndarray]) -> dict[str, Metric]:
+    """What can be earned of the world's first channel in `env.time_limit` steps from its start, and the shares earned.
 
-    `exact/return`, `exact/most`, `exact/share`: in self-play, and of the best that any team earns. By script X, means
-    over the slots that the trained agent may take: `exact/beside_X`, `exact/best_beside_X` (the exact best response to
-    X), `exact/share_beside_X`; `exact/share_beside` is the mean of those shares.
+    `exact/most`, `exact/best_beside_X`: the best that any team earns, and the exact best response to the script X, the
+    mean over the slots that the trained agent may take. `exact/share`, `exact/share_beside_X`: of these, what the agent
+    earns in self-play and beside X; `exact/share_beside`: the mean over scripts. Where agents remember nothing and
+    decide independently, what they earn is exact too: `exact/return`, `exact/beside_X`. Of others it is `sampled`:
+    returns [n] of episodes by script, and of self-play under `SELF`.
 
-    Nothing of other environments: worlds that are no tables, of more than `LARGEST` states, or that end by a horizon;
-    and of agents that remember, or do not decide independently.
+    Nothing of other environments: worlds that are no tables, of more than `LARGEST` states, or that end by a horizon.
     """
     world = env.world if isinstance(env, TensorEnv) else None
-    if not (isinstance(world, HasTable) and world.spec.horizon is None and env.time_limit and _is_free(actor, env)):
+    if not (isinstance(world, HasTable) and world.spec.horizon is None and env.time_limit):
         return {}
     with console.status("exact returns"):
         try:
@@ -44,38 +48,65 @@ def exact_returns(actor: Any, env: VectorEnv) -> dict[str, Metric]:
         except InputError as error:
             console.print(f"no exact returns: {error}", markup=False)
             return {}
-        own = _probabilities(actor, world, table, env.device)
-        earned = float(table.within(table.joint(own), env.time_limit)[0])
-        most = float(table.most(env.time_limit)[0])
-        found = {"return": earned, "most": most, **_share("share", earned, most)}
-        scripts = world.partners() if isinstance(world, HasPartners) else {}
-        for name, script in scripts.items():
-            if isinstance(script, HasProbabilities):
-                found |= _beside(name, own, script.probabilities(table.states), table, env.time_limit)
-    shares = [value for name, value in found.items() if name.startswith("share_beside_")]
+        steps, scripts = env.time_limit, _scripts(world, table)
+        found = {"most": Metric.exact(float(table.most(steps)[0]))}
+        found |= {f"best_beside_{name}": Metric.exact(_best(odds, table, steps)) for name, odds in scripts.items()}
+        if _decides_freely(actor, env):
+            own = _probabilities(actor, world, table, env.device)
+            earned = {SELF: _earned(own, own, table, steps)}
+            earned |= {name: _earned(own, odds, table, steps) for name, odds in scripts.items()}
+            found["return"] = Metric.exact(earned[SELF])
+            found |= {f"beside_{name}": Metric.exact(earned[name]) for name in scripts}
+            found |= _shares(found, {name: np.array([value]) for name, value in earned.items()})
+        else:
+            found |= _shares(found, sampled)
+    return {f"exact/{name}": metric for name, metric in found.items()}
+
+
+def _shares(best: Mapping[str, Metric], earned: Mapping[str, np.ndarray]) -> dict[str, Metric]:
+    """Shares of the best where there is anything to earn; earned: [n] of the same episodes each, or one exact value."""
+    found = {}
+    if best["most"].value > 0:
+        found["share"] = _metric(earned[SELF] / best["most"].value)
+    scripts = [name for name in earned if name != SELF and best[f"best_beside_{name}"].value > 0]
+    shares = {name: earned[name] / best[f"best_beside_{name}"].value for name in scripts}
+    found |= {f"share_beside_{name}": _metric(share) for name, share in shares.items()}
     if shares:
-        found["share_beside"] = sum(shares) / len(shares)
-    return {f"exact/{name}": Metric.exact(value) for name, value in found.items()}
+        found["share_beside"] = _metric(np.mean(list(shares.values()), axis=0))
+    return found
 
 
-def _beside(
-    name: str, own: Float[Tensor, "S N A"], partner: Float[Tensor, "S N A"], table: Table, steps: int
-) -> dict[str, float]:
-    """What the agent earns in a slot beside a partner in all others, and the best response does; means over slots."""
-    earned, best = 0.0, 0.0
+def _metric(samples: np.ndarray) -> Metric:
+    return Metric.exact(float(samples[0])) if len(samples) == 1 else Metric.mean(samples)
+
+
+def _scripts(world: Any, table: Table) -> dict[str, Float[Tensor, "S N A"]]:
+    """Probabilities of the choices of each scripted partner that remembers nothing, by name."""
+    partners = world.partners() if isinstance(world, HasPartners) else {}
+    return {
+        name: actor.probabilities(table.states)
+        for name, actor in partners.items()
+        if isinstance(actor, HasProbabilities)
+    }
+
+
+def _earned(own: Float[Tensor, "S N A"], partner: Float[Tensor, "S N A"], table: Table, steps: int) -> float:
+    """Return of an agent in one slot beside a partner in all others, the mean over slots."""
+    total = 0.0
     for slot in range(table.agents):
-        mixed = partner.clone()
+        mixed = partner.double().clone()
         mixed[:, slot] = own[:, slot]
-        earned += float(table.within(table.joint(mixed), steps)[0]) / table.agents
-        best += float(table.best_response(partner, slot, steps)[0][0]) / table.agents
-    return {f"beside_{name}": earned, f"best_beside_{name}": best, **_share(f"share_beside_{name}", earned, best)}
+        total += float(table.within(table.joint(mixed), steps)[0])
+    return total / table.agents
 
 
-def _share(name: str, earned: float, most: float) -> dict[str, float]:
-    return {name: earned / most} if most > 0 else {}
+def _best(partner: Float[Tensor, "S N A"], table: Table, steps: int) -> float:
+    """Return of the best response in one slot to a partner in all others, the mean over slots."""
+    each = [float(table.best_response(partner, slot, steps)[0][0]) for slot in range(table.agents)]
+    return sum(each) / len(each)
 
 
-def _is_free(actor: Any, env: VectorEnv) -> bool:
+def _decides_freely(actor: Any, env: VectorEnv) -> bool:
     """True for agents that decide independently and remember nothing."""
     space = env.spec.action
     single = isinstance(space, Discrete) and space.size == 1

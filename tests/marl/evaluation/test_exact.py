@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from meetings import Constant, Meeting, Often, Remembers
@@ -14,11 +15,12 @@ from envs.world import TensorEnv
 from marl.evaluation.episodes import play
 from marl.evaluation.exact import exact_returns
 from marl.models.distributions import IndependentCategorical
+from marl.output.report import Metric
 
 
 def test_returns_and_shares_are_those_by_hand() -> None:
     env = TensorEnv(Meeting(varied=False, horizon=None), 1, time_limit=4)
-    found = {name.removeprefix("exact/"): metric.value for name, metric in exact_returns(Often(0.8), env).items()}
+    found = {name.removeprefix("exact/"): metric.value for name, metric in exact_returns(Often(0.8), env, {}).items()}
     # A step: .64 + .04 to meet, and .5 · .8. Beside ones: .8 to meet, and .5 if ones are on the left, else .5 · .8.
     assert found == pytest.approx(
         {
@@ -37,21 +39,25 @@ def test_returns_and_shares_are_those_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("world", "actor"),
-    [
-        (Meeting(horizon=3), Often(0.5)),  # ends by a horizon, so that its table is none of states
-        (Meeting(horizon=None), Remembers()),
-        (Meeting(horizon=None), Constant(0)),  # gives no distribution
-    ],
-)
-def test_there_is_nothing_exact_of_other_worlds_and_agents(world: Meeting, actor: Any) -> None:
-    assert exact_returns(actor, TensorEnv(world, 1, time_limit=3)) == {}
+@pytest.mark.parametrize("actor", [Remembers(), Constant(0)])  # who gives no distribution
+def test_what_others_earn_is_sampled_and_the_best_is_exact(actor: Any) -> None:
+    env = TensorEnv(Meeting(varied=False, horizon=None), 1, time_limit=4)
+    sampled = {"": np.array([3.0, 6.0]), "ones": np.array([6.0, 0.0]), "zeros": np.array([2.0, 2.0])}
+    found = exact_returns(actor, env, sampled)
+    assert not {"exact/return", "exact/beside_ones"} & found.keys()
+    assert found["exact/best_beside_zeros"] == Metric.exact(4.0)
+    assert found["exact/share"] == Metric.mean([0.5, 1.0])
+    assert found["exact/share_beside_ones"] == Metric.mean([1.0, 0.0])
+    assert found["exact/share_beside"] == Metric.mean([0.75, 0.25])
+
+
+def test_a_world_that_ends_by_a_horizon_is_no_table_of_states() -> None:
+    assert exact_returns(Often(0.5), TensorEnv(Meeting(horizon=3), 1, time_limit=3), {}) == {}
 
 
 def test_a_table_that_is_too_large_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("marl.evaluation.exact.LARGEST", 2)
-    assert exact_returns(Often(0.5), TensorEnv(Meeting(horizon=None), 1, time_limit=3)) == {}
+    assert exact_returns(Often(0.5), TensorEnv(Meeting(horizon=None), 1, time_limit=3), {}) == {}
     assert "no exact returns: More than 2 states" in capsys.readouterr().out
 
 
@@ -76,7 +82,7 @@ class Scripted:
 def test_in_the_small_kitchen_exact_returns_are_those_that_are_sampled() -> None:
     kitchen = Kitchen("cramped_room_small", horizon=None, counter_items=0)
     greedy, env = Scripted(kitchen, "greedy"), TensorEnv(kitchen, 512, time_limit=100)
-    found = {name.removeprefix("exact/"): metric.value for name, metric in exact_returns(greedy, env).items()}
+    found = {name.removeprefix("exact/"): metric.value for name, metric in exact_returns(greedy, env, {}).items()}
     sampled = play(env, greedy, 512, seed=0).metrics(env.spec.channels)["return_per_agent/soup"]
     assert sampled.low <= found["return"] <= sampled.high
     assert found["beside_greedy"] == pytest.approx(found["return"], rel=1e-6)
