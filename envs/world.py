@@ -72,7 +72,7 @@ class World(ABC, Generic[State]):
         """Observation of `state` by agents and critic."""
 
     def known(self) -> dict[str, float]:
-        """Returns per agent that theory gives for this world, by name, of one reward channel by CHANNEL/NAME."""
+        """Returns per agent that theory gives for this world, by name, of one channel by CHANNEL/NAME (above 0)."""
         return {}
 
     def frame(self, state: State) -> Any:

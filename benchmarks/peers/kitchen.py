@@ -230,7 +230,8 @@ def compare(name: str, old: bool, states: int, played: int, write: Path | None) 
     if write:
         record(write, state, action, expected, {key: other for key, (_, other) in seen.items()})
     met = {branch: int(rows.sum()) for branch, rows in branches(kitchen, state, action).items()}
-    counts = {"drawn": states, "played": played, "transitions": len(action)}
+    viewed = max((len(mine) for mine, _ in seen.values()), default=0)
+    counts = {"drawn": states, "played": played, "viewed": viewed, "transitions": len(action)}
     return {"layout": name, "dynamics": "old" if old else "new", **counts, "wrong": wrong, "branches": met}
 
 

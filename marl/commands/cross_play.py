@@ -62,7 +62,7 @@ def cross_play_seeds(folder: Path, variants: Mapping[str, Sequence[Path]]) -> tu
         config = next(iter(runs.values())).config
         if isinstance(config, TrainingConfig) and config.evaluation.cross_play and len(runs) > 1:
             played = play(runs)
-            metrics |= _prefixed(played, f"{label}/" if len(variants) > 1 else "", scripts=False)
+            metrics |= _prefixed(played, f"{label}/" if len(variants) > 1 else "")
             panels[label] = played.table()
     if not panels:
         return {}, {}
@@ -94,10 +94,9 @@ def play(runs: Mapping[str, Run]) -> CrossPlay:
     return cross_play(run.config, actors, stage_seed(run.config.seed, "cross-play"), run.device)
 
 
-def _prefixed(played: CrossPlay, prefix: str, *, scripts: bool = True) -> dict[str, Metric]:
-    """Metrics of cross-play under their names; those beside scripts are also in each run's own report."""
-    found = played.metrics()
-    return {f"{prefix}cross_play/{name}": found[name] for name in found if scripts or not name.startswith("beside_")}
+def _prefixed(played: CrossPlay, prefix: str) -> dict[str, Metric]:
+    """Metrics of cross-play under their names."""
+    return {f"{prefix}cross_play/{name}": metric for name, metric in played.metrics().items()}
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -39,8 +39,8 @@ TRAINED = "trained"  # the one player of a run by itself
 class CrossPlay:
     """Returns of trained players beside each other and beside scripted ones.
 
-    returns: by who plays in each slot, [n] returns per agent of episodes that begin alike; channels are added by the
-    weights with which training ended.
+    returns: by who plays in each slot, [n] returns per agent of episodes drawn for this line-up alone; channels are
+    added by the weights with which training ended.
     """
 
     trained: tuple[str, ...]
@@ -49,7 +49,7 @@ class CrossPlay:
     returns: Mapping[Lineup, np.ndarray]
 
     def episodes(self, who: str, partner: str) -> np.ndarray:
-        """Returns [n] of a player in one slot beside a partner in all others, the mean over slots of each start."""
+        """Returns [n] of a player in one slot beside a partner in all others, means over its slots."""
         return np.mean([self.returns[lineup] for lineup in lineups(who, partner, self.slots)], axis=0)
 
     def matrix(self) -> np.ndarray:
@@ -130,6 +130,8 @@ def jackknife(matrix: np.ndarray, statistic: Callable[[np.ndarray], float]) -> M
         return Metric(value, -math.inf, math.inf, players)
     pairs = ((matrix[:, :players] + matrix[:, :players].T) / 2)[np.triu_indices(players, 1)]
     by_pair = statistic(matrix + 1 - np.eye(*matrix.shape)) - value  # statistics are linear in what pairs earn
+    if not pseudo.std() and not pairs.std():  # what is alike in all of few players need not be in others
+        return Metric(value, -math.inf, math.inf, players)
     error = max(pseudo.std(ddof=1) / math.sqrt(players), abs(by_pair) * pairs.std(ddof=1) / math.sqrt(len(pairs)))
     half = float(stats.t.ppf(0.975, players - 1) * error)
     return Metric(value, value - half, value + half, players)
@@ -213,8 +215,9 @@ def cross_play(
 ) -> CrossPlay:
     """Play trained players beside themselves, each other, and the world's scripted partners, where it has any.
 
-    `evaluation.episodes` of each line-up, in the environment of evaluations; all line-ups begin from the same starts.
-    Raises InputError for agents who have no partner, and for players called like a script.
+    `evaluation.episodes` of each line-up, in the environment of evaluations. Each line-up draws its own numbers: common
+    ones would make all cells err alike, which no interval over players could see. Raises InputError for agents who have
+    no partner, and for players called like a script.
     """
     rows = evaluation_rows(config)
     with closing(make_evaluation_env(config, 1, device)) as env:
@@ -237,7 +240,7 @@ def cross_play(
                     env,
                     Lineups(players, some),
                     config.evaluation.episodes,
-                    [seed] * len(some),
+                    [stage_seed(seed, "/".join(lineup)) for lineup in some],
                     config.evaluation.patience,
                 )
             returns |= {lineup: worth(config, episodes.returns) for lineup, episodes in zip(some, played, strict=True)}

@@ -35,7 +35,8 @@ def exact_returns(actor: Any, env: VectorEnv, sampled: Mapping[str, np.ndarray])
     mean over the slots that the trained agent may take. `exact/share`, `exact/share_beside_X`: of these, what the agent
     earns in self-play and beside X; `exact/share_beside`: the mean over scripts. Where agents remember nothing and
     decide independently, what they earn is exact too: `exact/return`, `exact/beside_X`. Of others it is `sampled`:
-    returns [n] of episodes by script, and of self-play under `SELF`.
+    returns [n] of episodes by script, and of self-play under `SELF`. Scripts beside whom nothing can be earned have no
+    share, and count in no mean.
 
     Nothing of other environments: worlds that are no tables, of more than `LARGEST` states, or that end by a horizon.
     """
@@ -84,7 +85,7 @@ def _scripts(world: Any, table: Table) -> dict[str, Float[Tensor, "S N A"]]:
     """Probabilities of the choices of each scripted partner that remembers nothing, by name."""
     partners = world.partners() if isinstance(world, HasPartners) else {}
     return {
-        name: actor.probabilities(table.states)
+        name: actor.probabilities(table.states).double()
         for name, actor in partners.items()
         if isinstance(actor, HasProbabilities)
     }
@@ -94,7 +95,7 @@ def _earned(own: Float[Tensor, "S N A"], partner: Float[Tensor, "S N A"], table:
     """Return of an agent in one slot beside a partner in all others, the mean over slots."""
     total = 0.0
     for slot in range(table.agents):
-        mixed = partner.double().clone()
+        mixed = partner.clone()
         mixed[:, slot] = own[:, slot]
         total += float(table.within(table.joint(mixed), steps)[0])
     return total / table.agents

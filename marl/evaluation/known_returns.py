@@ -13,20 +13,23 @@ def known_metrics(env: VectorEnv, returns: Mapping[str, Metric]) -> dict[str, Me
     """The returns that are known of a world, `known/…`, and what was earned below them, relative, `regret/…`.
 
     returns: what was earned, `return_per_agent` and, by channel, `return_per_agent/CHANNEL`. What is known of one
-    channel is called CHANNEL/NAME; the share of it that was earned is `share/CHANNEL/NAME`.
+    channel is called CHANNEL/NAME; instead of a regret there is the share of it that was earned, `share/CHANNEL/NAME`,
+    above 1 where a team may do what the play that is known may not.
     """
     if not (isinstance(env, TensorEnv) and whole_episodes(env)):
         return {}
     found = {}
     for name, value in env.world.known().items():
-        channel = name.partition("/")[0]
-        earned = returns.get(f"return_per_agent/{channel}", returns["return_per_agent"])
         found[f"known/{name}"] = Metric.exact(value)
+        channel, _, of_channel = name.partition("/")
+        if of_channel and channel in env.spec.channels:
+            earned = returns.get(f"return_per_agent/{channel}", returns["return_per_agent"])
+            found[f"share/{name}"] = Metric(earned.value / value, earned.low / value, earned.high / value, earned.n)
+            continue
         # The more is earned, the less is regretted.
+        earned = returns["return_per_agent"]
         middle, low, high = (regret(number, value) for number in (earned.value, earned.high, earned.low))
         found[f"regret/{name}"] = Metric(middle, low, high, earned.n)
-        if channel in env.spec.channels and value > 0:
-            found[f"share/{name}"] = Metric(earned.value / value, earned.low / value, earned.high / value, earned.n)
     return found
 
 
