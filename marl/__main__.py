@@ -85,7 +85,8 @@ def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
     from marl.commands.printing import print_evaluation
     from marl.output.console import console
 
-    print_evaluation(*evaluate_folder(folder, assignments or []), f"evaluation of {folder}", console)
+    report, path = evaluate_folder(folder, assignments or [])
+    print_evaluation(report, path, path.with_suffix(".png"), f"evaluation of {folder}", console)
 
 
 @app.command()

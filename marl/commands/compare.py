@@ -178,7 +178,7 @@ def _columns(reports: Sequence[Report]) -> dict[str, np.ndarray]:
 def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list[Group]:
     """Group the runs found in `folders`, summarize `metric`, draw learning curves. Raises InputError for no runs."""
     require_picture_name(picture)
-    paths = dict.fromkeys(path.resolve() for folder in folders for path in _reports(folder))
+    paths = dict.fromkeys(path.resolve() for folder in folders for path in reports_in(folder))
     found = [(path.parent, Report.load(path)) for path in paths]
     configs = [flatten(report.config) for _, report in found]
     varying = sorted(
@@ -193,11 +193,13 @@ def compare_folders(folders: Sequence[Path], metric: str, picture: Path) -> list
     return summaries
 
 
-def _reports(folder: Path) -> list[Path]:
+def reports_in(folder: Path) -> list[Path]:
     """The reports of single runs in a folder: its own, or those of a sweep's points, and of sweeps within."""
     points = sorted(folder.glob("*/report.json"))
     if points:
-        return [report for point in points for report in _reports(point.parent)]
+        return [report for point in points for report in reports_in(point.parent)]
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
     if not (folder / "report.json").is_file():
         raise InputError(f"{folder} holds no finished run: there is no report.json in it.")
     return [folder / "report.json"]

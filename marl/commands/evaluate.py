@@ -13,7 +13,7 @@ from marl.config.load import AGENTS, load_recipe, split_assignments
 from marl.config.recipe import Recipe
 from marl.config.schema import EvaluationConfig, TrainingConfig
 from marl.evaluation import agent_sweep
-from marl.evaluation.environments import evaluation_rows
+from marl.evaluation.environments import evaluation_rows, require_effect
 from marl.evaluation.load import load_actor
 from marl.evaluation.policy_report import evaluate, optional
 from marl.output.console import console
@@ -45,7 +45,7 @@ def evaluate_folder(folder: Path, assignments: Sequence[str]) -> tuple[Report, P
         raise InputError(f"{trained.config.recipe} trains nobody who acts, so there is no actor to play.")
     _require_effect(trained.config.evaluation, points[0])
     _require_values(points)
-    _require_one_name(trained.config.evaluation, points[0])
+    require_effect(trained.config, points[0])
     runs = [Run.open(folder, point) for point in points]
     agent_sweep.require_like(trained.config, points, [run.config for run in runs])
     stage = load_recipe(trained.config.recipe).played_stage(runs[0].config)
@@ -85,16 +85,6 @@ def _require_values(points: Sequence[dict[str, Any]]) -> None:
     for key in AGENTS:
         if any(point.get(key, 0) is None for point in points):
             raise InputError(f"{key}: expected a number of agents, or a list such as {key}=2,10,100; one is empty.")
-
-
-def _require_one_name(evaluation: EvaluationConfig, point: dict[str, Any]) -> None:
-    """Raise InputError for an argument of the environment in whose place evaluations have another."""
-    for name in evaluation.args:
-        if f"env.args.{name}" in point:
-            raise InputError(
-                f"env.args.{name} changes nothing here: evaluations of this run have evaluation.args.{name}="
-                f"{evaluation.args[name]}; set that."
-            )
 
 
 def _evaluate_run(run: Run) -> Report:

@@ -64,15 +64,15 @@ def print_files(paths: Sequence[Path], recipe: Recipe, console: Console) -> None
         console.print(f"{names.get(path.name, 'picture'):<10} {path}", markup=False)
 
 
-def print_evaluation(report: Report, path: Path, title: str, console: Console) -> None:
-    """Metrics and tables of a team that was played again, and where its report and the picture beside it are."""
+def print_evaluation(report: Report, path: Path, picture: Path, title: str, console: Console) -> None:
+    """Metrics and tables of teams that were played again, and where report and picture are, if there is one."""
     if "along" in report.tables:
         print_along(report, title, console)
     else:
         print_metrics(report.metrics, title, console)
         for name, rows in report.tables.items():
             print_table(name, rows, console)
-    print_files([path.with_suffix(".png")], load_recipe(report.recipe), console)
+    print_files([picture], load_recipe(report.recipe), console)
     console.print(f"report     {path}")
 
 

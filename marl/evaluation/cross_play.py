@@ -6,31 +6,28 @@ Source of the measure: Hu et al., "Other-Play" for Zero-Shot Coordination, ICML 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Num
-from torch import Tensor
 
-from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, VectorEnv, tree_map
+from envs.actors import require_actor
+from envs.core import Actor, InputError, Streams, VectorEnv
 from envs.team import HasPartners
 from envs.world import TensorEnv
 from marl.config.schema import TrainingConfig
-from marl.evaluation.environments import evaluation_rows, make_evaluation_env
+from marl.evaluation.environments import AGENTS_AT_ONCE, evaluation_rows, make_evaluation_env
 from marl.evaluation.episodes import play_policies
 from marl.evaluation.exact import SELF, exact_returns
+from marl.evaluation.lineups import Lineup, Lineups, lineups
 from marl.evaluation.probe import worth
-from marl.evaluation.seats import take
 from marl.output.console import console
 from marl.output.report import Metric, Tables
 from marl.training.run import Run, stage_seed
 
-Lineup = tuple[str, ...]  # who plays in each slot
 ROWS_AT_ONCE = 1024  # of native worlds
 TRAINED = "trained"  # the one player of a run by itself
 
@@ -137,79 +134,6 @@ def jackknife(matrix: np.ndarray, statistic: Callable[[np.ndarray], float]) -> M
     return Metric(value, value - half, value + half, players)
 
 
-def lineups(who: str, partner: str, slots: int) -> list[Lineup]:
-    """Every way for one to play beside a partner in all other slots; one way for it to play beside itself."""
-    if who == partner:
-        return [(who,) * slots]
-    return [tuple(who if slot == seat else partner for slot in range(slots)) for seat in range(slots)]
-
-
-class Lineups:
-    """An Actor whose rows are P blocks of R rows, policy-major; in each block other players fill the slots.
-
-    Each player is asked once for all rows in which it has a slot. A block plays as `envs.team.Team` of its players, in
-    the order of `players`, would alone: it has a stream of random numbers of its own.
-    """
-
-    keeps_rows = True
-
-    def __init__(self, players: Mapping[str, Actor], blocks: Sequence[Lineup]):
-        self.blocks = blocks
-        present = {name for lineup in blocks for name in lineup}
-        self.players = {name: actor for name, actor in players.items() if name in present}
-
-    def initial_memory(self, num_envs: int) -> Tree:
-        """Each player's, in all E rows; it is asked and remembers in its own."""
-        memories = []
-        for name, actor in self.players.items():
-            rows = self._rows(self._blocks(name), num_envs)
-            memory = actor.initial_memory(len(rows))
-            memories.append(tree_map(lambda x, rows=rows: put(x.new_zeros(num_envs, *x.shape[1:]), rows, x), memory))
-        return tuple(memories)
-
-    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """Ask every player about its rows; its choices count in its slots."""
-        joint, memories = None, []
-        for (name, actor), remembered in zip(self.players.items(), memory, strict=True):
-            blocks = self._blocks(name)
-            rows = self._rows(blocks, len(obs.alive)).to(obs.alive.device)
-            decision, later = actor.act(take(obs, rows), take(remembered, rows), _Some(streams, blocks))
-            memories.append(tree_map(lambda old, new, rows=rows: put(old, rows, new), remembered, later))
-            action = decision.action
-            if joint is None:
-                joint = action.new_zeros(len(obs.alive), *action.shape[1:])
-            own = self._slots(name, blocks, obs).unsqueeze(-1)
-            joint = put(joint, rows, torch.where(own, action.to(joint.dtype), joint[rows]))
-        assert joint is not None
-        return Decision(joint), tuple(memories)
-
-    def _blocks(self, name: str) -> list[int]:
-        return [block for block, lineup in enumerate(self.blocks) if name in lineup]
-
-    def _rows(self, blocks: Sequence[int], count: int) -> Int[Tensor, " R"]:
-        return torch.arange(count).view(len(self.blocks), -1)[blocks].flatten()
-
-    def _slots(self, name: str, blocks: Sequence[int], obs: Observation) -> Bool[Tensor, "R N"]:
-        """Slots that a player fills, in each row of these blocks."""
-        filled = [[member == name for member in self.blocks[block]] for block in blocks]
-        rows = len(obs.alive) // len(self.blocks)
-        return torch.tensor(filled, device=obs.alive.device).repeat_interleave(rows, 0)
-
-
-def put(x: Num[Tensor, E * rest], rows: Int[Tensor, " R"], new: Num[Tensor, R * rest]) -> Num[Tensor, E * rest]:
-    """A copy of x with other rows."""
-    return x.index_copy(0, rows.to(x.device), new)
-
-
-class _Some(Streams):
-    """Streams of some of the policies."""
-
-    def __init__(self, streams: Streams, policies: Sequence[int]):
-        self.device = streams.device
-        self.on_host = [streams.on_host[p] for p in policies]
-        self.generators = [streams.generators[p] for p in policies]
-
-
 def cross_play(
     config: TrainingConfig, trained: Mapping[str, Actor], seed: int, device: torch.device | str = "cpu"
 ) -> CrossPlay:
@@ -221,15 +145,15 @@ def cross_play(
     """
     rows = evaluation_rows(config)
     with closing(make_evaluation_env(config, 1, device)) as env:
-        slots, scripts = len(env.spec.agents), _scripts(env)
-    if slots < 2:
-        raise InputError("Cross-play is of two agents or more; this environment has one.")
+        spec, scripts = env.spec, partners_of(env)
+    slots = len(spec.agents)
     if both := sorted(trained.keys() & scripts.keys()):
         raise InputError(f"{both[0]} is the name of a script of this world; call what was trained otherwise.")
     players = {**trained, **scripts}
     pairs = [(who, partner) for who in trained for partner in players]
     blocks = list(dict.fromkeys(lineup for pair in pairs for lineup in lineups(*pair, slots)))
-    at_once = max(1, ROWS_AT_ONCE // rows) if config.env.world is not None else 1
+    most = min(ROWS_AT_ONCE, AGENTS_AT_ONCE // slots) if config.env.world is not None else rows
+    at_once = max(1, most // rows)
     returns: dict[Lineup, np.ndarray] = {}
     with console.status("") as status:
         for first in range(0, len(blocks), at_once):
@@ -238,7 +162,7 @@ def cross_play(
             with closing(make_evaluation_env(config, rows * len(some), device)) as env:
                 played = play_policies(
                     env,
-                    Lineups(players, some),
+                    Lineups(spec, players, some),
                     config.evaluation.episodes,
                     [stage_seed(seed, "/".join(lineup)) for lineup in some],
                     config.evaluation.patience,
@@ -247,48 +171,48 @@ def cross_play(
     return CrossPlay(tuple(trained), tuple(scripts), slots, returns)
 
 
-def _scripts(env: VectorEnv) -> Mapping[str, Actor]:
-    return env.world.partners() if isinstance(env, TensorEnv) and isinstance(env.world, HasPartners) else {}
+def partners_of(env: VectorEnv) -> dict[str, Actor]:
+    """Scripted partners of an environment's world, by name; none of other environments.
+
+    Raises InputError where there is nobody to be beside, and for what is no actor or decides what is not allowed.
+    """
+    if len(env.spec.agents) < 2:
+        raise InputError("Cross-play is of two agents or more; this environment has one.")
+    world = env.world if isinstance(env, TensorEnv) else None
+    if not (isinstance(world, HasPartners) and callable(world.partners)):
+        return {}
+    partners = world.partners()
+    if not isinstance(partners, Mapping):
+        raise InputError(f"partners() of a world gives actors by name; that of {type(world).__name__} gave {partners}.")
+    for name, actor in partners.items():
+        require_actor(actor, f"The partner {name!r} of {type(world).__name__}")
+        if name == TRAINED:
+            raise InputError(f"A partner of {type(world).__name__} is called {name!r}, which is whoever learns.")
+    return dict(partners)
+
+
+def check_elsewhere(config: TrainingConfig) -> None:
+    """Raise InputError, before training, for evaluations elsewhere, or beside scripts, that could not be made after it.
+
+    For cross-play each script plays a step.
+    """
+    with closing(make_evaluation_env(config, 1)) as env:
+        if not config.evaluation.cross_play:
+            return
+        for name, actor in partners_of(env).items():
+            alone = Lineups(env.spec, {name: actor}, [(name,) * len(env.spec.agents)])
+            alone.act(env.reset(0), alone.initial_memory(1), Streams([0]))
 
 
 def beside_scripts(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Metric], Tables]:
-    """Cross-play of one trained team: `cross_play/beside_…`, a table `cross_play`, and `exact/…` in small worlds."""
+    """Cross-play of one trained team: `cross_play/beside_…`, a table `cross_play`, and `exact/…` in small worlds.
+
+    Nothing of worlds without partners.
+    """
+    if not partners_of(env):
+        return {}, {}
     played = cross_play(run.config, {TRAINED: actor}, stage_seed(run.config.seed, "cross-play"), run.device)
     metrics = {f"cross_play/{name}": metric for name, metric in played.metrics().items()}
     sampled = {SELF: played.episodes(TRAINED, TRAINED)}
     sampled |= {script: played.episodes(TRAINED, script) for script in played.scripts}
     return {**metrics, **exact_returns(actor, env, sampled)}, {"cross_play": played.table()}
-
-
-def draw(panels: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> Path:
-    """Tables `cross_play` by title, as a picture: mean returns of trained players (rows) beside partners (columns)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sizes = {title: (_names(rows, "who"), _names(rows, "beside")) for title, rows in panels.items()}
-    height = max(2.0, 1.6 + 0.45 * max(len(who) for who, _ in sizes.values()))
-    width = sum(1.8 + 0.7 * len(beside) for _, beside in sizes.values())
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, rows) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
-        _draw_panel(axes, title, rows, *sizes[title])
-    figure.savefig(target)
-    return target
-
-
-def _names(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    return list(dict.fromkeys(row[column] for row in rows))
-
-
-def _draw_panel(axes: Any, title: str, rows: Sequence[Mapping[str, Any]], who: list[str], beside: list[str]) -> None:
-    values = np.full((len(who), len(beside)), np.nan)
-    for row in rows:
-        values[who.index(row["who"]), beside.index(row["beside"])] = row["return"]
-    image = axes.imshow(values, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(beside)), beside, rotation=45, ha="right")
-    axes.set_yticks(range(len(who)), who)
-    axes.set(title=title, xlabel="beside")
-    for (i, j), value in np.ndenumerate(values):
-        red, green, blue, _ = image.cmap(image.norm(value))
-        dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-        axes.text(j, i, f"{value:.3g}", ha="center", va="center", color="white" if dark else "black", fontsize=8)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
 
 import torch
 
-from envs.core import InputError, VectorEnv
+from envs.core import EnvSpec, InputError, VectorEnv
 from marl.config.schema import EnvConfig, TrainingConfig
 from marl.training.environments import make_env, make_world
 
@@ -14,8 +18,17 @@ AGENTS_AT_ONCE = 2**18  # more would be no faster, and take gigabytes
 
 
 def evaluation_config(config: TrainingConfig) -> EnvConfig:
-    """The environment of training, with `evaluation.args` over its arguments."""
-    return config.env.model_copy(update={"args": {**config.env.args, **config.evaluation.args}})
+    """The environment of training, with `evaluation.args` over its arguments, at every depth."""
+    return config.env.model_copy(update={"args": _over(config.env.args, config.evaluation.args)})
+
+
+def _over(args: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: _over(args[name], other) for name, other in others.items() if _are_mappings(args.get(name), other)}
+    return {**args, **others, **both}
+
+
+def _are_mappings(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
 
 
 def make_evaluation_env(
@@ -25,18 +38,41 @@ def make_evaluation_env(
 
     Raises InputError where there are none, and where `evaluation.args` make another task of them.
     """
-    rows = evaluation_rows(config) if num_envs is None else num_envs
-    env = make_env(evaluation_config(config), num_envs=rows, device=device)
-    if config.evaluation.args:
-        trained = make_env(config.env, num_envs=1)
-        trained.close()
-        if trained.spec != env.spec:
+    args = config.evaluation.args
+    if not args:
+        rows = evaluation_rows(config) if num_envs is None else num_envs
+        return make_env(config.env, num_envs=rows, device=device)
+    try:
+        rows = evaluation_rows(config) if num_envs is None else num_envs
+        env = make_env(evaluation_config(config), num_envs=rows, device=device)
+    except InputError as error:
+        raise InputError(f"In evaluations, with evaluation.args={args}: {error}") from error
+    with closing(make_env(config.env, num_envs=1)) as trained:
+        if other := differing(trained.spec, env.spec):
             env.close()
             raise InputError(
-                f"evaluation.args={config.evaluation.args} make another task of env: agents, what they see, what they "
-                f"choose, rewards and horizon must stay. Trained: {trained.spec}. Evaluated: {env.spec}."
+                f"evaluation.args={args} make another task of env, whose agents, what they see and choose, rewards and "
+                f"horizon must stay: {other}."
             )
     return env
+
+
+def differing(one: EnvSpec, other: EnvSpec) -> str:
+    """Fields of two specifications that are not the same, in words; nothing where all are."""
+    names = [
+        field.name for field in dataclasses.fields(EnvSpec) if getattr(one, field.name) != getattr(other, field.name)
+    ]
+    return "; ".join(f"{name} were {getattr(one, name)}, are {getattr(other, name)}" for name in names)
+
+
+def require_effect(config: TrainingConfig, point: Mapping[str, Any]) -> None:
+    """Raise InputError for assignments of `env.args` in whose place evaluations of a run have `evaluation.args`."""
+    for name, other in config.evaluation.args.items():
+        if f"env.args.{name}" in point or name in (point.get("env.args") or {}):
+            raise InputError(
+                f"env.args.{name} changes nothing here: evaluations of this run have evaluation.args.{name}={other}; "
+                "set that."
+            )
 
 
 def evaluation_rows(config: TrainingConfig) -> int:

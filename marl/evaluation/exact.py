@@ -6,6 +6,7 @@ training one; here it is computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from envs.arguments import require_arguments
 from envs.core import Discrete, InputError, VectorEnv, tree_map
 from envs.tabular import HasProbabilities, HasTable, Table
 from envs.team import HasPartners
@@ -23,7 +25,7 @@ from marl.models.policies import JointActor
 from marl.output.console import console
 from marl.output.report import Metric
 
-LARGEST = 200_000  # states of a table that a report is made from
+LARGEST = 2**23  # transitions of a table that a report is made from
 SELF = ""  # who plays beside the agent in self-play
 CHUNK = 2**15  # states that are decided for at once
 
@@ -38,22 +40,25 @@ def exact_returns(actor: Any, env: VectorEnv, sampled: Mapping[str, np.ndarray])
     returns [n] of episodes by script, and of self-play under `SELF`. Scripts beside whom nothing can be earned have no
     share, and count in no mean.
 
-    Nothing of other environments: worlds that are no tables, of more than `LARGEST` states, or that end by a horizon.
+    Nothing of other environments: worlds that are no tables, of more than `LARGEST` transitions, or that end by a
+    horizon.
     """
     world = env.world if isinstance(env, TensorEnv) else None
-    if not (isinstance(world, HasTable) and world.spec.horizon is None and env.time_limit):
+    if not (isinstance(world, HasTable) and callable(world.table) and world.spec.horizon is None and env.time_limit):
         return {}
     with console.status("exact returns"):
         try:
-            table = world.table(most=LARGEST)
+            joint = math.prod(sum(space.choices) for space in world.spec.actions if isinstance(space, Discrete))
+            require_arguments(world.table, {"most": LARGEST // joint}, "table")
+            table = world.table(most=LARGEST // joint)
         except InputError as error:
             console.print(f"no exact returns: {error}", markup=False)
             return {}
         steps, scripts = env.time_limit, _scripts(world, table)
         found = {"most": Metric.exact(float(table.most(steps)[0]))}
         found |= {f"best_beside_{name}": Metric.exact(_best(odds, table, steps)) for name, odds in scripts.items()}
-        if _decides_freely(actor, env):
-            own = _probabilities(actor, world, table, env.device)
+        own = _probabilities(actor, world, table, env.device)
+        if own is not None:
             earned = {SELF: _earned(own, own, table, steps)}
             earned |= {name: _earned(own, odds, table, steps) for name, odds in scripts.items()}
             found["return"] = Metric.exact(earned[SELF])
@@ -107,21 +112,17 @@ def _best(partner: Float[Tensor, "S N A"], table: Table, steps: int) -> float:
     return sum(each) / len(each)
 
 
-def _decides_freely(actor: Any, env: VectorEnv) -> bool:
-    """True for agents that decide independently and remember nothing."""
-    space = env.spec.action
-    single = isinstance(space, Discrete) and space.size == 1
-    return single and isinstance(actor, JointActor) and actor.initial_memory(1) is None
-
-
-def _probabilities(actor: Any, world: Any, table: Table, device: torch.device) -> Float[Tensor, "S N A"]:
-    """Probabilities of every agent's choices in every state."""
+def _probabilities(actor: Any, world: Any, table: Table, device: torch.device) -> Float[Tensor, "S N A"] | None:
+    """Probabilities of every agent's choices in every state; None where agents remember, or do not decide alone."""
+    if not isinstance(actor, JointActor) or actor.initial_memory(1) is not None:
+        return None
     parts = []
     with torch.inference_mode():
         for first in range(0, len(table), CHUNK):
             rows = torch.arange(first, min(first + CHUNK, len(table)))
             obs = world.observe(tree_map(lambda leaf, rows=rows: leaf[rows].to(device), table.states))
             distribution, _ = actor(obs, None)
-            assert isinstance(distribution, IndependentCategorical)
+            if not isinstance(distribution, IndependentCategorical):
+                return None
             parts.append(distribution.log_probs().exp().double().cpu())
     return torch.cat(parts)

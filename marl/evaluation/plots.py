@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +84,38 @@ def save_gif(frames: Sequence[np.ndarray], target: Path, frames_per_second: int 
     images = [image.resize((width, height), Image.Resampling.LANCZOS).quantize(64) for image in images]
     images[0].save(target, save_all=True, append_images=images[1:], duration=1000 // frames_per_second, loop=0)
     return target
+
+
+def matrices(panels: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> Path:
+    """Tables `cross_play` by title, as a picture: mean returns of trained players (rows) beside partners (columns)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sizes = {title: (_names(rows, "who"), _names(rows, "beside")) for title, rows in panels.items()}
+    below, aside = (max(len(name) for names in sizes.values() for name in names[axis]) for axis in (1, 0))
+    height = 1.2 + 0.07 * below + 0.4 * max(len(who) for who, _ in sizes.values())
+    width = sum(0.8 + 0.08 * aside + 0.65 * len(beside) for _, beside in sizes.values())
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, rows) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
+        _draw_panel(axes, title, rows, *sizes[title])
+    figure.savefig(target)
+    return target
+
+
+def _names(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def _draw_panel(axes: Any, title: str, rows: Sequence[Mapping[str, Any]], who: list[str], beside: list[str]) -> None:
+    values = np.full((len(who), len(beside)), np.nan)
+    for row in rows:
+        values[who.index(row["who"]), beside.index(row["beside"])] = row["return"]
+    image = axes.imshow(values, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(beside)), beside, rotation=45, ha="right")
+    axes.set_yticks(range(len(who)), who)
+    axes.set(title=title, xlabel="beside")
+    for (i, j), value in np.ndenumerate(values):
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+        axes.text(j, i, f"{value:.3g}", ha="center", va="center", color="white" if dark else "black", fontsize=8)

@@ -18,7 +18,7 @@ from marl.evaluation.checks import TWIN_ARGS, zero_action
 from marl.evaluation.environments import evaluation_config, make_evaluation_env
 from marl.evaluation.episodes import Episodes, film, play
 from marl.evaluation.known_returns import known_metrics
-from marl.evaluation.plots import learning_curve, save_gif
+from marl.evaluation.plots import learning_curve, matrices, save_gif
 from marl.learning.learner import per_channel
 from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
@@ -61,10 +61,8 @@ def _draw(run: Run, actor: Actor, tables: Tables) -> None:
     with optional("curve"):
         learning_curve(run.folder, run.folder / "learning_curve.png")
     if "cross_play" in tables:
-        from marl.evaluation.cross_play import draw  # few play it
-
         with optional("picture of cross-play"):
-            draw({"": tables["cross_play"]}, run.folder / "cross_play.png")
+            matrices({"": tables["cross_play"]}, run.folder / "cross_play.png")
     if run.config.evaluation.film_episodes:
         with optional("film"):
             picture(run, actor)

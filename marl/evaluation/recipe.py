@@ -51,10 +51,10 @@ class OnPolicyRecipe(Recipe):
         """Raise InputError, before training, for an evaluation that could not be made."""
         with closing(make_env(config.env, num_envs=1)) as env:
             check_evaluation(run, env.spec)
-        if config.evaluation.args:
-            from marl.evaluation.environments import make_evaluation_env
+        if config.evaluation.args or config.evaluation.cross_play:
+            from marl.evaluation.cross_play import check_elsewhere
 
-            make_evaluation_env(config, 1).close()
+            check_elsewhere(config)
         if config.evaluation.agents:
             from marl.evaluation.agent_sweep import check_other_numbers
 

@@ -20,8 +20,10 @@ from marl.__main__ import app
 from marl.commands.run import follow, run_training
 from marl.commands.sweep import run_sweep
 from marl.config.load import resolve
-from marl.evaluation.cross_play import CrossPlay, Lineups, cross_play, draw, gap, jackknife, lineups, others, own, share
+from marl.evaluation.cross_play import CrossPlay, cross_play, gap, jackknife, others, own, share
 from marl.evaluation.episodes import play, play_policies
+from marl.evaluation.lineups import Lineups, lineups
+from marl.evaluation.plots import matrices
 from marl.output.report import Metric, Report
 from marl.training.run import Run
 
@@ -42,7 +44,7 @@ def config(**settings: Any) -> Any:
 def test_each_line_up_plays_as_a_team_of_its_players_would_alone(agents: int) -> None:
     blocks = [lineup for who in PLAYERS for other in PLAYERS for lineup in lineups(who, other, agents)]
     env = TensorEnv(Meeting(agents=agents), 5 * len(blocks))
-    together = play_policies(env, Lineups(PLAYERS, blocks), 5, [7] * len(blocks))
+    together = play_policies(env, Lineups(env.spec, PLAYERS, blocks), 5, [7] * len(blocks))
     for lineup, episodes in zip(blocks, together, strict=True):
         one = TensorEnv(Meeting(agents=agents), 5)
         slots = {name: [i for i, member in enumerate(lineup) if member == name] for name in PLAYERS}
@@ -153,8 +155,8 @@ def test_what_has_no_partner_or_a_scripts_name_is_refused() -> None:
 
 def test_a_picture_has_a_panel_for_each_table(tmp_path: Path) -> None:
     played = CrossPlay(("a",), ("b",), 2, {("a", "a"): np.ones(2), ("a", "b"): np.zeros(2), ("b", "a"): np.zeros(2)})
-    one = draw({"": played.table()}, tmp_path / "one.png").stat().st_size
-    assert draw({"x": played.table(), "y": played.table()}, tmp_path / "two.png").stat().st_size > one > 0
+    one = matrices({"": played.table()}, tmp_path / "one.png").stat().st_size
+    assert matrices({"x": played.table(), "y": played.table()}, tmp_path / "two.png").stat().st_size > one > 0
 
 
 def judged(folder: Path) -> None:

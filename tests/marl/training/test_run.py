@@ -14,7 +14,7 @@ from small_runs import SMALL_CONFIG, Mortals, build
 
 from envs.core import InputError
 from marl.algorithms.mappo import recipe
-from marl.commands.compare import _reports
+from marl.commands.compare import reports_in
 from marl.config.load import resolve
 from marl.learning.batch import Outcome
 from marl.output.report import Report
@@ -81,7 +81,7 @@ def test_comparison_finds_runs_alone_and_in_sweeps(tmp_path: Path) -> None:
     for name in ("alone", "sweep/seed=0", "sweep/seed=1", "sweep"):
         (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "runs" / name / "report.json").write_text("{}")
-    found = [path.parent.relative_to(tmp_path).as_posix() for path in _reports(tmp_path / "runs")]
+    found = [path.parent.relative_to(tmp_path).as_posix() for path in reports_in(tmp_path / "runs")]
     assert found == ["runs/alone", "runs/sweep/seed=0", "runs/sweep/seed=1"]
 
 
