@@ -23,11 +23,20 @@ class Place(NamedTuple):
 class Meeting(World[Place]):
     """Each of three steps, agents who choose alike earn the prize, 1 or 2, drawn at the start if `varied`.
 
-    left earns .5 more whenever it chooses 1. A second channel pays 10 a step for nothing.
+    left earns .5 more whenever it chooses 1. A second channel pays 10 a step for nothing. uneven: episodes with the
+    prize 1 end after two steps. pays: otherwise nobody meets.
     """
 
-    def __init__(self, varied: bool = True, horizon: int | None = 3, agents: int = 2, partners: bool = True):
-        self.varied, self.has_partners = varied, partners
+    def __init__(
+        self,
+        varied: bool = True,
+        horizon: int | None = 3,
+        agents: int = 2,
+        partners: bool = True,
+        uneven: bool = False,
+        pays: bool = True,
+    ):
+        self.varied, self.has_partners, self.uneven, self.pays = varied, partners, uneven, pays
         names = ("left", "right", "third")[:agents]
         self.spec = EnvSpec(
             names, (0,) * agents, ("meet", "noise"), (1,) * agents, (Discrete((2,)),) * agents, 2, horizon
@@ -42,10 +51,12 @@ class Meeting(World[Place]):
     def transition(self, state: Place, action: Tensor, noise: None) -> Transition:
         choice = action.squeeze(-1)
         alike = (choice == choice[:, :1]).all(1)
-        paid = alike * state.prize + 0.5 * (choice[:, 0] == 1)
+        paid = (alike * state.prize + 0.5 * (choice[:, 0] == 1)) * self.pays
         meet = paid.unsqueeze(-1).expand(-1, choice.shape[1])
         reward = torch.stack([meet, torch.full_like(meet, 10.0)], -1)
-        return Transition(Place(state.prize, (state.done + 1).clamp(max=3)), reward)
+        done = (state.done + 1).clamp(max=3)
+        over = (done > state.prize).unsqueeze(-1).expand_as(meet) if self.uneven else None
+        return Transition(Place(state.prize, done), reward, over)
 
     def observe(self, state: Place) -> Observation:
         agents = len(self.spec.agents)
@@ -55,8 +66,15 @@ class Meeting(World[Place]):
             seen.unsqueeze(1).expand(-1, agents, -1), whole, torch.ones(len(seen), agents, dtype=torch.bool)
         )
 
+    def known(self) -> dict[str, float]:
+        return {"meet/always": 6.0, "always": 40.0}
+
+    def frame(self, state: Place) -> Any:
+        return torch.zeros(4, 4, 3, dtype=torch.uint8).numpy() + self.varied
+
     def partners(self) -> dict[str, Actor]:
-        return {"zeros": Constant(0), "ones": Constant(1)} if self.has_partners else {}
+        agents = len(self.spec.agents)
+        return {"zeros": Constant(0, agents), "ones": Constant(1, agents)} if self.has_partners else {}
 
     def table(self, most: int = 100) -> Table:
         first = Place(torch.tensor([1]), torch.tensor([0]))
@@ -66,8 +84,8 @@ class Meeting(World[Place]):
 class Constant:
     """Every agent always makes one choice."""
 
-    def __init__(self, choice: int):
-        self.choice = choice
+    def __init__(self, choice: int, agents: int = 2):
+        self.choice, self.agents = choice, agents
 
     def initial_memory(self, num_envs: int) -> None:
         return None
@@ -76,7 +94,7 @@ class Constant:
         return Decision(torch.full((*obs.alive.shape, 1), self.choice)), None
 
     def probabilities(self, state: Any) -> Tensor:
-        return torch.eye(2)[self.choice].expand(len(state.prize), 2, 2)
+        return torch.eye(2)[self.choice].expand(len(state.prize), self.agents, 2)
 
 
 class Often:
@@ -94,6 +112,13 @@ class Often:
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         distribution, memory = self(obs, memory)
         return distribution.sample(streams), memory
+
+
+class Recalls(Often):
+    """Decides independently, and remembers something."""
+
+    def initial_memory(self, num_envs: int) -> Any:
+        return torch.zeros(num_envs, 1)
 
 
 class Remembers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,12 +196,15 @@ def test_runs_meet_from_the_command_line(sweep: Path, tmp_path: Path) -> None:
     picture = tmp_path / "here" / "met.png"
     points = [str(sweep / f"seed={seed},env.args.varied=true") for seed in (0, 1)]
     answer = CliRunner().invoke(app, ["cross-play", *points, "evaluation.episodes=3", "--out", str(picture)])
+    assert "met.png" in answer.output.replace("\n", "")
     assert answer.exit_code == 0, answer.output
     report = Report.load(picture.with_suffix(".json"))
     assert {"cross_play/share", "cross_play/beside_ones"} <= report.metrics.keys()
     assert picture.exists()
     assert report.config["evaluation"]["episodes"] == 3
-    whole = CliRunner().invoke(app, ["cross-play", str(sweep), "--out", str(picture)])
+    assert {row["who"] for row in report.tables["cross_play"]} == {Path(point).name for point in points}
+    # Runs of two worlds meet only where both are evaluated in one.
+    whole = CliRunner().invoke(app, ["cross-play", str(sweep), "evaluation.args.varied=true", "--out", str(picture)])
     assert whole.exit_code == 0, whole.output
     assert len(Report.load(picture.with_suffix(".json")).tables["cross_play"]) == 6 * 8
 
@@ -213,7 +217,13 @@ def test_runs_meet_from_the_command_line(sweep: Path, tmp_path: Path) -> None:
         (["SWEEP", "seed=1"], "seed changes nothing"),
         (["SWEEP", "evaluation.episodes=2,3"], "one setting at a time"),
         (["SWEEP", "--out", "x.txt"], "ends in .png"),
-        (["SWEEP", "OTHER"], "trained for another task"),
+        (["SWEEP"], "is evaluated in another environment than .*env.args.varied is True, not False.*evaluation.args"),
+        (["POINT", "OTHER"], "env.args.agents is 3, not None"),
+        (["POINT", "OTHER", "evaluation.args.agents=2"], "make another task of env.*agents were"),
+        (["POINT", "SWEEP/seed=9"], "There is no folder"),
+        (["SWEEP", "evaluation.film_episodes=2"], "changes nothing in cross-play"),
+        (["SWEEP", "--out", "SWEEP/report.png"], "would take the place of"),
+        (["SWEEP", "--out", "SWEEP/sweep.pdf"], "would take the place of"),
     ],
 )
 def test_what_cannot_meet_is_told(words: list[str], reason: str, sweep: Path, tmp_path: Path) -> None:
@@ -225,7 +235,8 @@ def test_what_cannot_meet_is_told(words: list[str], reason: str, sweep: Path, tm
         "OTHER": str(tmp_path / "other"),
     }
     picture = [] if "--out" in words else ["--out", str(tmp_path / "x.png")]
-    answer = CliRunner().invoke(app, ["cross-play", *(places.get(word, word) for word in words), *picture])
+    words = [re.sub("^(POINT|SWEEP|OTHER)", lambda name: places[name[1]], word) for word in words]
+    answer = CliRunner().invoke(app, ["cross-play", *words, *picture])
     assert isinstance(answer.exception, InputError)
-    assert reason in str(answer.exception)
+    assert re.search(reason, str(answer.exception)), str(answer.exception)
     assert not (tmp_path / "x.png").exists()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from meetings import Constant, Meeting, Often, Remembers
+from meetings import Constant, Meeting, Often, Recalls, Remembers
 
 from envs.kitchen import Kitchen
 from envs.kitchen.partners import ScriptedCook
@@ -39,7 +39,28 @@ def test_returns_and_shares_are_those_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("actor", [Remembers(), Constant(0)])  # who gives no distribution
+def test_states_are_decided_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    kitchen = Kitchen("cramped_room_small", horizon=None, counter_items=0, soups=1, recipe={"orders": ["onion"]})
+    greedy, env = Scripted(kitchen, "greedy"), TensorEnv(kitchen, 1, time_limit=20)
+    whole = exact_returns(greedy, env, {})
+    monkeypatch.setattr("marl.evaluation.exact.CHUNK", 1000)
+    assert exact_returns(greedy, env, {}) == whole
+    assert whole["exact/return"].value > 0
+
+
+def test_beside_two_others_one_plays_in_each_slot() -> None:
+    env = TensorEnv(Meeting(varied=False, horizon=None, agents=3), 1, time_limit=2)
+    found = exact_returns(Often(0.8), env, {})
+    # A step beside two ones: .8 to meet; .5 where ones are on the left, in two slots of three, else .5 · .8.
+    assert found["exact/beside_ones"].value == pytest.approx(2 * (0.8 + (0.5 + 0.5 + 0.4) / 3), rel=1e-6)
+
+
+def test_a_share_of_nothing_is_left_out() -> None:
+    env = TensorEnv(Meeting(varied=False, horizon=None, pays=False), 1, time_limit=2)
+    assert not [name for name in exact_returns(Often(0.8), env, {}) if "share" in name]
+
+
+@pytest.mark.parametrize("actor", [Remembers(), Constant(0), Recalls(0.5)])  # who give no distribution, or remember
 def test_what_others_earn_is_sampled_and_the_best_is_exact(actor: Any) -> None:
     env = TensorEnv(Meeting(varied=False, horizon=None), 1, time_limit=4)
     sampled = {"": np.array([3.0, 6.0]), "ones": np.array([6.0, 0.0]), "zeros": np.array([2.0, 2.0])}
@@ -56,7 +77,7 @@ def test_a_world_that_ends_by_a_horizon_is_no_table_of_states() -> None:
 
 
 def test_a_table_that_is_too_large_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("marl.evaluation.exact.LARGEST", 2)
+    monkeypatch.setattr("marl.evaluation.exact.LARGEST", 8)  # of four joint choices
     assert exact_returns(Often(0.5), TensorEnv(Meeting(horizon=None), 1, time_limit=3), {}) == {}
     assert "no exact returns: More than 2 states" in capsys.readouterr().out
 

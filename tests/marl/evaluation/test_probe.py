@@ -17,10 +17,9 @@ from marl.commands.evaluate import evaluate_folder, render_folder
 from marl.commands.run import run_training
 from marl.commands.sweep import resume_folder
 from marl.config.load import resolve
-from marl.evaluation.episodes import Episodes
 from marl.evaluation.plots import read_curve
 from marl.evaluation.policy_report import played
-from marl.evaluation.probe import EvaluationProbe, best_policy, rows_where
+from marl.evaluation.probe import EvaluationProbe, best_policy, rows_where, worth
 from marl.learning.actor_critic import ActorCritic
 from marl.models.policies import IndependentPolicy
 from marl.training.checkpoints import checkpoints, load_checkpoint
@@ -179,14 +178,9 @@ def test_members_of_a_seed_have_their_own_returns_and_uneven_ones_are_refused(tm
 @pytest.mark.parametrize(
     ("advantage", "wanted"), [({}, 7.0), ({"weights": [1, 0.5]}, 5.0), ({"weights_end": [-1, 2]}, 5.0)]
 )
-def test_the_best_is_by_the_weights_of_channels_at_the_end(
-    tmp_path: Path, advantage: dict[str, Any], wanted: float
-) -> None:
+def test_the_best_is_by_the_weights_of_channels_at_the_end(advantage: dict[str, Any], wanted: float) -> None:
     config = resolve({**RAW, "advantage": advantage}, {})
-    run, env = Run(tmp_path, config), make_env(config.env, num_envs=1)
-    policy = recipe.policy(config, env.spec, run.streams("policy"))
-    episodes = Episodes(np.array([[2.0, 5.0], [4.0, 3.0]]), np.ones(2), 3)
-    assert EvaluationProbe(run, policy, policy)._worth(episodes) == wanted
+    assert worth(config, np.array([[2.0, 5.0], [4.0, 3.0]])).mean() == wanted
 
 
 def test_a_policy_s_rows_are_replaced_alone() -> None:
