@@ -68,9 +68,7 @@ class Lapsing(World[Lapsed]):
         return self.world.frame(state.state)
 
 
-def lapsing(
-    world: str, args: Mapping[str, Any] | None = None, *, share: int | float = 0.5, idle: int | None = None
-) -> World[Any]:
+def lapsing(world: Any, args: Any = None, *, share: int | float = 0.5, idle: int | None = None) -> World[Any]:
     """A world, module:Class with these arguments, in which one agent lapses in a share of all episodes.
 
     Its chance to lapse is drawn for each episode, uniform between 0 and 1; in a lapse it makes any choice, all alike,
@@ -79,6 +77,10 @@ def lapsing(
 
     Raises InputError for a world whose agents do not all have the same choices, always, and for numbers out of range.
     """
+    if not isinstance(world, str):
+        raise InputError(f"env.args.world must name a World, module:Class; got {world!r}.")
+    if not isinstance(args, Mapping | None):
+        raise InputError(f"env.args.args are arguments by name; got {args!r}.")
     maker = import_dotted(world)
     given = dict(args or {})
     if not callable(maker):
@@ -88,8 +90,13 @@ def lapsing(
     if not isinstance(inner, World):
         raise InputError(f"env.args.world must name a World, module:Class; {world} gave a {type(inner).__name__}.")
     space = inner.spec.action
-    if not isinstance(space, Discrete) or space.size != 1 or inner.spec.legal is not None:
-        raise InputError(f"Agents lapse who make one choice, always among the same; those of {world} are {space}.")
+    first = inner.observe(inner.initial(inner.initial_noise(1, torch.Generator().manual_seed(0))))
+    free = inner.spec.legal is None and first.legal is None
+    if not isinstance(space, Discrete) or space.size != 1 or not free:
+        raise InputError(
+            f"Agents lapse who make one choice, all and always among the same; those of {world} have "
+            f"{list(inner.spec.actions)}."
+        )
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise InputError(f"share is the share of episodes in which one agent lapses, from 0 to 1; got {share!r}.")
     if idle is not None and (type(idle) is not int or not 0 <= idle < space.choices[0]):

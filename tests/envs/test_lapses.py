@@ -68,6 +68,26 @@ def named_start(rows: int) -> Any:
     return kitchen.initial(kitchen.initial_noise(rows, generator()))
 
 
+def test_a_lapse_may_be_to_the_first_choice_and_half_of_all_episodes_have_one() -> None:
+    made = world(idle=0)
+    assert made.share == 0.5
+    assert made.initial(made.initial_noise(1000, generator())).calm.float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+class Unseen(Kitchen):
+    """Cooks who do not see the clock."""
+
+    shows_clock = False
+
+    def __init__(self) -> None:
+        super().__init__("cramped_room_small", horizon=30)
+
+
+def test_who_does_not_see_the_clock_does_not_see_it_here() -> None:
+    seen = TensorEnv(lapsing("test_lapses:Unseen"), 2).reset(0).agent.shape[-1]
+    assert seen == TensorEnv(Unseen(), 2).reset(0).agent.shape[-1]
+
+
 def test_nobody_is_told() -> None:
     made, kitchen = world(share=1.0), Kitchen(**KITCHEN)
     state = made.initial(made.initial_noise(4, generator()))
@@ -88,11 +108,14 @@ def test_it_keeps_the_contract_of_environments() -> None:
         ("envs.kitchen:Kitchen", {"args": {"layuot": "x"}}, "env.args.args.layuot"),
         ("envs.kitchen:State", {}, "State needs it"),
         ("envs.kitchen:ACTIONS", {}, "is a tuple"),
+        ("envs.speaker_listener:SpeakerListener", {}, "always among the same"),
+        (5, {}, "module:Class"),
+        ("envs.kitchen:Kitchen", {"args": 5}, "args are arguments by name"),
         ("envs.kitchen:layout_names", {}, "gave a list|gave a tuple"),
         ("envs.particles:SimpleSpread", {}, ""),
     ],
 )
-def test_what_cannot_lapse_is_refused(path: str, settings: dict[str, Any], reason: str) -> None:
+def test_what_cannot_lapse_is_refused(path: Any, settings: dict[str, Any], reason: str) -> None:
     if not reason:  # discrete choices, so that agents can lapse
         assert isinstance(lapsing(path, **settings).spec.action, Discrete)
         return

@@ -197,6 +197,17 @@ def test_a_step_lowers_the_bound_by_one_at_most_however_many_cooks(layout: str, 
     assert bool((bound(state) <= 1 + bound(then))[~served].all())
 
 
+def test_numbers_between_codes_are_no_state() -> None:
+    kitchen = Kitchen("cramped_room", soups=2)
+    code = kitchen.observe(kitchen.first()).state
+    assert int(kitchen.state_of(code).served) == 0
+    for column in range(code.shape[1]):
+        wrong = code.clone()
+        wrong[:, column] += 0.01
+        with pytest.raises(InputError):
+            kitchen.state_of(wrong)
+
+
 def test_no_warning_where_the_shortest_of_two_orders_fits_or_starts_are_anywhere() -> None:
     two = {"orders": ["onion onion", "onion"], "cook_time": [30, 1]}
     with warnings.catch_warnings():

@@ -11,8 +11,10 @@ from torch import Tensor
 from envs.core import InputError, Streams
 from envs.kitchen import EVENTS, Kitchen
 from envs.kitchen.partners import SCRIPTS, ScriptedCook
+from envs.kitchen.words.errands import Verb
 from envs.team import Team
 from envs.world import TensorEnv
+from tests.envs.kitchen.kitchen_states import named
 
 BOARD: dict[str, Any] = {
     "layout": "XXPXX\nO1 2T\nX   X\nXDRSX",
@@ -60,6 +62,41 @@ def test_specialists_do_their_part_and_no_more() -> None:
     assert float(events[0, [EVENTS.index(name) for name in names]].sum()) == 0
     names = ["onion_pickup", "onion_drop", "potting_onion"]
     assert float(events[1, [EVENTS.index(name) for name in names]].sum()) == 0
+
+
+def test_greedy_cooks_take_what_already_lies_ready() -> None:
+    """The soup is ready and a dish lies on a counter; cook 0 stands at the dishes."""
+    kitchen = Kitchen("cramped_room")
+    ready = next(code for code in range(kitchen.codes.count) if is_done(kitchen, code))
+    state = named(
+        kitchen,
+        pose=(((2, 1), 1), ((1, 3), 2)),
+        things={(0, 2): ready, (0, 1): kitchen.codes.dish},
+    )
+    errand = kitchen.errands.list[int(ScriptedCook(kitchen)._choose(state)[0, 0])]
+    assert (errand.verb, errand.cell) == (Verb.TAKE, (0, 1))
+
+
+def is_done(kitchen: Kitchen, code: int) -> bool:
+    """True for a pot whose soup of three onions is ready."""
+    pot = kitchen.codes.in_pot(code)
+    return pot is not None and pot[1] == 20 and kitchen.menu.mixtures[pot[0]] == (3,)
+
+
+def test_a_kitchen_comes_with_all_scripts_and_knows_its_most_as_it_comes() -> None:
+    partners = Kitchen("cramped_room").partners()
+    assert {name: partner.script for name, partner in partners.items()} == {name: name for name in SCRIPTS}
+    assert Kitchen("cramped_room").known() == {"soup/without_counters": 240.0}
+    others: list[dict[str, Any]] = [
+        {"recipe": {"cook_time": 5}},
+        {"old_dynamics": True},
+        {"soups": 3},
+        {"starts": "random"},
+        {"horizon": 200},
+        {"layout": "coordination_ring"},
+    ]
+    for options in others:
+        assert Kitchen(**options).known() == {}, options
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
