@@ -84,9 +84,10 @@ def cross_play_seeds(folder: Path, variants: Mapping[str, Sequence[Path]]) -> tu
         runs = {f"seed {run.config.seed}": run for run in map(Run.open, folders)}
         config = next(iter(runs.values())).config
         if isinstance(config, TrainingConfig) and config.evaluation.cross_play and len(runs) > 1:
-            played = play(runs)
-            metrics |= _prefixed(played, f"{label}/" if len(variants) > 1 else "")
-            panels[label] = played.table()
+            with optional(f"cross-play of {label}"):  # a sweep has its report whatever fails here
+                played = play(runs)
+                metrics |= _prefixed(played, f"{label}/" if len(variants) > 1 else "")
+                panels[label] = played.table()
     if not panels:
         return {}, {}
     with optional("cross-play"):
