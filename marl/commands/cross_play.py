@@ -23,6 +23,7 @@ HAVE_AN_EFFECT = (
     "env.args.",
     "env.time_limit.",
     "evaluation.args.",
+    "evaluation.time_limit.",
     "evaluation.episodes.",
     "evaluation.num_envs.",
     "evaluation.patience.",

@@ -26,6 +26,7 @@ HAVE_AN_EFFECT = (
     "evaluation.num_envs",
     "evaluation.patience",
     "evaluation.args",
+    "evaluation.time_limit",
     "evaluation.cross_play",
     "evaluation.load",
     "seed",

@@ -135,9 +135,8 @@ class EvaluationConfig(Section):
     )
     args: dict[str, Any] = Field(default_factory=dict, description="arguments of env.args that differ in evaluations")
     twin: TwinConfig | None = Field(None, description="a PettingZoo environment of the same task")
-    cross_play: bool = Field(
-        False, description="play beside the world's scripted partners too; in a sweep, seeds beside one another"
-    )
+    time_limit: int | None = Field(None, ge=1, description="env.time_limit of evaluations, where it is another")
+    cross_play: bool = Field(False, description="play beside scripted partners; in a sweep, seeds beside one another")
     agents: tuple[int, ...] = Field(
         (),
         description="numbers of agents in which the team plays too, such as [2,10,100], and how fast it approaches its "

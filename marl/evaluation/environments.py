@@ -18,8 +18,17 @@ AGENTS_AT_ONCE = 2**18  # more would be no faster, and take gigabytes
 
 
 def evaluation_config(config: TrainingConfig) -> EnvConfig:
-    """The environment of training, with `evaluation.args` over its arguments, at every depth."""
-    return config.env.model_copy(update={"args": _over(config.env.args, config.evaluation.args)})
+    """The environment of training, with `evaluation.args` over its arguments, at every depth, and its own time limit.
+
+    Raises InputError for a time limit of environments that have none.
+    """
+    env, section = config.env, config.evaluation
+    if section.time_limit is not None and env.pettingzoo is not None:
+        raise InputError(
+            "evaluation.time_limit is for native worlds; a PettingZoo environment takes its own in its args."
+        )
+    limit = env.time_limit if section.time_limit is None else section.time_limit
+    return env.model_copy(update={"args": _over(env.args, section.args), "time_limit": limit})
 
 
 def _over(args: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +48,7 @@ def make_evaluation_env(
     Raises InputError where there are none, and where `evaluation.args` make another task of them.
     """
     args = config.evaluation.args
-    if not args:
+    if evaluation_config(config) == config.env:
         rows = evaluation_rows(config) if num_envs is None else num_envs
         return make_env(config.env, num_envs=rows, device=device)
     try:
@@ -67,6 +76,8 @@ def differing(one: EnvSpec, other: EnvSpec) -> str:
 
 def require_effect(config: TrainingConfig, point: Mapping[str, Any]) -> None:
     """Raise InputError for assignments of `env.args` in whose place evaluations of a run have `evaluation.args`."""
+    if "env.time_limit" in point and config.evaluation.time_limit is not None:
+        raise InputError("env.time_limit changes nothing here: set evaluation.time_limit, which this run has.")
     for name, other in config.evaluation.args.items():
         if f"env.args.{name}" in point or name in (point.get("env.args") or {}):
             raise InputError(

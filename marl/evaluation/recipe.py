@@ -51,7 +51,7 @@ class OnPolicyRecipe(Recipe):
         """Raise InputError, before training, for an evaluation that could not be made."""
         with closing(make_env(config.env, num_envs=1)) as env:
             check_evaluation(run, env.spec)
-        if config.evaluation.args or config.evaluation.cross_play:
+        if config.evaluation.args or config.evaluation.time_limit or config.evaluation.cross_play:
             from marl.evaluation.cross_play import check_elsewhere
 
             check_elsewhere(config)

@@ -42,6 +42,19 @@ def test_a_team_is_judged_and_played_where_evaluations_differ(tmp_path: Path) ->
         evaluate_folder(tmp_path / "run", ["env.args.varied=false"])
 
 
+def test_evaluations_have_a_time_limit_of_their_own(tmp_path: Path) -> None:
+    settings = {"env.args.horizon": None, "env.time_limit": 2, "evaluation.time_limit": 5}
+    report = run_training(resolve(CONFIG, settings), tmp_path / "run")
+    assert report.metrics["episode_length"].value == 5
+    again, _ = evaluate_folder(tmp_path / "run", ["evaluation.time_limit=4"])
+    assert again.metrics["episode_length"].value == 4
+    with pytest.raises(InputError, match=r"set evaluation.time_limit"):
+        evaluate_folder(tmp_path / "run", ["env.time_limit=4"])
+    foreign = {"env": {"pettingzoo": "mpe2.simple_spread_v3:parallel_env"}, "evaluation": {"time_limit": 4}}
+    with pytest.raises(InputError, match=r"evaluation.time_limit is for native worlds"):
+        run_training(resolve({"recipe": "marl.algorithms.mappo", **foreign}, {}), tmp_path / "other")
+
+
 def test_without_such_arguments_evaluations_are_in_the_world_of_training() -> None:
     config = resolve(CONFIG, {"evaluation.args": {}})
     assert not is_varied(make_evaluation_env(config))
