@@ -11,7 +11,7 @@ idle       stays
 from __future__ import annotations
 
 import difflib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,11 +20,14 @@ from torch import Tensor
 from envs.constants import Constants
 from envs.core import Decision, InputError, Observation, Streams, Tree
 from envs.kitchen.rules.codes import NOTHING
+from envs.kitchen.rules.geometry import ACTIONS
 from envs.kitchen.rules.layout import DISPENSERS, FLOOR, Cell
 from envs.kitchen.rules.menu import Mixture
 from envs.kitchen.rules.state import State
 from envs.kitchen.words.errands import FAR, STAY, Verb
-from envs.kitchen.world import ACTIONS, Kitchen
+
+if TYPE_CHECKING:  # a kitchen comes with its scripted cooks
+    from envs.kitchen.world import Kitchen
 
 SCRIPTS = ("greedy", "onions", "plates", "blocker", "random", "idle")
 # How often a step at random takes the place of one, and of staying: two in each other's way would be so for ever.

@@ -19,7 +19,7 @@ from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observatio
 from envs.kitchen.bound import MOST, LeastSteps
 from envs.kitchen.rules.codes import NOTHING, Ahead, Codes
 from envs.kitchen.rules.events import are_useful, event_table
-from envs.kitchen.rules.geometry import WAYS, Geometry
+from envs.kitchen.rules.geometry import ACTIONS, Geometry
 from envs.kitchen.rules.layout import DISPENSERS, Layout, cut_off, read_layout
 from envs.kitchen.rules.menu import Menu, build_menu
 from envs.kitchen.rules.starts import Starts
@@ -34,7 +34,6 @@ from envs.kitchen.words.speech import Speech
 from envs.tabular import Digits, Table, fewest_steps, tabulate
 from envs.world import Transition, World
 
-ACTIONS = (*WAYS, "stay", "interact")
 VIEWS = ("features", "overcooked", "planes")
 STARTS = ("layout", "random")
 SHAPING = {"potting": 3.0, "dish": 3.0, "plating": 5.0}

@@ -14,6 +14,7 @@ from torch import Tensor
 from envs.kitchen.rules.layout import DIRECTIONS, FLOOR, Cell, Layout
 
 WAYS = ("north", "south", "east", "west")
+ACTIONS = (*WAYS, "stay", "interact")
 
 
 class Geometry:
