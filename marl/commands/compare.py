@@ -199,7 +199,7 @@ def reports_in(folder: Path) -> list[Path]:
     if points:
         return [report for point in points for report in reports_in(point.parent)]
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
+        raise InputError(f"{folder} holds no finished run: there is no such folder.")
     if not (folder / "report.json").is_file():
         raise InputError(f"{folder} holds no finished run: there is no report.json in it.")
     return [folder / "report.json"]

@@ -18,6 +18,7 @@ from small_environments import Bursts
 import envs
 from envs import games
 from envs.core import InputError
+from envs.kitchen import Kitchen
 from envs.particles import SimpleSpread
 from envs.pettingzoo import ParallelWorld, parallel_env
 from envs.speaker_listener import SpeakerListener
@@ -41,6 +42,7 @@ def native_worlds() -> dict[str, Callable[..., World[Any]]]:
 NATIVE = native_worlds()
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "MatrixGame": {"payoff": [[1.0, 0.0], [0.0, 2.0]]},
+    "Lapsing": {"world": Kitchen("cramped_room", horizon=50), "share": 1.0, "idle": 4},
     "WithMemory": {"world": "envs.swarm:Aggregation", "agents": 20},
 }
 # PettingZoo's test lists by name who may see different sizes.

@@ -220,7 +220,7 @@ def test_runs_meet_from_the_command_line(sweep: Path, tmp_path: Path) -> None:
         (["SWEEP"], "is evaluated in another environment than .*env.args.varied is True, not False.*evaluation.args"),
         (["POINT", "OTHER"], "env.args.agents is 3, not None"),
         (["POINT", "OTHER", "evaluation.args.agents=2"], "make another task of env.*agents were"),
-        (["POINT", "SWEEP/seed=9"], "There is no folder"),
+        (["POINT", "SWEEP/seed=9"], "there is no such folder"),
         (["SWEEP", "evaluation.film_episodes=2"], "changes nothing in cross-play"),
         (["SWEEP", "--out", "SWEEP/report.png"], "would take the place of"),
         (["SWEEP", "--out", "SWEEP/sweep.pdf"], "would take the place of"),
