@@ -13,7 +13,7 @@ from marl.config.schema import TrainingConfig
 from marl.evaluation.cross_play import CrossPlay, cross_play
 from marl.evaluation.environments import differing, evaluation_config, require_effect
 from marl.evaluation.load import load_actor
-from marl.evaluation.plots import matrices, require_picture_name
+from marl.evaluation.plots import cross_play_heat_map, require_picture_name
 from marl.evaluation.policy_report import optional
 from marl.output.report import Metric, Report, Tables
 from marl.training.run import Run, stage_seed
@@ -67,7 +67,7 @@ def cross_play_folders(words: Sequence[str], picture: Path) -> tuple[Report, Pat
     report = Report(first.recipe, seeds, first.model_dump(mode="json"), _prefixed(played, ""), tables)
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        matrices({"": played.table()}, picture)
+        cross_play_heat_map({"": played.table()}, picture)
     except OSError as error:
         raise InputError(f"Cannot write {picture}: {error.strerror or error}. Choose another --out.") from error
     report.save(path)
@@ -92,7 +92,7 @@ def cross_play_seeds(folder: Path, variants: Mapping[str, Sequence[Path]]) -> tu
     if not panels:
         return {}, {}
     with optional("cross-play"):
-        matrices(panels, folder / PICTURE)
+        cross_play_heat_map(panels, folder / PICTURE)
     several = len(variants) > 1
     rows = [{**({"variant": label} if several else {}), **row} for label, table in panels.items() for row in table]
     return metrics, {"cross_play": rows}

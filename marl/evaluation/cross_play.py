@@ -23,12 +23,13 @@ from marl.evaluation.environments import AGENTS_AT_ONCE, evaluation_rows, make_e
 from marl.evaluation.episodes import play_policies
 from marl.evaluation.exact import SELF, exact_returns
 from marl.evaluation.lineups import Lineup, Lineups, lineups
-from marl.evaluation.probe import worth
+from marl.evaluation.probe import weighted_returns
 from marl.output.console import console
 from marl.output.report import Metric, Tables
 from marl.training.run import Run, stage_seed
 
 ROWS_AT_ONCE = 1024  # of native worlds
+ROUNDING = 1e-9  # relative
 TRAINED = "trained"  # the one player of a run by itself
 
 
@@ -127,9 +128,9 @@ def jackknife(matrix: np.ndarray, statistic: Callable[[np.ndarray], float]) -> M
         return Metric(value, -math.inf, math.inf, players)
     pairs = ((matrix[:, :players] + matrix[:, :players].T) / 2)[np.triu_indices(players, 1)]
     by_pair = statistic(matrix + 1 - np.eye(*matrix.shape)) - value  # statistics are linear in what pairs earn
-    if not pseudo.std() and not pairs.std():  # what is alike in all of few players need not be in others
-        return Metric(value, -math.inf, math.inf, players)
     error = max(pseudo.std(ddof=1) / math.sqrt(players), abs(by_pair) * pairs.std(ddof=1) / math.sqrt(len(pairs)))
+    if error <= ROUNDING * max(1.0, abs(value)):  # what is alike in all of few players need not be so in others
+        return Metric(value, -math.inf, math.inf, players)
     half = float(stats.t.ppf(0.975, players - 1) * error)
     return Metric(value, value - half, value + half, players)
 
@@ -167,7 +168,10 @@ def cross_play(
                     [stage_seed(seed, "/".join(lineup)) for lineup in some],
                     config.evaluation.patience,
                 )
-            returns |= {lineup: worth(config, episodes.returns) for lineup, episodes in zip(some, played, strict=True)}
+            returns |= {
+                lineup: weighted_returns(config, episodes.returns)
+                for lineup, episodes in zip(some, played, strict=True)
+            }
     return CrossPlay(tuple(trained), tuple(scripts), slots, returns)
 
 
@@ -191,7 +195,7 @@ def partners_of(env: VectorEnv) -> dict[str, Actor]:
     return dict(partners)
 
 
-def check_elsewhere(config: TrainingConfig) -> None:
+def check_evaluation_env(config: TrainingConfig) -> None:
     """Raise InputError, before training, for evaluations elsewhere, or beside scripts, that could not be made after it.
 
     For cross-play each script plays a step.
@@ -213,6 +217,9 @@ def beside_scripts(run: Run, actor: Actor, env: VectorEnv) -> tuple[dict[str, Me
         return {}, {}
     played = cross_play(run.config, {TRAINED: actor}, stage_seed(run.config.seed, "cross-play"), run.device)
     metrics = {f"cross_play/{name}": metric for name, metric in played.metrics().items()}
-    sampled = {SELF: played.episodes(TRAINED, TRAINED)}
-    sampled |= {script: played.episodes(TRAINED, script) for script in played.scripts}
+    players = {SELF: TRAINED, **{script: script for script in played.scripts}}
+    channels = weighted_returns(run.config, np.eye(len(env.spec.channels)))
+    # Exact returns are of the first channel; what was sampled compares with them where it alone counts.
+    comparable = channels[0] == 1 and not channels[1:].any()
+    sampled = {name: played.episodes(TRAINED, player) for name, player in players.items()} if comparable else {}
     return {**metrics, **exact_returns(actor, env, sampled)}, {"cross_play": played.table()}

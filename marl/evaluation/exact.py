@@ -37,8 +37,8 @@ def exact_returns(actor: Any, env: VectorEnv, sampled: Mapping[str, np.ndarray])
     mean over the slots that the trained agent may take. `exact/share`, `exact/share_beside_X`: of these, what the agent
     earns in self-play and beside X; `exact/share_beside`: the mean over scripts. Where agents remember nothing and
     decide independently, what they earn is exact too: `exact/return`, `exact/beside_X`. Of others it is `sampled`:
-    returns [n] of episodes by script, and of self-play under `SELF`. Scripts beside whom nothing can be earned have no
-    share, and count in no mean.
+    returns [n] of that channel by script, of self-play under `SELF`; empty where there are none. Scripts beside whom
+    nothing can be earned have no share, and count in no mean.
 
     Nothing of other environments: worlds that are no tables, of more than `LARGEST` transitions, or that end by a
     horizon.
@@ -65,7 +65,7 @@ def exact_returns(actor: Any, env: VectorEnv, sampled: Mapping[str, np.ndarray])
             found |= {f"beside_{name}": Metric.exact(earned[name]) for name in scripts}
             found |= _shares(found, {name: np.array([value]) for name, value in earned.items()})
         else:
-            found |= _shares(found, sampled)
+            found |= _shares(found, sampled) if sampled else {}
     return {f"exact/{name}": metric for name, metric in found.items()}
 
 

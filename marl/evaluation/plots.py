@@ -86,7 +86,7 @@ def save_gif(frames: Sequence[np.ndarray], target: Path, frames_per_second: int 
     return target
 
 
-def matrices(panels: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> Path:
+def cross_play_heat_map(panels: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -> Path:
     """Tables `cross_play` by title, as a picture: mean returns of trained players (rows) beside partners (columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

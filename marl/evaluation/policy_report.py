@@ -18,7 +18,7 @@ from marl.evaluation.checks import TWIN_ARGS, zero_action
 from marl.evaluation.environments import evaluation_config, make_evaluation_env
 from marl.evaluation.episodes import Episodes, film, play
 from marl.evaluation.known_returns import known_metrics
-from marl.evaluation.plots import learning_curve, matrices, save_gif
+from marl.evaluation.plots import cross_play_heat_map, learning_curve, save_gif
 from marl.learning.learner import per_channel
 from marl.models.policies import Greedy, JointActor
 from marl.output.console import console, in_words
@@ -62,7 +62,7 @@ def _draw(run: Run, actor: Actor, tables: Tables) -> None:
         learning_curve(run.folder, run.folder / "learning_curve.png")
     if "cross_play" in tables:
         with optional("picture of cross-play"):
-            matrices({"": tables["cross_play"]}, run.folder / "cross_play.png")
+            cross_play_heat_map({"": tables["cross_play"]}, run.folder / "cross_play.png")
     if run.config.evaluation.film_episodes:
         with optional("film"):
             picture(run, actor)

@@ -59,7 +59,7 @@ class EvaluationProbe:
         if len(channels) > 1:
             for k, channel in enumerate(channels):
                 found[f"{RETURN}/{channel}"] = _means([episodes.returns[:, k].mean() for episodes in played])
-        self._keep_best(_means([worth(self.run.config, episodes.returns).mean() for episodes in played]))
+        self._keep_best(_means([weighted_returns(self.run.config, episodes.returns).mean() for episodes in played]))
         return found if len(played) > 1 else {name: float(values) for name, values in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class EvaluationProbe:
         self.value = torch.where(better, value, self.value)
 
 
-def worth(config: Any, returns: np.ndarray) -> np.ndarray:
+def weighted_returns(config: Any, returns: np.ndarray) -> np.ndarray:
     """Returns [n,K] as one number each, [n]: channels by the weights of `advantage` at the end of training."""
     advantage = getattr(config, "advantage", None)  # which a learner of another kind may lack
     weights = () if advantage is None else advantage.weights_end or advantage.weights

@@ -52,9 +52,9 @@ class OnPolicyRecipe(Recipe):
         with closing(make_env(config.env, num_envs=1)) as env:
             check_evaluation(run, env.spec)
         if config.evaluation.args or config.evaluation.time_limit or config.evaluation.cross_play:
-            from marl.evaluation.cross_play import check_elsewhere
+            from marl.evaluation.cross_play import check_evaluation_env
 
-            check_elsewhere(config)
+            check_evaluation_env(config)
         if config.evaluation.agents:
             from marl.evaluation.agent_sweep import check_other_numbers
 

@@ -24,7 +24,7 @@ from marl.config.load import resolve
 from marl.evaluation.cross_play import CrossPlay, cross_play, gap, jackknife, others, own, share
 from marl.evaluation.episodes import play, play_policies
 from marl.evaluation.lineups import Lineups, lineups
-from marl.evaluation.plots import matrices
+from marl.evaluation.plots import cross_play_heat_map
 from marl.output.report import Metric, Report
 from marl.training.run import Run
 
@@ -109,7 +109,8 @@ def test_two_conventions_of_as_many_players_are_no_certainty() -> None:
     interval = jackknife(matrix, others)
     assert interval.low <= 96 <= interval.high  # of chances alike for both
     # Ten players who all earn the same beside themselves do not say that every player does.
-    assert math.isinf(jackknife(np.full((10, 10), 190.0), own).high)
+    assert math.isinf(jackknife(matrix, own).high)
+    assert math.isinf(jackknife(np.full((10, 10), 0.1), others).high)
 
 
 def assert_alike(one: Metric, other: Metric) -> None:
@@ -156,8 +157,10 @@ def test_what_has_no_partner_or_a_scripts_name_is_refused() -> None:
 
 def test_a_picture_has_a_panel_for_each_table(tmp_path: Path) -> None:
     played = CrossPlay(("a",), ("b",), 2, {("a", "a"): np.ones(2), ("a", "b"): np.zeros(2), ("b", "a"): np.zeros(2)})
-    one = matrices({"": played.table()}, tmp_path / "one.png").stat().st_size
-    assert matrices({"x": played.table(), "y": played.table()}, tmp_path / "two.png").stat().st_size > one > 0
+    one = cross_play_heat_map({"": played.table()}, tmp_path / "one.png").stat().st_size
+    assert (
+        cross_play_heat_map({"x": played.table(), "y": played.table()}, tmp_path / "two.png").stat().st_size > one > 0
+    )
 
 
 def judged(folder: Path) -> None:

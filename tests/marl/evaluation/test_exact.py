@@ -72,6 +72,11 @@ def test_what_others_earn_is_sampled_and_the_best_is_exact(actor: Any) -> None:
     assert found["exact/share_beside"] == Metric.mean([0.75, 0.25])
 
 
+def test_without_samples_there_are_the_best_returns_alone() -> None:
+    found = exact_returns(Remembers(), TensorEnv(Meeting(varied=False, horizon=None), 1, time_limit=4), {})
+    assert set(found) == {"exact/most", "exact/best_beside_ones", "exact/best_beside_zeros"}
+
+
 def test_a_world_that_ends_by_a_horizon_is_no_table_of_states() -> None:
     assert exact_returns(Often(0.5), TensorEnv(Meeting(horizon=3), 1, time_limit=3), {}) == {}
 

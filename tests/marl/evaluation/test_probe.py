@@ -19,7 +19,7 @@ from marl.commands.sweep import resume_folder
 from marl.config.load import resolve
 from marl.evaluation.plots import read_curve
 from marl.evaluation.policy_report import played
-from marl.evaluation.probe import EvaluationProbe, best_policy, rows_where, worth
+from marl.evaluation.probe import EvaluationProbe, best_policy, rows_where, weighted_returns
 from marl.learning.actor_critic import ActorCritic
 from marl.models.policies import IndependentPolicy
 from marl.training.checkpoints import checkpoints, load_checkpoint
@@ -180,7 +180,7 @@ def test_members_of_a_seed_have_their_own_returns_and_uneven_ones_are_refused(tm
 )
 def test_the_best_is_by_the_weights_of_channels_at_the_end(advantage: dict[str, Any], wanted: float) -> None:
     config = resolve({**RAW, "advantage": advantage}, {})
-    assert worth(config, np.array([[2.0, 5.0], [4.0, 3.0]])).mean() == wanted
+    assert weighted_returns(config, np.array([[2.0, 5.0], [4.0, 3.0]])).mean() == wanted
 
 
 def test_a_policy_s_rows_are_replaced_alone() -> None:
