@@ -1,0 +1,1 @@
+"""Language models behind one interface, with a cache of answers and an account of what they cost."""

@@ -1,0 +1,176 @@
+"""One interface to language models: whoever asks does not know where the model runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol, TypeVar, runtime_checkable
+
+from envs.core import ConcordError, InputError
+
+T = TypeVar("T")
+
+
+class ModelError(ConcordError):
+    """A language model that does not answer as it should. The run ends; what was answered is kept, and can resume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Everything that decides an answer, beside the model.
+
+    choices: the texts among which the answer shall be, all different; () where anything may be said. n: how many
+    completions. temperature: 0 takes the likeliest. max_tokens: of a completion. seed, attempt: which of many equal
+    queries this is; one asked again with another attempt may be answered otherwise, with the same it is not.
+    """
+
+    messages: tuple[Message, ...]
+    choices: tuple[str, ...] = ()
+    n: int = 1
+    temperature: float = 1.0
+    max_tokens: int = 64
+    seed: int = 0
+    attempt: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise InputError("A query needs at least one message.")
+        if self.n < 1 or self.max_tokens < 1 or not 0 <= self.temperature < math.inf:
+            raise InputError(
+                "A query asks for n >= 1 completions of max_tokens >= 1, at a finite temperature >= 0; got "
+                f"n={self.n}, max_tokens={self.max_tokens}, temperature={self.temperature}."
+            )
+        if len(set(self.choices)) < len(self.choices) or not all(self.choices):
+            raise InputError(f"The choices of a query must differ, and none be empty; got {list(self.choices)}.")
+
+    def key(self, kind: str, identity: str) -> str:
+        """A number, in letters, that tells this query to this model from all others. kind: complete or score."""
+        text = json.dumps([kind, identity, asdict(self)], ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A text that a model wrote.
+
+    tokens: how many it wrote, the end included. log_prob: of these, in nats, under the model without constraint at
+    temperature 1; None where the model does not say.
+    """
+
+    text: str
+    tokens: int
+    log_prob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The n completions of a query; the tokens of its prompt, and the seconds that it took.
+
+    cached: nothing was asked, since the same query had been answered before.
+    """
+
+    completions: tuple[Completion, ...]
+    prompt_tokens: int
+    seconds: float
+    cached: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written."""
+        return sum(completion.tokens for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of a query's choices as its completion, in nats, under the model without constraint.
+
+    tokens, token_log_probs: of each choice, by token; the last token is the end of the completion.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    token_log_probs: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    seconds: float
+    cached: bool = False
+
+    @property
+    def whole(self) -> tuple[float, ...]:
+        """Log-probability of each choice and nothing more, the end included."""
+        return tuple(math.fsum(parts) for parts in self.token_log_probs)
+
+    @property
+    def per_token(self) -> tuple[float, ...]:
+        """The mean over the tokens of each choice, its end left out (TWOSOME, Tan et al., ICLR 2024, eq. 4)."""
+        return tuple(math.fsum(parts[:-1]) / max(1, len(parts) - 1) for parts in self.token_log_probs)
+
+    def constrained(self, temperature: float = 1.0) -> tuple[float, ...]:
+        """Log-probability that each choice is drawn where a model may write nothing but the choices.
+
+        At every token the model's distribution, at this temperature, is renormalized over the tokens with which some
+        choice goes on. At temperature 0 the likeliest goes on, of equal ones the first.
+        """
+        return tuple(_walk(self, choice, temperature) for choice in range(len(self.tokens)))
+
+
+def _walk(scores: Scores, choice: int, temperature: float) -> float:
+    """Log-probability that constrained sampling writes this choice."""
+    total, path = 0.0, scores.tokens[choice]
+    for place, token in enumerate(path):
+        following = {
+            tokens[place]: parts[place]
+            for tokens, parts in zip(scores.tokens, scores.token_log_probs)
+            if tokens[:place] == path[:place] and len(tokens) > place
+        }
+        total += _log_share(following, token, temperature)
+    return total
+
+
+def _log_share(following: dict[int, float], token: int, temperature: float) -> float:
+    """Log of the share of one token among those that may follow."""
+    if temperature == 0:
+        return 0.0 if max(following, key=lambda t: following[t]) == token else -math.inf
+    most = max(following.values())
+    if most == -math.inf:
+        return -math.log(len(following))
+    total = math.fsum(math.exp((x - most) / temperature) for x in following.values())
+    return (following[token] - most) / temperature - math.log(total)
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A language model. Answers come in whatever order they are ready, each with the number of its query.
+
+    identity: the backend, the model and its revision; two models of one identity give the same answers. scores: it can
+    tell log-probabilities of texts that it did not write.
+    """
+
+    identity: str
+    scores: bool
+
+    def complete(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
+        """Completions. What is not taken from the iterator need not have been asked."""
+
+    def score(self, queries: Sequence[Query]) -> Iterator[tuple[int, Scores]]:
+        """Log-probabilities of each query's choices. Raises InputError for a model that cannot tell them."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Tokens of a prompt, without asking anything; None where only the model's owner knows."""
+
+    def close(self) -> None:
+        """Free what the model holds; a second call does nothing."""
+
+
+def in_order(answers: Iterable[tuple[int, T]]) -> list[T]:
+    """All answers, in the order of their queries."""
+    return [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
