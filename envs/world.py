@@ -166,7 +166,7 @@ class TensorEnv:
             require_form(self.world, result, Transition, len(action), self.device)
         state, reward, terminated = result
         clock, present = rows.clock + 1, rows.present
-        seen = self._observe(state, clock)
+        seen = self.observe(state, clock)
         final_obs = Observation(seen.agent, seen.state, acted, seen.legal)
         over, truncated, ended = self._leaving_together(clock, acted)
         if terminated is None:
@@ -226,7 +226,7 @@ class TensorEnv:
         leaves = iter(state["physics"][str(i)] for i in range(len(state["physics"])))
         physics = tree_map(lambda _: next(leaves), self._rows.state)
         self._rows = tree_map(lambda leaf: leaf.to(self.device), Rows(physics, state["clock"], state["present"]))
-        seen = self._observe(self._rows.state, self._rows.clock)
+        seen = self.observe(self._rows.state, self._rows.clock)
         self._obs = Observation(seen.agent, seen.state, seen.alive & self._rows.present, seen.legal)
         return self._obs
 
@@ -249,7 +249,8 @@ class TensorEnv:
         out = clock >= self.time_limit
         return self._never, acted & out.unsqueeze(-1), out
 
-    def _observe(self, state: Any, clock: Int[Tensor, " E"]) -> Observation:
+    def observe(self, state: Any, clock: Int[Tensor, " E"]) -> Observation:
+        """The world's observation of rows, with the clock where the task has a horizon."""
         seen = self.world.observe(state)
         if self._unseen and not torch.compiler.is_compiling():
             self._unseen = False
@@ -264,9 +265,8 @@ class TensorEnv:
 
     def _begin(self, noise: Tree, count: int) -> tuple[Rows, Observation]:
         """`count` rows at the start of an episode, and what is seen there."""
-        clock, present = self._start
-        rows = Rows(self.world.initial(noise), clock[:count], present[:count])
-        return rows, self._observe(rows.state, rows.clock)
+        rows = Rows(self.world.initial(noise), *(first[:count] for first in self._start))
+        return rows, self.observe(rows.state, rows.clock)
 
     def _restart(self, rows: Rows, obs: Observation, ended: Bool[Tensor, " E"]) -> tuple[Rows, Observation]:
         """`restart` with the next random numbers, on a CPU only for the rows that ended."""

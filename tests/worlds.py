@@ -43,6 +43,55 @@ class Walk(World[Tensor]):
         return Observation(state.unsqueeze(-1), state, torch.ones_like(state, dtype=torch.bool))
 
 
+class TabularGame(World[Tensor]):
+    """A random game of S states: where each joint choice leads, what it earns all agents, and the states that end."""
+
+    def __init__(self, states: int = 6, choices: int = 3, agents: int = 2, seed: int = 0):
+        g = torch.Generator().manual_seed(seed)
+        self.states, self.choices, joint = states, choices, choices**agents
+        self.successor = torch.randint(states, (states, joint), generator=g)
+        self.reward = torch.randn(states, joint, generator=g)
+        self.ends = torch.arange(states) == states - 1
+        self.spec = EnvSpec(
+            agents=tuple(f"agent_{i}" for i in range(agents)),
+            kind=(0,) * agents,
+            channels=("reward",),
+            observation_sizes=(states,) * agents,
+            actions=(Discrete((choices,)),) * agents,
+            state_size=states,
+        )
+
+    def initial_noise(self, num: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.states - 1, (num,), generator=generator, device=generator.device)
+
+    def initial(self, noise: Tensor) -> Tensor:
+        return noise
+
+    def transition(self, state: Tensor, action: Tensor, noise: None) -> Transition:
+        agents = action.shape[1]
+        place = sum(action[:, i, 0] * self.choices ** (agents - 1 - i) for i in range(agents))
+        earned = self.reward[state, place].view(-1, 1, 1).expand(-1, agents, 1)
+        after = self.successor[state, place]
+        return Transition(after, earned, self.ends[after].unsqueeze(1).expand(-1, agents))
+
+    def observe(self, state: Tensor) -> Observation:
+        seen = torch.nn.functional.one_hot(state, self.states).float()
+        agents = len(self.spec.agents)
+        alive = torch.ones(len(state), agents, dtype=torch.bool)
+        return Observation(seen.unsqueeze(1).expand(-1, agents, -1), seen, alive)
+
+    def q_of(self, policy: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+        """V [S] and Q [S,J] of a joint policy [S,J]."""
+        value = torch.zeros(self.states, dtype=torch.float64)
+        goes_on = ~self.ends[self.successor]
+        while True:
+            q = self.reward.double() + discount * value[self.successor] * goes_on
+            better = (policy * q).sum(1)
+            if float((better - value).abs().max()) < 1e-12:
+                return value, q
+            value = better
+
+
 class Misformed(World[Tensor]):
     """Two agents and two channels; what it gives is altered as `ALTERED` or `DOUBLE` say."""
 

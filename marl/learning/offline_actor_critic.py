@@ -17,6 +17,7 @@ from marl.config.schema import Section
 from marl.learning.batch import Batch
 from marl.learning.learner import Learner, Stateful, per_channel
 from marl.learning.losses import mean_weights, squared_error
+from marl.learning.moving_average import follow
 from marl.learning.offline_losses import doubly_robust, importance_weighted
 from marl.learning.optimizers import Stacked, build_optimizer, gradients
 from marl.learning.returns import discount_by_row
@@ -183,7 +184,8 @@ class LoggedActorCritic(Learner):
         optimizers = self.policy_optimizer, self.critic_optimizer
         for optimizer, gradient in zip(optimizers, gradients(total, *optimizers)):
             optimizer.step(gradient)
-        self._follow()
+        if self.target_critic is not None:
+            follow(self.target_critic, self.critic, self.config.averaging)
         return terms
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -233,13 +235,6 @@ class LoggedActorCritic(Learner):
         following = torch.einsum("bna,bnak->bnk", distribution.log_probs().exp(), self.target_critic(batch.final_obs))
         faded = discount_by_row(self.discount, len(following)) * following
         return batch.reward + faded * (~batch.terminated).unsqueeze(-1)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the target critic towards the critic."""
-        if self.target_critic is not None:
-            for slow, fast in zip(self.target_critic.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(fast, self.config.averaging)
 
     def _weigh(self, x: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
         """Weighted sum over the channels, with each policy's own weights."""

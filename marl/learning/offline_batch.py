@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,31 +72,56 @@ def _seen(features: Float[Tensor, "n D"]) -> Observation:
     return Observation(features.unsqueeze(1), features, alive)
 
 
+class BatchLog:
+    """The `Log` of a batch of transitions."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch.ended)
+
+    def take(self, rows: Int[Tensor, " B"], policies: int) -> Batch:
+        """Those with these numbers, policy-major, as a batch of single steps."""
+        log = self.batch
+        obs = take_rows(log.obs, rows)
+        # The successor of a bandit's row is the row itself, and need not be copied twice.
+        final_obs = obs if log.final_obs is log.obs else take_rows(log.final_obs, rows)
+        happened = (log.decision, log.reward, log.terminated, log.truncated, log.ended)
+        decision, reward, terminated, truncated, ended = take_rows(happened, rows)
+        return Batch(policies, 1, 1, obs, final_obs, decision, None, reward, terminated, truncated, ended)
+
+
+@runtime_checkable
+class Log(Protocol):
+    """Logged transitions that can be drawn by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def take(self, rows: Int[Tensor, " B"], policies: int) -> Batch:
+        """Those with these numbers, policy-major, as a batch of single steps."""
+
+
 class Logged:
     """Minibatches of a log, `rows` for each policy, drawn with replacement: independent samples of what was logged.
 
-    log: transitions as `transitions` gives them, on the device where learning takes place; they are kept there once,
-    whatever the number of policies. All that is saved are the streams, so it resumes exactly.
+    log: transitions as `transitions` gives them, or a `Log`, on the device where learning takes place; they are kept
+    there once, whatever the number of policies. All that is saved are the streams, so it resumes exactly.
     """
 
-    def __init__(self, log: Batch, *, rows: int, streams: Streams):
-        self.log, self.rows, self.streams = log, rows, streams
+    def __init__(self, log: Batch | Log, *, rows: int, streams: Streams):
+        self.log = BatchLog(log) if isinstance(log, Batch) else log
+        self.rows, self.streams = rows, streams
 
     def __iter__(self) -> Iterator[Batch]:
-        log, count = self.log, len(self.log.ended)
-        policies, device = len(self.streams), self.streams.device
+        count, policies, device = len(self.log), len(self.streams), self.streams.device
 
         def draw(rows: int, generator: torch.Generator) -> Int[Tensor, " rows"]:
             return torch.randint(count, (rows,), generator=generator, device=device)
 
-        happened = (log.decision, log.reward, log.terminated, log.truncated, log.ended)
         while True:
-            picked = self.streams.draw(draw, policies * self.rows)
-            obs = take_rows(log.obs, picked)
-            # The successor of a bandit's row is the row itself, and need not be copied twice.
-            final_obs = obs if log.final_obs is log.obs else take_rows(log.final_obs, picked)
-            decision, reward, terminated, truncated, ended = take_rows(happened, picked)
-            yield Batch(policies, 1, 1, obs, final_obs, decision, None, reward, terminated, truncated, ended)
+            yield self.log.take(self.streams.draw(draw, policies * self.rows), policies)
 
     def state_dict(self) -> dict[str, Any]:
         """The streams."""

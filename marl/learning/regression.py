@@ -1,0 +1,149 @@
+"""Regression of a prefix critic on logged play."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from envs.core import Observation, Streams
+from marl.config.schema import Section
+from marl.learning.batch import Batch
+from marl.learning.learner import Learner, Progress, Stateful, per_channel
+from marl.learning.losses import mean_weights, squared_error
+from marl.learning.moving_average import follow
+from marl.learning.optimizers import Stacked, build_optimizer
+from marl.learning.value_scale import ValueScale
+
+
+class RegressionConfig(Section):
+    """Regression of a prefix critic on logged play."""
+
+    rows: int = Field(2048, ge=1, description="logged rows of an update, for each member of the ensemble")
+    target: Literal["return", "bootstrap"] = Field(
+        "bootstrap",
+        description="return: rewards are returns already (Monte Carlo); bootstrap: r + γ V of a moving average",
+    )
+    discount: float | tuple[float, ...] = Field(0.97, description="γ in [0, 1], or one for each reward channel")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    learning_rate_end: float | None = Field(None, gt=0, description="of the last update; null: the same all along")
+    averaging: float = Field(0.01, gt=0, le=1, description="how far the moving average goes at each update")
+    max_grad_norm: float = Field(1.0, gt=0, description="largest gradient norm of each network")
+
+
+@runtime_checkable
+class PrefixValues(Protocol):
+    """Values of prefixes of joint decisions, as `marl.models.prefix_critic.PrefixCritic` has them, or one's own.
+
+    copies: C networks a policy that share no parameter; each parameter holds P·C of them on its first axis.
+    """
+
+    channels: int
+    copies: int
+
+    def __call__(
+        self,
+        obs: Observation,
+        action: Int[Tensor, "B N 1"] | None = None,
+        given: Bool[Tensor, "*U B N"] | None = None,
+    ) -> Float[Tensor, "*U B N K"]:
+        """Values where the choices of some agents are given; of the state alone where none are."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that are fitted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that is saved."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """The inverse."""
+
+
+class Regression(Learner):
+    """A prefix critic fitted to what logged joint decisions led to.
+
+    Every row is learned from with each prefix of a random order of its agents, from nobody given to all:
+
+        y = r + γ (1 - terminated) V'(s'),    loss = mean over prefixes G of (Q^G(s, a) - y)²
+
+    As the choices of those not given are the log's, Q^G averages over the policy that played. V' is the critic's moving
+    average. With `target: return` y = r, where rewards must be returns (see `record`): the regression of Zhang et al.,
+    2025 (arXiv 2405.14314, algorithm 1). Values are learned in units of their targets' deviation.
+
+    P policies are P members of an ensemble, each of which draws its rows and orders by itself.
+    """
+
+    def __init__(
+        self, critic: PrefixValues, config: RegressionConfig, streams: Streams, policies: int = 1, updates: int = 1
+    ):
+        self.critic, self.config, self.streams, self.policies = critic, config, streams, policies
+        device = next(critic.parameters()).device
+        self.discount = per_channel(config.discount, critic.channels).to(device)
+        self.target_critic = copy.deepcopy(critic) if config.target == "bootstrap" else None
+        self.scale = ValueScale(policies, critic.channels, device)
+        self.progress = Progress(updates)
+        self.optimizer = build_optimizer(config, Stacked(critic.parameters(), policies * critic.copies))
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step."""
+        self.progress.advance()
+        self.optimizer.learning_rate = self.progress.along(self.config.learning_rate, self.config.learning_rate_end)
+        target = self._target(batch)
+        self.scale.update(target, batch.obs.alive)
+        loss, terms = self.loss(batch, target)
+        self.optimizer.descend(loss)
+        if self.target_critic is not None:
+            follow(self.target_critic, self.critic, self.config.averaging)
+        return terms
+
+    def loss(self, batch: Batch, target: Float[Tensor, "B N K"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimize, summed over policies, and its terms, each [P]."""
+        given = self._prefixes(batch)
+        value = self.critic(batch.obs, batch.decision.action, given)  # [N+1,B,N,K]
+        error = squared_error(value, self.scale.apply_to(target).expand_as(value))
+        share = mean_weights(batch.obs.alive, self.policies)
+        by_prefix = (error * share).view(len(given), self.policies, -1).sum(-1)
+        terms = {"value_error": by_prefix[0].detach(), "joint_error": by_prefix[-1].detach()}
+        return by_prefix.mean(0).sum(), terms
+
+    def values(
+        self, obs: Observation, action: Int[Tensor, "B N 1"] | None = None, given: Bool[Tensor, "*U B N"] | None = None
+    ) -> Float[Tensor, "*U B N K"]:
+        """The critic's values as returns."""
+        value = self.critic(obs, action, given)
+        by_prefix = value.reshape(-1, *value.shape[-3:])
+        return torch.stack([self.scale.restore(each) for each in by_prefix]).view_as(value)
+
+    def parts(self) -> dict[str, Stateful | None]:
+        """The critic, its moving average where there is one, units, optimizer, random numbers and place in training."""
+        return {
+            "critic": self.critic,
+            "target_critic": self.target_critic,
+            "scale": self.scale,
+            "optimizer": self.optimizer,
+            "streams": self.streams,
+            "progress": self.progress,
+        }
+
+    @torch.no_grad()
+    def _target(self, batch: Batch) -> Float[Tensor, "B N K"]:
+        if self.target_critic is None:
+            return batch.reward
+        following = self.scale.restore(self.target_critic(batch.final_obs))
+        return batch.reward + self.discount * following * (~batch.terminated).unsqueeze(-1)
+
+    def _prefixes(self, batch: Batch) -> Bool[Tensor, "U B N"]:
+        """Agents who are given, in each prefix of a random order in each row: nobody first, everybody last."""
+        rows, agents = batch.obs.alive.shape
+        device = self.streams.device
+
+        def draw(count: int, generator: torch.Generator) -> Float[Tensor, "count N"]:
+            return torch.rand(count, agents, generator=generator, device=device)
+
+        place = self.streams.draw(draw, rows).argsort(-1)
+        return place < torch.arange(agents + 1, device=device).view(-1, 1, 1)

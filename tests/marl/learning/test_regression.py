@@ -1,0 +1,162 @@
+"""Regression of prefix critics on logged play, against exact values of small games."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from worlds import TabularGame
+
+from envs.core import Actor, Decision, Observation, Streams, Tree
+from envs.world import RandomActor, TensorEnv
+from marl.learning.offline_batch import Logged
+from marl.learning.regression import Regression, RegressionConfig
+from marl.learning.state_log import StateLog, record
+from marl.models.critics import CriticConfig
+from marl.models.layers import NetworkConfig
+from marl.models.prefix_critic import PrefixCritic
+
+DISCOUNT = 0.8
+
+
+class Dependent:
+    """The second agent does what the first one does in three of four steps, and otherwise anything."""
+
+    def initial_memory(self, num_envs: int) -> None:
+        return None
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        rows = len(obs.alive)
+        drawn = torch.stack([torch.randint(3, (rows,), generator=streams.generators[0]) for _ in range(2)], 1)
+        follows = torch.rand(rows, generator=streams.generators[0]) < 0.75
+        drawn[:, 1] = torch.where(follows, drawn[:, 0], drawn[:, 1])
+        return Decision(drawn.unsqueeze(-1)), memory
+
+    @staticmethod
+    def policy() -> Tensor:
+        return (torch.eye(3, dtype=torch.float64) / 4 + 1 / 36).expand(6, 3, 3)
+
+
+def learned(log: StateLog, updates: int, members: int = 1, **settings: Any) -> Regression:
+    learner, source = learner_of(members, updates, **settings), source_of(log, members)
+    for _, batch in zip(range(updates), source):
+        learner.update(batch)
+    return learner
+
+
+def learner_of(members: int, updates: int, **settings: Any) -> Regression:
+    spec, seeds = TabularGame().spec, range(members)
+    network = NetworkConfig(hidden=(64, 64), activation="relu")
+    critic = PrefixCritic(spec, CriticConfig(network=network, output="team"), Streams([10 + seed for seed in seeds]))
+    config = RegressionConfig(discount=DISCOUNT, learning_rate=5e-3, learning_rate_end=1e-3, averaging=0.05, **settings)
+    return Regression(critic, config, Streams([20 + seed for seed in seeds]), members, updates)
+
+
+def source_of(log: StateLog, members: int) -> Logged:
+    return Logged(log, rows=256, streams=Streams([30 + member for member in range(members)]))
+
+
+def prefixes(game: TabularGame, learner: Regression, given: list[bool]) -> Tensor:
+    """Learned values [S,J] of every joint choice where some agents' choices are given."""
+    state = torch.arange(game.states).repeat_interleave(9)
+    action = torch.cartesian_prod(torch.arange(3), torch.arange(3)).repeat(game.states, 1).unsqueeze(-1)
+    with torch.no_grad():
+        value = learner.values(game.observe(state), action, torch.tensor(given).expand(len(state), -1))
+    return value.mean((-2, -1)).view(game.states, 3, 3).double()
+
+
+def exact(game: TabularGame, policy: Tensor) -> dict[tuple[bool, ...], Tensor]:
+    """Exact values of prefixes."""
+    _, q = game.q_of(policy.flatten(1), DISCOUNT)
+    q = q.view(policy.shape)
+    first = (policy * q).sum(2, keepdim=True) / policy.sum(2, keepdim=True)
+    second = (policy * q).sum(1, keepdim=True) / policy.sum(1, keepdim=True)
+    value = (policy * q).sum((1, 2), keepdim=True)
+    found = {(False, False): value, (True, False): first, (False, True): second, (True, True): q}
+    return {given: values.expand_as(q) for given, values in found.items()}
+
+
+def play(actor: Actor, limit: int = 4, **options: Any) -> StateLog:
+    env = TensorEnv(TabularGame(), 128, time_limit=limit)
+    return record(env, actor, 200, seed=3, **options)
+
+
+@pytest.mark.parametrize("actor", ["independent", "dependent"])
+def test_bootstrapped_values_of_every_prefix_are_those_of_the_policy_that_played(actor: str) -> None:
+    game = TabularGame()
+    player = Dependent() if actor == "dependent" else RandomActor(game.spec)
+    policy = Dependent.policy() if actor == "dependent" else torch.full((6, 3, 3), 1 / 9, dtype=torch.float64)
+    learner = learned(play(player), 600)
+    reached = ~game.ends  # nothing is logged of where the game is over
+    for given, truth in exact(game, policy).items():
+        error = (prefixes(game, learner, list(given)) - truth)[reached].abs()
+        assert float(error.mean()) < 0.06, given
+        assert float(error.max()) < 0.25, given
+
+
+def test_returns_are_learned_where_the_log_holds_them() -> None:
+    game = TabularGame()
+    log = play(RandomActor(game.spec), limit=40, discount=torch.tensor([DISCOUNT]))
+    assert bool(log.terminated.all())
+    learner = learned(log, 600, target="return")
+    assert learner.target_critic is None
+    truth = exact(game, torch.full((6, 3, 3), 1 / 9, dtype=torch.float64))[True, True]
+    error = (prefixes(game, learner, [True, True]) - truth)[~game.ends].abs()
+    assert float(error.mean()) < 0.2
+
+
+def test_nothing_is_bootstrapped_past_the_end() -> None:
+    log = play(RandomActor(TabularGame().spec))
+    learner = learner_of(1, 1)
+    batch = next(iter(source_of(log, 1)))
+    learner.update(batch)
+    target = learner._target(batch)
+    over = batch.terminated[:, 0]
+    assert bool(over.any())
+    assert torch.equal(target[over], batch.reward[over])
+    assert not torch.equal(target[~over], batch.reward[~over])
+
+
+def test_every_row_is_learned_from_with_every_prefix_of_some_order() -> None:
+    learner = learner_of(1, 1)
+    batch = next(iter(source_of(play(RandomActor(TabularGame().spec)), 1)))
+    given = learner._prefixes(batch)
+    assert given.shape == (3, 256, 2)
+    assert given.sum(-1).unique(dim=1).flatten().tolist() == [0, 1, 2]
+    assert bool((given[1:] >= given[:-1]).all())
+    assert 100 < int(given[1, :, 0].sum()) < 156
+
+
+def test_members_of_an_ensemble_learn_as_if_alone() -> None:
+    log = play(RandomActor(TabularGame().spec))
+    both = learned(log, 20, members=2)
+    alone = learner_of(1, 20)
+    other = PrefixCritic(
+        TabularGame().spec,
+        CriticConfig(network=NetworkConfig(hidden=(64, 64), activation="relu"), output="team"),
+        Streams([11]),
+    )
+    alone = Regression(other, alone.config, Streams([21]), 1, 20)
+    for _, batch in zip(range(20), Logged(log, rows=256, streams=Streams([31]))):
+        alone.update(batch)
+    for one, two in zip(alone.critic.parameters(), both.critic.parameters(), strict=True):
+        torch.testing.assert_close(one[0], two[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_learner_continues_to_the_same_bits() -> None:
+    log = play(RandomActor(TabularGame().spec))
+    learner, source = learner_of(2, 10), source_of(log, 2)
+    for _, batch in zip(range(5), source):
+        learner.update(batch)
+    saved = copy.deepcopy((learner.state_dict(), source.state_dict()))
+    again, resumed = learner_of(2, 10), source_of(log, 2)
+    again.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    for each, batches in ((learner, source), (again, resumed)):
+        for _, batch in zip(range(5), batches):
+            each.update(batch)
+    for one, two in zip(learner.critic.parameters(), again.critic.parameters(), strict=True):
+        assert torch.equal(one, two)

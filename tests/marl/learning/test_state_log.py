@@ -1,0 +1,89 @@
+"""Logs that keep states and observe them when they are drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+from worlds import TabularGame, Walk
+
+from envs.core import InputError, tree_map
+from envs.foraging import Foraging
+from envs.kitchen import Kitchen
+from envs.world import RandomActor, TensorEnv, World
+from marl.learning.state_log import StateLog, record
+
+WORLDS = {
+    "kitchen": lambda: Kitchen("cramped_room_small", horizon=20, starts="random"),
+    "foraging": Foraging,
+    "game": TabularGame,
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_what_is_drawn_is_what_was_played(name: str) -> None:
+    world: World = WORLDS[name]()
+    env = TensorEnv(world, 5, time_limit=6)
+    log = record(env, RandomActor(world.spec), 20, seed=1)
+    batch = log.take(torch.arange(100), 1)
+    (state, clock, alive), (after, _, _), action = log.states(torch.arange(100))
+    assert_close(batch.obs.agent, env.observe(state, clock).agent)
+    assert torch.equal(batch.obs.alive, alive)
+    assert bool(alive[:5].all())
+    result = world.transition(state, action, None)
+    assert_close(batch.reward, result.reward * alive.unsqueeze(-1))
+    tree_map(assert_close, after, result.state)
+    # Each row goes on where its last step led, unless its episode was over.
+    later, led = batch.obs.agent[5:], batch.final_obs.agent[:-5]
+    goes_on = clock[5:] == clock[:-5] + 1
+    assert 50 < int(goes_on.sum()) < 95
+    assert_close(later[goes_on], led[goes_on])
+    assert bool((clock[5:][~goes_on] == 0).all())
+
+
+def test_it_plays_what_is_drawn_alike_for_equal_seeds() -> None:
+    env = TensorEnv(Walk(7), 5)
+    first, again, other = (record(env, RandomActor(env.spec), 30, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.reward, again.reward)
+    assert not torch.equal(first.reward, other.reward)
+    batch = first.take(torch.arange(150), 1)
+    assert not bool(batch.obs.alive.all())  # walkers leave one by one
+    assert bool((batch.reward[~batch.obs.alive] == 0).all())
+
+
+def test_whole_numbers_take_a_byte_and_come_back_as_they_were() -> None:
+    kitchen = Kitchen("cramped_room", horizon=None, starts="random")
+    log = record(TensorEnv(kitchen, 64, time_limit=20), RandomActor(kitchen.spec), 50, seed=0)
+    assert log.bytes() / len(log) < 64
+    state, following, action = log.states(torch.tensor([0, 7, 7]))
+    assert state[0].pose.dtype == action.dtype == torch.int64
+    after = kitchen.transition(state[0], action, None).state
+    for got, expected in zip(following[0], after, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_values_out_of_a_byte_are_kept_whole() -> None:
+    numbers = torch.tensor([-3, 40_000, 7])
+    one = torch.ones(3, 1, 1)
+    log = StateLog(lambda state: None, numbers, one.long(), one, numbers.flip(0), one[..., 0] > 0)  # type: ignore[arg-type,return-value]
+    assert log.states(torch.tensor([1, 0]))[0].tolist() == [40_000, -3]
+
+
+def test_returns_add_up_what_followed() -> None:
+    discount, env = torch.tensor([0.5]), TensorEnv(TabularGame(), 3, time_limit=6)
+    plain = record(env, RandomActor(env.spec), 30, seed=4)
+    returns = record(env, RandomActor(env.spec), 30, seed=4, discount=discount)
+    assert bool(returns.terminated.all())
+    reward, total = (log.reward.view(30, 3, 2) for log in (plain, returns))
+    clock = plain.states(torch.arange(90))[0][1].view(30, 3)
+    goes_on = clock[1:] > clock[:-1]
+    assert bool((~goes_on & (clock[:-1] < 5)).any())  # the game was over
+    assert bool((~goes_on & (clock[:-1] == 5)).any())  # the episode was cut
+    assert_close(total[:-1], reward[:-1] + 0.5 * total[1:] * goes_on.unsqueeze(-1))
+    assert_close(total[-1], reward[-1])
+
+
+def test_a_log_of_nothing_is_refused() -> None:
+    empty = torch.zeros(0, 2, 1)
+    with pytest.raises(InputError, match=r"at least one transition"):
+        StateLog(lambda state: state, torch.zeros(0), empty.long(), empty, torch.zeros(0), empty[..., 0] > 0)
