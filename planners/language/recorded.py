@@ -119,9 +119,12 @@ class Recorded:
         places: dict[Query, list[int]] = {}
         for place, query in enumerate(queries):
             places.setdefault(query, []).append(place)
-        missing = []
+        missing: list[Query] = []
+        keys: dict[Query, str] = {}  # making one takes longer than all else that a known query takes
         for query, where in places.items():
-            known = self._known(asking, query)
+            if (known := asking.known.get(query)) is None:
+                keys[query] = query.key(asking.kind, self.identity)
+                known = self._found(asking, query, keys[query])
             if known is None:
                 missing.append(query)
                 continue
@@ -130,7 +133,7 @@ class Recorded:
                 yield place, known
         while missing:
             sent = missing[: self._affordable(asking.kind, missing)]
-            for query, answer in self._asked(asking, sent):
+            for query, answer in self._asked(asking, sent, keys):
                 first, *others = places[query]
                 self._cached += len(others)
                 yield first, answer
@@ -138,16 +141,14 @@ class Recorded:
                     yield place, asking.known[query]
             missing = missing[len(sent) :]
 
-    def _known(self, asking: _Asking, query: Query) -> Any:
-        """The answer from memory, else from the store; None where there is none."""
-        if (known := asking.known.get(query)) is not None:
-            return known
-        found = self.store.find(asking.kind, query.key(asking.kind, self.identity))
+    def _found(self, asking: _Asking, query: Query, key: str) -> Any:
+        """The answer in the store, now in memory too; None where there is none."""
+        found = self.store.find(asking.kind, key)
         if found is not None:
             self._remember(asking, query, found)
         return found
 
-    def _asked(self, asking: _Asking, sent: Sequence[Query]) -> Iterator[tuple[Query, Any]]:
+    def _asked(self, asking: _Asking, sent: Sequence[Query], keys: dict[Query, str]) -> Iterator[tuple[Query, Any]]:
         """The model's answers, each kept and paid before the next is awaited."""
         open_queries = set(sent)
         answers = asking.ask(sent)
@@ -156,17 +157,17 @@ class Recorded:
             for number, answer in answers:
                 query = sent[number]
                 open_queries.remove(query)
-                kept = self._keep(asking, query, answer)
+                kept = self._keep(asking, query, keys[query], answer)
                 self._cached += answer.cached
                 yield query, kept
                 self._check_counted(answer)
         if open_queries:
             raise ModelError(f"{self.identity} left {len(open_queries)} of {len(sent)} queries without an answer.")
 
-    def _keep(self, asking: _Asking, query: Query, answer: Any) -> Any:
+    def _keep(self, asking: _Asking, query: Query, key: str, answer: Any) -> Any:
         """Write the answer and its cost, at once; a replayed one that cost nothing then costs nothing now."""
         cost = Spent() if answer.cached else self._cost(asking.kind, answer)
-        kept = self.store.keep(asking.kind, query.key(asking.kind, self.identity), answer, cost)
+        kept = self.store.keep(asking.kind, key, answer, cost)
         self._remember(asking, query, kept)
         return kept
 
@@ -209,7 +210,8 @@ class Recorded:
                 prompt, written = self._at_most(kind, query)
                 tokens += prompt + written
                 price += self.prices.of(prompt, written)
-                if _beyond(tokens, budget.tokens) or _beyond(price, budget.price):
+                fits = budget.tokens is None or tokens <= budget.tokens
+                if not fits or (budget.price is not None and price > budget.price):
                     count = number
                     break
         if count == 0:
@@ -242,7 +244,3 @@ class Recorded:
 
 def _bytes(texts: Sequence[str]) -> int:
     return sum(len(text.encode("utf-8", "replace")) for text in texts)
-
-
-def _beyond(used: float, limit: float | None) -> bool:
-    return limit is not None and used > limit

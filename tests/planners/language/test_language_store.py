@@ -82,7 +82,7 @@ def _newer(path: Path) -> None:
         (_newer, r"its format is 2; this one reads 1"),
     ],
 )
-def test_a_file_that_is_no_cache_is_refused_and_stays(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_is_no_cache_is_refused_and_stays(tmp_path: Path, spoil, message: str) -> None:
     path = tmp_path / "cache.sqlite"
     spoil(path)
     before = path.read_bytes() if path.is_file() else None
