@@ -108,7 +108,7 @@ class Endpoint:
             if attempt < self._retries and stop.wait(min(wait, LONGEST_WAIT)):
                 raise StoppedError
         raise ModelError(
-            f"The server {self.url} gave no answer of use in {self._retries + 1} tries, the last time {reason}. "
+            f"The server {self.url} gave no answer of use in {self._retries + 1} tries, the last time: {reason}. "
             "Expected an OpenAI-compatible server. What was answered is kept: see to the server and resume the run, or "
             "raise model.timeout or model.retries."
         )
@@ -161,34 +161,37 @@ class Endpoint:
     def _failure(self, status: int, text: str, retry_after: str | None) -> Exception:
         """The exception for a status that is no success."""
         words = self._quoted(text)
-        told = f"(status {status}: {words})" if words else f"(status {status})"
+        told = f"status {status}: {words}" if words else f"status {status}"
         if status in (408, 429) or status >= 500:
             return _PassingError(told, seconds_of(retry_after))
         if status in (401, 403):
             return InputError(self._keyless(told))
         if status in (400, 422):
             return RefusedError(
-                f"The server {self.url} refuses the query {told}. Mend the config's section model.", words
+                f"The server {self.url} refuses the query ({told}). Expected one that takes messages, temperature, "
+                "seed and max_tokens: mend what it names in the config's section model, where constraint=auto leaves out "
+                "constraints that a server does not know.",
+                words,
             )
         return InputError(
-            f"The server {self.url} is not as expected {told}. Expected an OpenAI-compatible server that answers POST "
-            f"{self.url}/chat/completions: mend model.server, which usually ends in /v1, or the model's name."
+            f"The server {self.url} is not as expected ({told}). Expected an OpenAI-compatible server that answers "
+            f"POST {self.url}/chat/completions: mend model.server, which usually ends in /v1, or the model's name."
         )
 
     def _keyless(self, told: str) -> str:
         if self._key:
             return (
-                f"The server {self.url} does not accept the key of the environment variable {self.variable} {told}. "
+                f"The server {self.url} does not accept the key of the environment variable {self.variable} ({told}). "
                 "Set the variable to a valid key, or name another as model.key_variable."
             )
         if os.environ.get(self.variable):
             return (
-                f"The server {self.url} wants a key {told}, and over plain http none is sent to another machine unless "
-                f"its variable is named: set model.key_variable={self.variable}, or use https."
+                f"The server {self.url} wants a key ({told}), and over plain http none is sent to another machine "
+                f"unless its variable is named: set model.key_variable={self.variable}, or use https."
             )
         return (
-            f"The server {self.url} wants a key {told}: set the environment variable {self.variable}, or name the one "
-            "that holds it as model.key_variable."
+            f"The server {self.url} wants a key ({told}): set the environment variable {self.variable}, or name the "
+            "one that holds it as model.key_variable."
         )
 
     def _unreachable(self, reason: str) -> ModelError:

@@ -230,16 +230,21 @@ class Recorded:
     def _refusal(self, spent: Spent, left: int) -> str:
         limits = {name: value for name, value in self.budget if value is not None}
         listed = " and ".join(f"model.budget.{name}={value}" for name, value in limits.items())
+        missing = f"{_queries(left)} {'was' if left == 1 else 'were'}"
         if 0 in limits.values():
             return (
-                f"{listed} answers from the cache alone, and {left} queries are not in it. Expected a run that was "
+                f"{listed} answers from the cache alone, and {missing} not in it. Expected a run that was "
                 "asked before, with the same config, seed and cache; otherwise raise the budget, or set it to null."
             )
         return (
-            f"The budget is spent: {listed} has no room for another query, after {spent.queries} queries, "
-            f"{spent.tokens} tokens and a price of {spent.price:.4g}; {left} queries were not asked. What was answered "
+            f"The budget is spent: {listed} has no room for another query, after {_queries(spent.queries)}, "
+            f"{spent.tokens} tokens and a price of {spent.price:.4g}; {missing} not asked. What was answered "
             "is kept: raise the budget and resume the run, or let it ask less."
         )
+
+
+def _queries(count: int) -> str:
+    return "1 query" if count == 1 else f"{count} queries"
 
 
 def _bytes(texts: Sequence[str]) -> int:

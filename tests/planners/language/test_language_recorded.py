@@ -140,7 +140,7 @@ def test_a_budget_of_0_answers_from_the_cache_alone(model: Counting, record: Rec
     for limits in ({"queries": 0}, {"tokens": 0}, {"price": 0}):
         recorded = record(tmp_path / "cache.sqlite", "two", budget=Budget(**limits), prices=prices)
         given = []
-        with pytest.raises(BudgetSpent, match="answers from the cache alone, and 1 queries are not in it"):
+        with pytest.raises(BudgetSpent, match="answers from the cache alone, and 1 query was not in it"):
             given.extend(recorded.complete([asking("new"), asking("a")]))
     assert model.asked == ["a"]
 
