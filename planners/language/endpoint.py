@@ -169,8 +169,8 @@ class Endpoint:
         if status in (400, 422):
             return RefusedError(
                 f"The server {self.url} refuses the query ({told}). Expected one that takes messages, temperature, "
-                "seed and max_tokens: mend what it names in the config's section model, where constraint=auto leaves out "
-                "constraints that a server does not know.",
+                "seed and max_tokens: mend what it names in the config's section model, where constraint=auto leaves "
+                "out constraints that a server does not know.",
                 words,
             )
         return InputError(

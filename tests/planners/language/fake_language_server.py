@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from planners.language.base import Answer, Message, Query, in_order
+from planners.language.server import Server
+
+CHOICES = ("move to pot", "wait")
 
 
 @dataclass
@@ -109,3 +114,20 @@ def fake_server(respond: Callable[[dict[str, Any], int], Response]) -> Iterator[
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def asking(text: str = "Which?", **options: Any) -> Query:
+    return Query((Message("system", "You cook."), Message("user", text)), **options)
+
+
+def echo(body: dict[str, Any], number: int) -> Response:
+    return completion(*[f"{body['messages'][-1]['content']}!"] * body.get("n", 1))
+
+
+def model_of(server: FakeServer, **options: Any) -> Server:
+    return Server(server.url, "m", **{"pause": 0.005, "timeout": 5.0, "retries": 3, **options})
+
+
+def ask(server: FakeServer, *queries: Query, **options: Any) -> list[Answer]:
+    with closing(model_of(server, **options)) as model:
+        return in_order(model.complete(queries or [asking()]))
