@@ -209,7 +209,7 @@ class TrainingConfig(LearningConfig):
 
 
 # Fields that name what a section is of. Options, and the mapping args, are read by that alone.
-NAMING = ("kind", "world", "pettingzoo", "vmas")
+NAMING = ("kind", "world", "pettingzoo", "vmas", "local", "server", "replay", "scripted")
 
 
 def over(default: Any, given: Any) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from envs.core import ConcordError, InputError
@@ -56,8 +56,14 @@ class Query:
 
     def key(self, kind: str, identity: str) -> str:
         """A number, in letters, that tells this query to this model from all others. kind: complete or score."""
-        text = json.dumps([kind, identity, asdict(self)], ensure_ascii=True, separators=(",", ":"))
+        # Not by asdict, which copies every text: a run makes thousands of keys.
+        values = [getattr(self, field.name) for field in fields(self)]
+        text = json.dumps([kind, identity, values], ensure_ascii=True, separators=(",", ":"), default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(message: Message) -> list[str]:
+    return [message.role, message.content]
 
 
 @dataclass(frozen=True, slots=True)
