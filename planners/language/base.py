@@ -38,7 +38,7 @@ class Query:
     messages: tuple[Message, ...]
     choices: tuple[str, ...] = ()
     n: int = 1
-    temperature: float = 1.0
+    temperature: int | float = 1.0
     max_tokens: int = 64
     seed: int = 0
     attempt: int = 0
@@ -53,6 +53,7 @@ class Query:
             )
         if len(set(self.choices)) < len(self.choices) or not all(self.choices):
             raise InputError(f"The choices of a query must differ, and none be empty; got {list(self.choices)}.")
+        object.__setattr__(self, "temperature", float(self.temperature))  # 0 and 0.0 are one query, with one key
 
     def key(self, kind: str, identity: str) -> str:
         """A number, in letters, that tells this query to this model from all others. kind: complete or score."""
@@ -120,7 +121,7 @@ class Scores:
         """The mean over the tokens of each choice, its end left out (TWOSOME, Tan et al., ICLR 2024, eq. 4)."""
         return tuple(math.fsum(parts[:-1]) / max(1, len(parts) - 1) for parts in self.token_log_probs)
 
-    def constrained(self, temperature: float = 1.0) -> tuple[float, ...]:
+    def constrained(self, temperature: int | float = 1.0) -> tuple[float, ...]:
         """Log-probability that each choice is drawn where a model may write nothing but the choices.
 
         At every token the model's distribution, at this temperature, is renormalized over the tokens with which some
@@ -129,7 +130,7 @@ class Scores:
         return tuple(_walk(self, choice, temperature) for choice in range(len(self.tokens)))
 
 
-def _walk(scores: Scores, choice: int, temperature: float) -> float:
+def _walk(scores: Scores, choice: int, temperature: int | float) -> float:
     """Log-probability that constrained sampling writes this choice."""
     total, path = 0.0, scores.tokens[choice]
     for place, token in enumerate(path):
@@ -142,7 +143,7 @@ def _walk(scores: Scores, choice: int, temperature: float) -> float:
     return total
 
 
-def _log_share(following: dict[int, float], token: int, temperature: float) -> float:
+def _log_share(following: dict[int, float], token: int, temperature: int | float) -> float:
     """Log of the share of one token among those that may follow."""
     if temperature == 0:
         return 0.0 if max(following, key=lambda t: following[t]) == token else -math.inf

@@ -153,6 +153,7 @@ def _model(config: ModelConfig, device: str) -> LanguageModel:
         return Server(config.server, **options)
     from planners.language.local import Local
 
+    assert config.local is not None
     return Local(config.local, **options, device=device)
 
 
