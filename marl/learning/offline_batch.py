@@ -78,11 +78,14 @@ class BatchLog:
     def __init__(self, batch: Batch):
         self.batch = batch
 
-    def __len__(self) -> int:
+    def starts(self, steps: int) -> int:
+        """Rows, which are single steps. Raises InputError for longer ones."""
+        if steps != 1:
+            raise InputError(f"These transitions are single steps, in no order, so steps must be 1; got {steps}.")
         return len(self.batch.ended)
 
-    def take(self, rows: Int[Tensor, " B"], policies: int) -> Batch:
-        """Those with these numbers, policy-major, as a batch of single steps."""
+    def take(self, rows: Int[Tensor, " R"], policies: int, steps: int) -> Batch:
+        """Those with these numbers, policy-major."""
         log = self.batch
         obs = take_rows(log.obs, rows)
         # The successor of a bandit's row is the row itself, and need not be copied twice.
@@ -94,34 +97,39 @@ class BatchLog:
 
 @runtime_checkable
 class Log(Protocol):
-    """Logged transitions that can be drawn by number."""
+    """Logged play from which segments of several steps can be drawn."""
 
-    def __len__(self) -> int:
-        """How many there are."""
+    def starts(self, steps: int) -> int:
+        """The number of segments of so many steps."""
 
-    def take(self, rows: Int[Tensor, " B"], policies: int) -> Batch:
-        """Those with these numbers, policy-major, as a batch of single steps."""
+    def take(self, rows: Int[Tensor, " R"], policies: int, steps: int) -> Batch:
+        """Segments with these numbers, policy-major, B = R·steps rows."""
 
 
 class Logged:
-    """Minibatches of a log, `rows` for each policy, drawn with replacement: independent samples of what was logged.
+    """Minibatches of a log, drawn with replacement: independent samples of what was logged.
 
     log: transitions as `transitions` gives them, or a `Log`, on the device where learning takes place; they are kept
-    there once, whatever the number of policies. All that is saved are the streams, so it resumes exactly.
+    there once, whatever the number of policies. rows: transitions of each policy in a minibatch, in segments of `steps`
+    that follow one another. All that is saved are the streams, so it resumes exactly.
     """
 
-    def __init__(self, log: Batch | Log, *, rows: int, streams: Streams):
+    def __init__(self, log: Batch | Log, *, rows: int, streams: Streams, steps: int = 1):
+        if rows % steps:
+            raise InputError(f"rows must be a multiple of steps; got rows={rows}, steps={steps}.")
         self.log = BatchLog(log) if isinstance(log, Batch) else log
-        self.rows, self.streams = rows, streams
+        self.rows, self.steps, self.streams = rows, steps, streams
+        self.segments = self.log.starts(steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        count, policies, device = len(self.log), len(self.streams), self.streams.device
+        segments, policies, device = self.segments, len(self.streams), self.streams.device
 
         def draw(rows: int, generator: torch.Generator) -> Int[Tensor, " rows"]:
-            return torch.randint(count, (rows,), generator=generator, device=device)
+            return torch.randint(segments, (rows,), generator=generator, device=device)
 
         while True:
-            yield self.log.take(self.streams.draw(draw, policies * self.rows), policies)
+            picked = self.streams.draw(draw, policies * self.rows // self.steps)
+            yield self.log.take(picked, policies, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The streams."""

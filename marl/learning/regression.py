@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from envs.core import Observation, Streams
 from marl.config.schema import Section
-from marl.learning.batch import Batch
+from marl.learning.batch import Batch, advantages_of
 from marl.learning.learner import Learner, Progress, Stateful, per_channel
 from marl.learning.losses import mean_weights, squared_error
 from marl.learning.moving_average import follow
@@ -25,10 +25,14 @@ class RegressionConfig(Section):
     """Regression of a prefix critic on logged play."""
 
     rows: int = Field(2048, ge=1, description="logged rows of an update, for each member of the ensemble")
+    steps: int = Field(16, ge=1, description="rows that follow one another, over which returns are added up")
     target: Literal["return", "bootstrap"] = Field(
         "bootstrap",
-        description="return: rewards are returns already (Monte Carlo); bootstrap: r + γ V of a moving average",
+        description="return: the rewards that followed, as far as the segment goes; bootstrap: and the moving "
+        "average's value of where they led",
     )
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="of bootstrap, at first: 0 looks one step ahead, 1 all")
+    gae_lambda_end: float | None = Field(0.0, ge=0, le=1, description="of the last update; null: the same all along")
     discount: float | tuple[float, ...] = Field(0.97, description="γ in [0, 1], or one for each reward channel")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam")
     learning_rate_end: float | None = Field(None, gt=0, description="of the last update; null: the same all along")
@@ -69,11 +73,14 @@ class Regression(Learner):
 
     Every row is learned from with each prefix of a random order of its agents, from nobody given to all:
 
-        y = r + γ (1 - terminated) V'(s'),    loss = mean over prefixes G of (Q^G(s, a) - y)²
+        loss = mean over prefixes G of (Q^G(s_t, a_t) - y_t)²
+        y_t = r_t + γ (1 - terminated_t) ((1 - λ) V'(s_t+1) + λ y_t+1),    to the end of the segment, where λ is 0
 
     As the choices of those not given are the log's, Q^G averages over the policy that played. V' is the critic's moving
-    average. With `target: return` y = r, where rewards must be returns (see `record`): the regression of Zhang et al.,
-    2025 (arXiv 2405.14314, algorithm 1). Values are learned in units of their targets' deviation.
+    average. λ falls from first to last: values spread over many steps at once at first, and where they are known, what
+    one choice changes is not lost in the noise of all that follow. With `target: return` V' is 0 and λ is 1, the
+    regression of Zhang et al., 2025 (arXiv 2405.14314, algorithm 1), as far as a segment goes. Values are learned in
+    units of their targets' deviation.
 
     P policies are P members of an ensemble, each of which draws its rows and orders by itself.
     """
@@ -133,9 +140,11 @@ class Regression(Learner):
     @torch.no_grad()
     def _target(self, batch: Batch) -> Float[Tensor, "B N K"]:
         if self.target_critic is None:
-            return batch.reward
-        following = self.scale.restore(self.target_critic(batch.final_obs))
-        return batch.reward + self.discount * following * (~batch.terminated).unsqueeze(-1)
+            nothing = torch.zeros_like(batch.reward)
+            return advantages_of(batch, nothing, nothing, self.discount, 1.0)
+        gae_lambda = self.progress.along(self.config.gae_lambda, self.config.gae_lambda_end)
+        value, following = (self.scale.restore(self.target_critic(obs)) for obs in (batch.obs, batch.final_obs))
+        return value + advantages_of(batch, value, following, self.discount, gae_lambda)
 
     def _prefixes(self, batch: Batch) -> Bool[Tensor, "U B N"]:
         """Agents who are given, in each prefix of a random order in each row: nobody first, everybody last."""

@@ -12,16 +12,15 @@ from torch import Tensor
 from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, tree_map
 from envs.world import TensorEnv
 from marl.learning.batch import Batch, forget, take_rows
-from marl.learning.returns import gae
 
 SMALL = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
 class StateLog:
-    """n logged joint decisions, each with the state before and after it.
+    """Logged joint play of E rows, T steps each: n = T·E decisions, time first, with the states before and after.
 
     observe: what a critic sees of states. state, following: trees [n,…]; whole numbers are kept in as few bytes as hold
-    them, and widened again when they are drawn. action [n,N,A], reward [n,N,K], terminated [n,N].
+    them, and widened again when they are drawn. action [n,N,A], reward [n,N,K], terminated and truncated [n,N].
     """
 
     def __init__(
@@ -32,24 +31,37 @@ class StateLog:
         reward: Float[Tensor, "n N K"],
         following: Tree,
         terminated: Bool[Tensor, "n N"],
+        truncated: Bool[Tensor, "n N"],
+        rows: int,
     ):
-        if not len(action):
-            raise InputError("A log needs at least one transition; it has none.")
-        self.observe = observe
+        if not len(action) or len(action) % rows:
+            raise InputError(
+                f"A log has at least one step of each of its rows; got {len(action)} transitions of {rows} rows."
+            )
+        self.observe, self.rows = observe, rows
         self._like = tree_map(lambda leaf: leaf[:0], (state, action))
         self._kept = tree_map(_narrow, (state, following, action))
-        self.reward, self.terminated = reward, terminated
+        self.reward, self.terminated, self.truncated = reward, terminated, truncated
 
     def __len__(self) -> int:
         return len(self.reward)
 
-    def take(self, rows: Int[Tensor, " B"], policies: int) -> Batch:
-        """Those with these numbers, policy-major, as a batch of single steps."""
-        state, following, action = self.states(rows)
-        reward, terminated = take_rows((self.reward, self.terminated), rows)
+    def starts(self, steps: int) -> int:
+        """The number of segments of so many steps. Raises InputError where the log has fewer."""
+        count = len(self) - (steps - 1) * self.rows
+        if count < 1:
+            raise InputError(f"The log has {len(self) // self.rows} steps of each row, fewer than steps={steps}.")
+        return count
+
+    def take(self, rows: Int[Tensor, " R"], policies: int, steps: int) -> Batch:
+        """Segments that begin at these numbers, policy-major, then step by step."""
+        by_step = rows.view(policies, 1, -1) + self.rows * torch.arange(steps, device=rows.device).view(-1, 1)
+        places = by_step.flatten()
+        state, following, action = self.states(places)
+        reward, terminated, truncated = take_rows((self.reward, self.terminated, self.truncated), places)
         return Batch(
             policies=policies,
-            steps=1,
+            steps=steps,
             segment=1,
             obs=self.observe(state),
             final_obs=self.observe(following),
@@ -57,19 +69,21 @@ class StateLog:
             memory=None,
             reward=reward,
             terminated=terminated,
-            truncated=torch.zeros_like(terminated),
-            ended=terminated.all(-1),
+            truncated=truncated,
+            ended=(terminated | truncated).all(-1),
         )
 
-    def states(self, rows: Int[Tensor, " B"]) -> tuple[Tree, Tree, Num[Tensor, "B N A"]]:
-        """States before and after those with these numbers, and what was chosen."""
+    def states(self, places: Int[Tensor, " B"]) -> tuple[Tree, Tree, Num[Tensor, "B N A"]]:
+        """States before and after the decisions with these numbers, and what was chosen."""
         state, action = self._like
-        return tree_map(lambda like, kept: kept.to(like.dtype), (state, state, action), take_rows(self._kept, rows))
+        kept = take_rows(self._kept, places)
+        return tree_map(lambda like, narrow: narrow.to(like.dtype), (state, state, action), kept)
 
     def bytes(self) -> int:
         """Memory that the log takes."""
         sizes: list[int] = []
-        tree_map(lambda leaf: sizes.append(leaf.nbytes), (self._kept, self.reward, self.terminated))
+        kept = (self._kept, self.reward, self.terminated, self.truncated)
+        tree_map(lambda leaf: sizes.append(leaf.nbytes), kept)
         return sum(sizes)
 
 
@@ -86,14 +100,8 @@ def _narrow(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def record(
-    env: TensorEnv, actor: Actor, steps: int, seed: int, *, discount: Float[Tensor, " K"] | None = None
-) -> StateLog:
-    """Log of an actor that plays `steps` steps in each row of an environment, T·E transitions, time first.
-
-    With a discount, rewards become returns, r_t + γ r_{t+1} + … up to the episode's end, or to where the log ends, and
-    everything terminates: Monte Carlo targets, as Zhang et al. (arXiv 2405.14314, algorithm 1) regress on.
-    """
+def record(env: TensorEnv, actor: Actor, steps: int, seed: int) -> StateLog:
+    """Log of an actor that plays `steps` steps in each row of an environment."""
     obs, streams = env.reset(seed), Streams([seed], env.device)
     memory, taken = actor.initial_memory(env.num_envs), []
     for _ in range(steps):
@@ -107,17 +115,11 @@ def record(
         rows, obs = env.restart(after, seen, ended, noise.start)
         env.go_on_from(rows, obs)
         memory = forget(memory, ended)
-    joined = tree_map(lambda *leaves: torch.stack(leaves), *taken)
-    state, action, reward, following, terminated, truncated = joined
-    if discount is not None:
-        nothing, alive = torch.zeros_like(reward), state[2]
-        reward = gae(reward, nothing, nothing, terminated, truncated, alive, discount, 1.0)
-        terminated = torch.ones_like(terminated)
-    flat = tree_map(lambda leaf: leaf.flatten(0, 1), (state, action, reward, following, terminated))
+    joined = tree_map(lambda *leaves: torch.cat(leaves), *taken)
 
     def observe(kept: tuple[Any, Int[Tensor, " B"], Bool[Tensor, "B N"]]) -> Observation:
         world_state, clock, present = kept
         seen = env.observe(world_state, clock)
         return Observation(seen.agent, seen.state, present, seen.legal)
 
-    return StateLog(observe, *flat)
+    return StateLog(observe, *joined, rows=env.num_envs)

@@ -54,6 +54,8 @@ def interval_text(metric: Metric) -> str:
         return ""
     if not metric.has_spread:
         return f"no spread in {metric.n}"
+    if math.isinf(metric.low) and math.isinf(metric.high):
+        return "unknown"  # the middle half of the samples are equal, the others are not
     return f"[{number(metric.low)}, {number(metric.high)}]"
 
 

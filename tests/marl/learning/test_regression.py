@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 from worlds import TabularGame
 
 from envs.core import Actor, Decision, Observation, Streams, Tree
@@ -56,7 +57,7 @@ def learner_of(members: int, updates: int, **settings: Any) -> Regression:
 
 
 def source_of(log: StateLog, members: int) -> Logged:
-    return Logged(log, rows=256, streams=Streams([30 + member for member in range(members)]))
+    return Logged(log, rows=256, steps=4, streams=Streams([30 + member for member in range(members)]))
 
 
 def prefixes(game: TabularGame, learner: Regression, given: list[bool]) -> Tensor:
@@ -93,19 +94,37 @@ def test_bootstrapped_values_of_every_prefix_are_those_of_the_policy_that_played
     reached = ~game.ends  # nothing is logged of where the game is over
     for given, truth in exact(game, policy).items():
         error = (prefixes(game, learner, list(given)) - truth)[reached].abs()
-        assert float(error.mean()) < 0.06, given
-        assert float(error.max()) < 0.25, given
+        assert float(error.mean()) < 0.08, given
+        assert float(error.max()) < 0.5, given
 
 
-def test_returns_are_learned_where_the_log_holds_them() -> None:
+def test_returns_are_learned_as_far_as_segments_go() -> None:
     game = TabularGame()
-    log = play(RandomActor(game.spec), limit=40, discount=torch.tensor([DISCOUNT]))
-    assert bool(log.terminated.all())
-    learner = learned(log, 600, target="return")
+    log, learner = play(RandomActor(game.spec), limit=40), learner_of(1, 600, target="return")
     assert learner.target_critic is None
-    truth = exact(game, torch.full((6, 3, 3), 1 / 9, dtype=torch.float64))[True, True]
-    error = (prefixes(game, learner, [True, True]) - truth)[~game.ends].abs()
-    assert float(error.mean()) < 0.2
+    for _, batch in zip(range(600), Logged(log, rows=512, steps=32, streams=Streams([30]))):
+        learner.update(batch)
+    truth = exact(game, torch.full((6, 3, 3), 1 / 9, dtype=torch.float64))[False, False]
+    error = (prefixes(game, learner, [False, False]) - truth)[~game.ends].abs()
+    assert float(error.mean()) < 0.3
+
+
+def test_targets_look_ahead_as_far_as_lambda_says() -> None:
+    learner = learner_of(1, 3, gae_lambda=1.0, gae_lambda_end=0.0)
+    batches = iter(source_of(play(RandomActor(TabularGame().spec), limit=40), 1))
+    learner.update(next(batches))
+    batch = next(batches)
+    reward, over, cut = (x.view(4, 64, 2, -1) for x in (batch.reward, batch.terminated, batch.truncated))
+    with torch.no_grad():
+        following = learner.scale.restore(learner.target_critic(batch.final_obs)).view(4, 64, 2, 1)  # type: ignore[misc]
+    learner.progress.done = 1
+    far = learner._target(batch).view(4, 64, 2, 1)
+    learner.progress.done = 3
+    near = learner._target(batch).view(4, 64, 2, 1)
+    assert_close(near, reward + DISCOUNT * following * ~over)
+    then = torch.where(cut[:-1], following[:-1], far[1:])
+    assert_close(far[:-1], reward[:-1] + DISCOUNT * then * ~over[:-1])
+    assert_close(far[-1], near[-1])
 
 
 def test_nothing_is_bootstrapped_past_the_end() -> None:
@@ -140,10 +159,10 @@ def test_members_of_an_ensemble_learn_as_if_alone() -> None:
         Streams([11]),
     )
     alone = Regression(other, alone.config, Streams([21]), 1, 20)
-    for _, batch in zip(range(20), Logged(log, rows=256, streams=Streams([31]))):
+    for _, batch in zip(range(20), Logged(log, rows=256, steps=4, streams=Streams([31]))):
         alone.update(batch)
     for one, two in zip(alone.critic.parameters(), both.critic.parameters(), strict=True):
-        torch.testing.assert_close(one[0], two[1], rtol=1e-4, atol=1e-5)
+        assert_close(one[0], two[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_saved_learner_continues_to_the_same_bits() -> None:

@@ -7,10 +7,11 @@ import torch
 from torch.testing import assert_close
 from worlds import TabularGame, Walk
 
-from envs.core import InputError, tree_map
+from envs.core import InputError, Streams, tree_map
 from envs.foraging import Foraging
 from envs.kitchen import Kitchen
 from envs.world import RandomActor, TensorEnv, World
+from marl.learning.offline_batch import Logged
 from marl.learning.state_log import StateLog, record
 
 WORLDS = {
@@ -25,7 +26,7 @@ def test_what_is_drawn_is_what_was_played(name: str) -> None:
     world: World = WORLDS[name]()
     env = TensorEnv(world, 5, time_limit=6)
     log = record(env, RandomActor(world.spec), 20, seed=1)
-    batch = log.take(torch.arange(100), 1)
+    batch = log.take(torch.arange(100), 1, 1)
     (state, clock, alive), (after, _, _), action = log.states(torch.arange(100))
     assert_close(batch.obs.agent, env.observe(state, clock).agent)
     assert torch.equal(batch.obs.alive, alive)
@@ -46,7 +47,7 @@ def test_it_plays_what_is_drawn_alike_for_equal_seeds() -> None:
     first, again, other = (record(env, RandomActor(env.spec), 30, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.reward, again.reward)
     assert not torch.equal(first.reward, other.reward)
-    batch = first.take(torch.arange(150), 1)
+    batch = first.take(torch.arange(150), 1, 1)
     assert not bool(batch.obs.alive.all())  # walkers leave one by one
     assert bool((batch.reward[~batch.obs.alive] == 0).all())
 
@@ -65,25 +66,35 @@ def test_whole_numbers_take_a_byte_and_come_back_as_they_were() -> None:
 def test_values_out_of_a_byte_are_kept_whole() -> None:
     numbers = torch.tensor([-3, 40_000, 7])
     one = torch.ones(3, 1, 1)
-    log = StateLog(lambda state: None, numbers, one.long(), one, numbers.flip(0), one[..., 0] > 0)  # type: ignore[arg-type,return-value]
+    log = StateLog(lambda state: None, numbers, one.long(), one, numbers.flip(0), one[..., 0] > 0, one[..., 0] > 0, 1)  # type: ignore[arg-type,return-value]
     assert log.states(torch.tensor([1, 0]))[0].tolist() == [40_000, -3]
 
 
-def test_returns_add_up_what_followed() -> None:
-    discount, env = torch.tensor([0.5]), TensorEnv(TabularGame(), 3, time_limit=6)
-    plain = record(env, RandomActor(env.spec), 30, seed=4)
-    returns = record(env, RandomActor(env.spec), 30, seed=4, discount=discount)
-    assert bool(returns.terminated.all())
-    reward, total = (log.reward.view(30, 3, 2) for log in (plain, returns))
-    clock = plain.states(torch.arange(90))[0][1].view(30, 3)
-    goes_on = clock[1:] > clock[:-1]
-    assert bool((~goes_on & (clock[:-1] < 5)).any())  # the game was over
-    assert bool((~goes_on & (clock[:-1] == 5)).any())  # the episode was cut
-    assert_close(total[:-1], reward[:-1] + 0.5 * total[1:] * goes_on.unsqueeze(-1))
-    assert_close(total[-1], reward[-1])
+def test_segments_are_steps_that_follow_one_another_of_each_policy() -> None:
+    game = TabularGame()
+    log = record(TensorEnv(game, 3, time_limit=6), RandomActor(game.spec), 10, seed=4)
+    assert log.starts(4) == 21
+    batch = log.take(torch.tensor([20, 1, 5, 5]), 2, 4)
+    assert (batch.policies, batch.steps, batch.rows) == (2, 4, 2)
+    places = [20, 1, 23, 4, 26, 7, 29, 10, 5, 5, 8, 8, 11, 11, 14, 14]
+    single = log.take(torch.tensor(places), 1, 1)
+    tree_map(assert_close, (batch.obs, batch.reward), (single.obs, single.reward))
+    assert torch.equal(batch.ended, (single.terminated | single.truncated)[:, 0])
+    assert bool(log.truncated.any())
+    with pytest.raises(InputError, match=r"10 steps of each row, fewer than steps=11"):
+        log.starts(11)
+
+
+def test_minibatches_are_of_whole_segments() -> None:
+    game = TabularGame()
+    log = record(TensorEnv(game, 3, time_limit=6), RandomActor(game.spec), 10, seed=4)
+    batch = next(iter(Logged(log, rows=12, steps=4, streams=Streams([0, 1]))))
+    assert (batch.policies, batch.steps, batch.rows) == (2, 4, 3)
+    with pytest.raises(InputError, match=r"multiple of steps; got rows=10, steps=4"):
+        Logged(log, rows=10, steps=4, streams=Streams([0]))
 
 
 def test_a_log_of_nothing_is_refused() -> None:
-    empty = torch.zeros(0, 2, 1)
-    with pytest.raises(InputError, match=r"at least one transition"):
-        StateLog(lambda state: state, torch.zeros(0), empty.long(), empty, torch.zeros(0), empty[..., 0] > 0)
+    empty, nobody = torch.zeros(0, 2, 1), torch.zeros(0, 2, dtype=torch.bool)
+    with pytest.raises(InputError, match=r"at least one step"):
+        StateLog(lambda state: state, empty, empty.long(), empty, empty, nobody, nobody, 1)
