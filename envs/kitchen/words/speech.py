@@ -15,6 +15,8 @@ from envs.kitchen.words.language import Words, closest, plan_lines, scene_of, st
 if TYPE_CHECKING:
     from envs.kitchen.world import Kitchen
 
+LATEST = 64  # situations, each as one cook knows it
+
 
 class Speech:
     """Words, plans and their meaning, from observations alone."""
@@ -22,6 +24,7 @@ class Speech:
     def __init__(self, kitchen: Kitchen):
         self.kitchen = kitchen
         self.language = Words(kitchen.geometry, kitchen.codes, kitchen.soups)
+        self._latest: dict[tuple[int, bytes], tuple[State, dict[str, int]]] = {}
 
     def words(self, obs: Observation, row: int, agent: int | None) -> str:
         """One row in words, or what one cook sees of it."""
@@ -46,11 +49,14 @@ class Speech:
             if plan not in known:
                 return f"{name} cannot {plan[:80]!r} now.{closest(plan, known)} It can: {', '.join(known)}."
             errand = opened.get(plan, -1)
-            every = torch.full_like(state.pose, max(errand, 0))
-            step = int(self.kitchen.errands.steer(state, every).choice[0, cook])
-            choices.append(self._steps.index(plan) if plan in self._steps else step)
+            choices.append(self._steps.index(plan) if plan in self._steps else self._first_step(state, cook, errand))
             errands.append(errand)
         return Decision(torch.tensor(choices).view(1, -1, 1), torch.tensor([errands]))
+
+    def _first_step(self, state: State, cook: int, errand: int) -> int:
+        """The first step of a cook's errand."""
+        every = torch.full_like(state.pose, errand)
+        return int(self.kitchen.errands.steer(state, every).choice[0, cook])
 
     @property
     def _steps(self) -> tuple[str, ...]:
@@ -62,8 +68,18 @@ class Speech:
     def _open(self, obs: Observation, row: int, cook: int) -> tuple[State, dict[str, int]]:
         """The state as a cook knows it, and by plan in words the number of each errand that is open to it.
 
-        What is out of sight is taken for empty, and offers nothing.
+        What is out of sight is taken for empty, and offers nothing. The latest are remembered: whoever plans asks for
+        the plans of a situation, and then what each of them means.
         """
+        seen = torch.cat([obs.state[row], obs.agent[row, cook]])
+        key = cook, seen.cpu().numpy().tobytes()
+        if key not in self._latest:
+            if len(self._latest) >= LATEST:
+                self._latest.clear()
+            self._latest[key] = self._find_open(obs, row, cook)
+        return self._latest[key]
+
+    def _find_open(self, obs: Observation, row: int, cook: int) -> tuple[State, dict[str, int]]:
         kitchen, hidden = self.kitchen, set()
         if kitchen.radius is None:
             state = self._state(obs, row)

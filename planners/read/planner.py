@@ -1,0 +1,134 @@
+"""ReAd: plans of a language model that a critic's advantage accepts, or sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from pydantic import Field
+from torch import Tensor
+
+from envs.core import Observation
+from planners.language.base import Answer, LanguageModel, Query, in_order
+from planners.read.critics import PlanCritic
+from planners.read.prompts import Refused
+from planners.read.team import Open, TeamConfig, TeamPlanner
+
+
+class PlannerConfig(TeamConfig):
+    """The loop of proposing, scoring and sending back."""
+
+    rounds: int = Field(15, ge=1, description="proposals for a decision, at most; then the best so far is taken")
+    threshold: float = Field(
+        0.0, description="advantage above which a plan is accepted at first, in the critic's scale"
+    )
+    relax: float = Field(0.0, ge=0, description="how much lower the threshold is after each proposal sent back")
+    repeats: bool = Field(False, description="whether what was sent back may be proposed again for the same decision")
+    tell: bool = Field(True, description="whether the prompt tells what was sent back, with its score")
+    max_tokens: int = Field(32, ge=1, description="tokens of a proposal, at most")
+
+    def threshold_of(self, number: int) -> float:
+        """The threshold of a round, counted from 0; it never rises."""
+        return self.threshold - self.relax * number
+
+
+class ReadPlanner(TeamPlanner):
+    """An Actor whose plans a language model proposes and a critic accepts, or sends back.
+
+        S(a^i) = Q^{1:i}(s, a^{<i}, a^i) - Q^{1:i-1}(s, a^{<i})     sequential, agent after agent
+        S(a)   = Q(s, a) - V(s)                                      joint
+
+    A plan is accepted where its advantage is above a threshold, which is the same at each decision's beginning and only
+    ever falls. When rounds run out, or nothing is left to propose, the best proposal is taken and counted as
+    `nothing_acceptable`; where none was legal, it is any plan. What is no legal plan is sent back and costs no step of
+    the world. Rows are asked together, and again only those whose proposal was sent back.
+
+    world: one that describes itself (`envs.core.Describes`). critic: None accepts every legal plan, the model alone.
+    Source: Zhang et al., ACL Findings 2025 (arXiv 2405.14314), algorithms 2 and 3. Departures: there the threshold is
+    halved at each refusal, which raises a negative one and drifts from step to step; V there is that of waiting, which
+    is another while time passes (`planners.read.advantages`); there the last proposal is taken.
+    """
+
+    def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: PlannerConfig):
+        super().__init__(world, model, critic, config)
+        self.config = config
+
+    def settle(
+        self, asked: Sequence[Open], obs: Observation, before: Bool[Tensor, " N"], given: Bool[Tensor, " N"]
+    ) -> None:
+        """Ask until every decision is taken."""
+        baseline = self.values(asked, [0] * len(asked), obs, before)
+        waiting = list(range(len(asked)))
+        for number in range(self.config.rounds):
+            proposals = self._propose([asked[place] for place in waiting], number)
+            fresh = [(place, plan) for place, plan in zip(waiting, proposals) if plan is not None]
+            ones, plans = [asked[place] for place, _ in fresh], [plan for _, plan in fresh]
+            values = self.values(ones, plans, obs, given)
+            for (place, plan), one, value in zip(fresh, ones, values):
+                one.scores[plan] = value - baseline[place]
+            for place in waiting:
+                self._take(asked[place], number)
+            waiting = [place for place in waiting if asked[place].chosen is None]
+            if not waiting:
+                return
+
+    def _propose(self, asked: Sequence[Open], number: int) -> list[int | None]:
+        """A plan of each decision by its number; None where the model said something else, which is sent back."""
+        queries = [self._query(one, number) for one in asked]
+        answers: list[Answer] = in_order(self.model.complete(queries))
+        proposals: list[int | None] = []
+        for one, answer in zip(asked, answers, strict=True):
+            text = answer.completions[0].text.strip()
+            one.counts["queries"] += 1
+            one.counts["tokens_read"] += answer.prompt_tokens
+            one.counts["tokens_written"] += answer.tokens
+            plan = one.plans.index(text) if text in one.plans else None
+            if plan is None:
+                one.counts["illegal"] += 1
+                one.refused.append(Refused(text, None, "which is none of the plans"))
+            proposals.append(plan)
+        return proposals
+
+    def _query(self, one: Open, number: int) -> Query:
+        """A query for the next proposal."""
+        return Query(
+            self.messages(one, one.refused if self.config.tell else ()),
+            choices=one.left(self.config.repeats),
+            temperature=self.config.temperature,
+            max_tokens=self.config.max_tokens,
+            seed=one.seed,
+            attempt=number,
+        )
+
+    def _take(self, one: Open, number: int) -> None:
+        """Take the best plan so far if it passes, in this round or by the next one's threshold; else send it back.
+
+        In the last round, and where nothing is left to propose, the best is taken as it is.
+        """
+        best, last = one.best, number + 1 == self.config.rounds or not one.left(self.config.repeats)
+        # What the next threshold lets through need not be asked for again.
+        threshold = self.config.threshold_of(number if last else number + 1)
+        if best is not None and (self.critic is None or one.scores[best] > threshold):
+            one.chosen = best
+            return
+        if best is not None:
+            self._send_back(one)
+        if last:
+            one.counts["nothing_acceptable"] += 1
+            one.chosen = _anything(one) if best is None else best
+
+    def _send_back(self, one: Open) -> None:
+        """Remember the plan that was scored last as refused; one that was proposed again is already."""
+        latest = list(one.scores)[-1]
+        plan = one.plans[latest]
+        if not any(refused.plan == plan for refused in one.refused):
+            one.refused.append(Refused(plan, one.scores[latest], "which is too low"))
+            one.counts["sent_back"] += 1
+
+
+def _anything(one: Open) -> int:
+    """Any plan, by the decision's own random numbers."""
+    generator = torch.Generator().manual_seed(one.seed)
+    return int(torch.randint(len(one.plans), (), generator=generator))

@@ -1,0 +1,87 @@
+"""Prompts that ask for plans, from a world that describes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from planners.language.base import Message
+
+RULES = (
+    "You plan for a team: {agents}. At each step all of them act at once, and what they earn is earned together. You "
+    "are told how things are and which plans are possible. Answer with {form}, exactly as it is written there, and "
+    "nothing else."
+)
+
+QUOTED = 120  # characters of a model's text in a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A plan that was sent back. score: its advantage, in the critic's scale; None where it was no plan at all."""
+
+    plan: str
+    score: float | None
+    reason: str
+
+
+def ask_one(
+    agents: Sequence[str],
+    agent: int,
+    words: str,
+    plans: Sequence[str],
+    decided: Sequence[str],
+    refused: Sequence[Refused] = (),
+) -> tuple[Message, ...]:
+    """Messages that ask for the plan of one agent. decided: plans of those before it in the order, "name: plan"."""
+    name = agents[agent]
+    lines = [words, ""]
+    lines += [f"Decided already: {'; '.join(decided)}."] if decided else []
+    lines += [f"{name} can: {', '.join(plans)}."]
+    lines += feedback(refused)
+    lines += [f"What does {name} do?"]
+    return _chat(agents, "one of the plans", lines)
+
+
+def ask_all(
+    agents: Sequence[str], words: str, plans: Sequence[Sequence[str]], refused: Sequence[Refused] = ()
+) -> tuple[Message, ...]:
+    """Messages that ask for the plans of all agents at once."""
+    lines = [words, ""]
+    lines += [f"{name} can: {', '.join(own)}." for name, own in zip(agents, plans, strict=True)]
+    lines += feedback(refused)
+    lines += ["What do they do?"]
+    return _chat(agents, "a line 'name: plan' for each of them", lines)
+
+
+def joint_plans(agents: Sequence[str], plans: Sequence[Sequence[str]]) -> list[str]:
+    """Every combination of the agents' plans, as lines "name: plan"."""
+    return [joint_plan(agents, chosen) for chosen in product(*plans)]
+
+
+def joint_plan(agents: Sequence[str], plans: Sequence[str]) -> str:
+    """One plan of each agent, as lines "name: plan"."""
+    return "\n".join(f"{name}: {plan}" for name, plan in zip(agents, plans, strict=True))
+
+
+def feedback(refused: Sequence[Refused]) -> list[str]:
+    """Lines that tell what was sent back, and why."""
+    told = []
+    for one in refused:
+        plan = quoted(one.plan)
+        score = "" if one.score is None else f" (score {one.score:+.3f})"
+        told.append(f"Sent back: {plan}{score}, {one.reason}.")
+    return told
+
+
+def quoted(text: str) -> str:
+    """A text that a model wrote, as it may stand in a prompt: one short line, without what opens or closes a turn."""
+    printable = "".join(c if c.isprintable() else " " for c in text[: 4 * QUOTED].replace("\n", "; "))
+    line = " ".join(printable.replace("<|", "< |").split())
+    return line if len(line) <= QUOTED else f"{line[:QUOTED]}…"
+
+
+def _chat(agents: Sequence[str], form: str, lines: Sequence[str]) -> tuple[Message, ...]:
+    rules = RULES.format(agents=", ".join(agents), form=form)
+    return Message("system", rules), Message("user", "\n".join(lines))

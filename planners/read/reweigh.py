@@ -1,0 +1,95 @@
+"""Plans drawn from a language model's own probabilities, reweighed by a critic's advantage: one query a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from envs.core import InputError, Observation
+from planners.language.base import LanguageModel, Query, Scores, in_order
+from planners.read.critics import PlanCritic
+from planners.read.team import Open, TeamConfig, TeamPlanner
+
+
+class ReweighConfig(TeamConfig):
+    """Plans by the model's probabilities and a critic's advantages."""
+
+    beta: float = Field(0.1, gt=0, description="temperature of advantages, in the critic's scale; less trusts it more")
+    probabilities: Literal["constrained", "whole", "per_token"] = Field(
+        "constrained",
+        description="of plans: as constrained sampling draws them; of their whole texts; or by the mean over a plan's "
+        "tokens, so that long ones lose nothing (TWOSOME)",
+    )
+
+
+class ReweighingPlanner(TeamPlanner):
+    """An Actor that scores every legal plan at once, by the model and by the critic, and draws from both:
+
+        π(a|s) ∝ μ(a|s) exp(A(s, a) / β)
+
+    which maximizes the advantage less β times the divergence from the model μ (Zhang et al., arXiv 2405.14314, equation
+    7); sequentially it is their equation 9, which differs (`planners.read.advantages`). It finds what the model would
+    hardly ever say, at one query a decision. Advantages are over what the model would choose, Q - Σ_a μ(a) Q(a).
+
+    critic: None draws from the model alone; with temperature 0 that is the scoring of SayCan (Ahn et al., 2022, arXiv
+    2204.01691), with `probabilities: per_token` that of TWOSOME (Tan et al., ICLR 2024, arXiv 2401.14151). Raises
+    InputError for a model that cannot score texts.
+    """
+
+    def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: ReweighConfig):
+        super().__init__(world, model, critic, config)
+        self.config = config
+        if not model.scores:
+            raise InputError(
+                f"Reweighing needs a model that tells how probable a text is, and {model.identity} does not. Take a "
+                "local model, or let plans be proposed and sent back instead."
+            )
+
+    def settle(
+        self, asked: Sequence[Open], obs: Observation, before: Bool[Tensor, " N"], given: Bool[Tensor, " N"]
+    ) -> None:
+        """Draw a plan for each decision."""
+        queries = [Query(self.messages(one), choices=one.plans) for one in asked]
+        scores: list[Scores] = in_order(self.model.score(queries))
+        values = self._values_of_all(asked, obs, given)
+        for one, score, value in zip(asked, scores, values, strict=True):
+            one.counts["queries"] += 1
+            one.counts["tokens_read"] += score.prompt_tokens
+            log_prior = self._log_prior(score)
+            gain = value - (log_prior.exp() * value).sum()
+            one.scores = dict(enumerate(gain.tolist()))
+            one.chosen = _draw(log_prior + gain / self.config.beta, one.seed)
+
+    def _log_prior(self, scores: Scores) -> Float[Tensor, " plans"]:
+        """The model's log-probabilities of the plans."""
+        temperature = self.config.temperature
+        if self.config.probabilities == "constrained":
+            return torch.tensor(scores.constrained(temperature), dtype=torch.float64)
+        told = scores.whole if self.config.probabilities == "whole" else scores.per_token
+        logits = torch.tensor(told, dtype=torch.float64)
+        if temperature == 0:
+            likeliest = torch.arange(len(logits)) == logits.argmax()
+            return torch.where(likeliest, 0.0, -torch.inf).double()
+        return (logits / temperature).log_softmax(0)
+
+    def _values_of_all(
+        self, asked: Sequence[Open], obs: Observation, given: Bool[Tensor, " N"]
+    ) -> list[Float[Tensor, " plans"]]:
+        """Values of every plan of every decision, in the critic's scale, in one pass of the critic."""
+        sizes = [len(one.plans) for one in asked]
+        ones = [one for one in asked for _ in one.plans]
+        plans = [plan for size in sizes for plan in range(size)]
+        values = torch.tensor(self.values(ones, plans, obs, given), dtype=torch.float64)
+        return list(values.split(sizes))
+
+
+def _draw(logits: Float[Tensor, " plans"], seed: int) -> int:
+    """A number drawn by these logits, from random numbers of its own (Gumbel-max)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.empty_like(logits).exponential_(generator=generator).log()
+    return int((logits - noise).argmax())

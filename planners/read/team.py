@@ -1,0 +1,151 @@
+"""Planners in words: who is asked for which plan, and what the plans that are chosen make the agents do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from pydantic import Field
+from torch import Tensor
+
+from envs.core import Decision, Observation, Streams, Tree
+from marl.config.schema import Section
+from marl.learning.batch import take_rows
+from planners.language.base import LanguageModel, Message
+from planners.read.critics import PlanCritic
+from planners.read.phrases import Phrasebook, Phrases
+from planners.read.prompts import Refused, ask_all, ask_one, joint_plans
+
+COUNTS = ("queries", "sent_back", "illegal", "nothing_acceptable", "tokens_read", "tokens_written")
+
+
+class TeamConfig(Section):
+    """The plans that are asked for, and of whom."""
+
+    mode: Literal["sequential", "joint"] = Field(
+        "sequential", description="sequential: one agent after the other (ReAd-S); joint: all at once (ReAd-J)"
+    )
+    plans: Literal["all", "steps"] = Field("all", description="what may be planned: all plans, or single steps")
+    temperature: float = Field(1.0, ge=0, description="of the model's sampling")
+
+
+@dataclass(eq=False)
+class Open:
+    """A decision in one row. plans, actions: what may be proposed, and what the agents given then do.
+
+    seed: of its random numbers. scores: advantages of the plans that were proposed. chosen: number of the plan taken.
+    """
+
+    row: int
+    seed: int
+    words: str
+    own: tuple[tuple[str, ...], ...]
+    decided: tuple[str, ...]
+    plans: tuple[str, ...]
+    actions: Int[Tensor, "plans N 1"]
+    refused: list[Refused] = field(default_factory=list)
+    scores: dict[int, float] = field(default_factory=dict)
+    chosen: int | None = None
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+
+    @property
+    def best(self) -> int | None:
+        """The best plan so far, of equals the first in the list; None where none was scored."""
+        return max(self.scores, key=lambda plan: (self.scores[plan], -plan), default=None)
+
+    def left(self, repeats: bool) -> tuple[str, ...]:
+        """Plans that may still be proposed."""
+        return self.plans if repeats else tuple(p for n, p in enumerate(self.plans) if n not in self.scores)
+
+
+class TeamPlanner(ABC):
+    """An Actor whose plans a language model and a critic choose, one agent after the other, or for all at once.
+
+    A subclass defines `settle`. world: one that describes itself (`envs.core.Describes`). critic: None for a planner
+    that goes without.
+    """
+
+    def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: TeamConfig):
+        self.phrasebook = Phrasebook(world, config.plans)
+        self.agents = self.phrasebook.agents
+        self.model, self.critic = model, critic
+        self.joint = config.mode == "joint"
+
+    @abstractmethod
+    def settle(
+        self, asked: Sequence[Open], obs: Observation, before: Bool[Tensor, " N"], given: Bool[Tensor, " N"]
+    ) -> None:
+        """Choose a plan for each decision. before, given: agents whose choices are known without it, and with it."""
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        """None: nothing is remembered."""
+        return None
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        """Plan for all rows. `counts` tells by row what that took; see `COUNTS`."""
+        rows, agents = obs.alive.shape
+        seeds = streams.draw(_seeds, rows).tolist()
+        phrases = self.phrasebook.of(obs)
+        action = torch.zeros(rows, agents, 1, dtype=torch.int64)
+        decided: list[tuple[str, ...]] = [()] * rows
+        counts = torch.zeros(rows, len(COUNTS), dtype=torch.int64)
+        given = torch.zeros(agents, dtype=torch.bool)
+        for agent in range(1 if self.joint else agents):
+            before, given = given, given.clone()
+            given[slice(None) if self.joint else agent] = True
+            if self.joint:
+                asked = [self._joint(row, seeds[row], phrases[row]) for row in range(rows)]
+            else:
+                asked = [
+                    self._single(row, seeds[row], phrases[row], agent, action[row], decided[row]) for row in range(rows)
+                ]
+            self.settle(asked, obs, before, given)
+            for row, one in enumerate(asked):
+                assert one.chosen is not None
+                action[row] = one.actions[one.chosen]
+                decided[row] = (*one.decided, f"{self.agents[agent]}: {one.plans[one.chosen]}")
+                counts[row] += torch.tensor([one.counts[name] for name in COUNTS])
+        named = dict(zip(COUNTS, counts.to(obs.alive.device).unbind(1), strict=True))
+        return Decision(action.to(obs.alive.device), counts=named), memory
+
+    def _single(
+        self, row: int, seed: int, phrases: Phrases, agent: int, action: Int[Tensor, "N 1"], decided: tuple[str, ...]
+    ) -> Open:
+        """The decision of one agent, those before it in the order having decided."""
+        actions = action.repeat(len(phrases.plans[agent]), 1, 1)
+        actions[:, agent, 0] = phrases.actions[agent]
+        return Open(row, seed + agent, phrases.words, (phrases.plans[agent],), decided, phrases.plans[agent], actions)
+
+    def _joint(self, row: int, seed: int, phrases: Phrases) -> Open:
+        """The decision of all agents at once."""
+        actions = torch.tensor(list(product(*[own.tolist() for own in phrases.actions]))).unsqueeze(-1)
+        plans = tuple(joint_plans(self.agents, phrases.plans))
+        return Open(row, seed, phrases.words, phrases.plans, (), plans, actions)
+
+    def messages(self, one: Open, refused: Sequence[Refused] = ()) -> tuple[Message, ...]:
+        """Messages that ask for a plan."""
+        if self.joint:
+            return ask_all(self.agents, one.words, one.own, refused)
+        return ask_one(self.agents, len(one.decided), one.words, one.plans, one.decided, refused)
+
+    def values(
+        self, asked: Sequence[Open], plans: Sequence[int], obs: Observation, given: Bool[Tensor, " N"]
+    ) -> list[float]:
+        """Values of a plan of each decision, in the critic's scale."""
+        if self.critic is None or not asked:
+            return [0.0] * len(asked)
+        device = obs.alive.device
+        rows = torch.tensor([one.row for one in asked], device=device)
+        action = torch.stack([one.actions[plan] for one, plan in zip(asked, plans, strict=True)]).to(device)
+        shown = take_rows(obs, rows)
+        values = self.critic.values(shown, action, given.to(device).expand(len(rows), -1))
+        return (values / self.critic.scale).tolist()
+
+
+def _seeds(count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+    return torch.randint(2**31, (count,), generator=generator, device=generator.device)
