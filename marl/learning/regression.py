@@ -144,7 +144,7 @@ class Regression(Learner):
             return advantages_of(batch, nothing, nothing, self.discount, 1.0)
         gae_lambda = self.progress.along(self.config.gae_lambda, self.config.gae_lambda_end)
         value, following = (self.scale.restore(self.target_critic(obs)) for obs in (batch.obs, batch.final_obs))
-        return value + advantages_of(batch, value, following, self.discount, gae_lambda)
+        return (value + advantages_of(batch, value, following, self.discount, gae_lambda)).contiguous()
 
     def _prefixes(self, batch: Batch) -> Bool[Tensor, "U B N"]:
         """Agents who are given, in each prefix of a random order in each row: nobody first, everybody last."""

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from worlds import TabularGame
 
 from envs.core import Actor, Decision, Observation, Streams, Tree
+from envs.kitchen import Kitchen
 from envs.world import RandomActor, TensorEnv
 from marl.learning.offline_batch import Logged
 from marl.learning.regression import Regression, RegressionConfig
@@ -147,6 +148,21 @@ def test_every_row_is_learned_from_with_every_prefix_of_some_order() -> None:
     assert given.sum(-1).unique(dim=1).flatten().tolist() == [0, 1, 2]
     assert bool((given[1:] >= given[:-1]).all())
     assert 100 < int(given[1, :, 0].sum()) < 156
+
+
+@pytest.mark.parametrize("output", ["team", "agent"])
+@pytest.mark.parametrize("target", ["bootstrap", "return"])
+def test_several_channels_are_learned_side_by_side_each_with_its_discount(output: str, target: str) -> None:
+    env = TensorEnv(Kitchen("cramped_room_small", horizon=None, starts="random"), 16, time_limit=9)
+    log = record(env, RandomActor(env.spec), 20, seed=0)
+    critic = PrefixCritic(env.spec, CriticConfig(output=output), Streams([1, 2]))  # type: ignore[arg-type]
+    config = RegressionConfig(target=target, discount=(0.9, 0.0))  # type: ignore[arg-type]
+    learner = Regression(critic, config, Streams([3, 4]), 2, 3)
+    for _, batch in zip(range(3), Logged(log, rows=64, steps=4, streams=Streams([5, 6]))):
+        terms = learner.update(batch)
+        assert_close(learner._target(batch)[..., 1], batch.reward[..., 1])
+    assert terms["joint_error"].shape == (2,)
+    assert learner.values(env.reset([0, 1])).shape == (16, 2, 2)
 
 
 def test_members_of_an_ensemble_learn_as_if_alone() -> None:
