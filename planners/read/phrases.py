@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from envs.core import Decision, Describes, InputError, Observation
+from marl.models.action_critic import only_choice
 from planners.read.prompts import joint_plan
 
 KEPT = 100_000  # situations that are remembered
@@ -17,7 +18,7 @@ KEPT = 100_000  # situations that are remembered
 
 @runtime_checkable
 class NamesChoices(Protocol):
-    """A world whose single steps have names, which are plans too."""
+    """A world whose choices have names, in their order, which are plans of a single step."""
 
     choices: tuple[str, ...]
 
@@ -53,6 +54,11 @@ class Phrasebook:
                 f"plans=steps needs a world that names its single steps, as Kitchen.choices does; "
                 f"{type(world).__name__} names none. Set plans=all."
             )
+        if which == "steps" and len(world.choices) != only_choice(world.spec.action):
+            raise InputError(
+                f"plans=steps needs a name for each choice of an agent; {type(world).__name__} names "
+                f"{len(world.choices)} of {only_choice(world.spec.action)}."
+            )
         self.which = which
         self.world = world
         self.agents: tuple[str, ...] = world.spec.agents
@@ -71,22 +77,25 @@ class Phrasebook:
         return self._known[key]
 
     def _make(self, obs: Observation, row: int) -> Phrases:
-        plans = tuple(self._plans(obs, row))
-        actions = [self._actions(obs, row, plans, agent) for agent in range(len(plans))]
-        return Phrases(self.world.words(obs, row), plans, tuple(actions))
-
-    def _plans(self, obs: Observation, row: int) -> list[tuple[str, ...]]:
-        """Plans of each agent. Raises InputError where one has none."""
-        found = [tuple(plans) for plans in self.world.plans(obs, row)]
+        words = self.world.words(obs, row)
         if self.which == "steps":
-            found = [tuple(plan for plan in plans if plan in self.world.choices) for plans in found]
-        for name, plans in zip(self.agents, found, strict=True):
-            if not plans:
+            allowed = [self._steps(obs, row, agent) for agent in range(len(self.agents))]
+            plans = tuple(tuple(self.world.choices[step] for step in steps) for steps in allowed)
+            return Phrases(words, plans, tuple(torch.tensor(steps) for steps in allowed))
+        plans = tuple(tuple(own) for own in self.world.plans(obs, row))
+        for name, own in zip(self.agents, plans, strict=True):
+            if not own:
                 raise InputError(
                     f"{type(self.world).__name__}.plans gives {name} no plan in row {row}; an agent always needs one, "
                     "if only to wait."
                 )
-        return found
+        return Phrases(words, plans, tuple(self._actions(obs, row, plans, agent) for agent in range(len(plans))))
+
+    def _steps(self, obs: Observation, row: int, agent: int) -> list[int]:
+        """Numbers of the choices that an agent has; where none is legal, since it is not alive, the first."""
+        count = len(self.world.choices)
+        legal = range(count) if obs.legal is None else obs.legal[row, agent, :count].nonzero().squeeze(1).tolist()
+        return list(legal) or [0]
 
     def _actions(
         self, obs: Observation, row: int, plans: tuple[tuple[str, ...], ...], agent: int
