@@ -115,8 +115,8 @@ class Logged:
     """
 
     def __init__(self, log: Batch | Log, *, rows: int, streams: Streams, steps: int = 1):
-        if rows % steps:
-            raise InputError(f"rows must be a multiple of steps; got rows={rows}, steps={steps}.")
+        if rows < 1 or steps < 1 or rows % steps:
+            raise InputError(f"rows must be a multiple of steps, both at least 1; got rows={rows}, steps={steps}.")
         self.log = BatchLog(log) if isinstance(log, Batch) else log
         self.rows, self.steps, self.streams = rows, steps, streams
         self.segments = self.log.starts(steps)

@@ -8,16 +8,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from envs.core import Observation, Streams
+from envs.core import InputError, Observation, Streams
 from marl.config.schema import Section
 from marl.learning.batch import Batch, advantages_of
 from marl.learning.learner import Learner, Progress, Stateful, per_channel
 from marl.learning.losses import mean_weights, squared_error
 from marl.learning.moving_average import follow
+from marl.learning.offline_batch import Logged
 from marl.learning.optimizers import Stacked, build_optimizer
+from marl.learning.state_log import StateLog
 from marl.learning.value_scale import ValueScale
 
 
@@ -28,7 +30,7 @@ class RegressionConfig(Section):
     steps: int = Field(16, ge=1, description="rows that follow one another, over which returns are added up")
     target: Literal["return", "bootstrap"] = Field(
         "bootstrap",
-        description="return: the rewards that followed, as far as the segment goes; bootstrap: and the moving "
+        description="return: all rewards that followed in the episode; bootstrap: those of a few steps, and the moving "
         "average's value of where they led",
     )
     gae_lambda: float = Field(0.95, ge=0, le=1, description="of bootstrap, at first: 0 looks one step ahead, 1 all")
@@ -39,14 +41,30 @@ class RegressionConfig(Section):
     averaging: float = Field(0.01, gt=0, le=1, description="how far the moving average goes at each update")
     max_grad_norm: float = Field(1.0, gt=0, description="largest gradient norm of each network")
 
+    @model_validator(mode="after")
+    def _whole_segments(self) -> RegressionConfig:
+        if self.rows % self.steps:
+            raise ValueError(f"rows must be a multiple of steps; got rows={self.rows}, steps={self.steps}")
+        return self
+
+
+def source(log: StateLog, config: RegressionConfig, streams: Streams) -> Logged:
+    """Minibatches of a log as the target wants them: segments of it, or single steps with their returns."""
+    if config.target == "bootstrap":
+        return Logged(log, rows=config.rows, steps=config.steps, streams=streams)
+    discount = per_channel(config.discount, log.reward.shape[-1]).to(log.reward.device)
+    return Logged(log.returns(discount), rows=config.rows, streams=streams)
+
 
 @runtime_checkable
 class PrefixValues(Protocol):
     """Values of prefixes of joint decisions, as `marl.models.prefix_critic.PrefixCritic` has them, or one's own.
 
-    copies: C networks a policy that share no parameter; each parameter holds P·C of them on its first axis.
+    policies: P. copies: C networks a policy that share no parameter; each parameter holds P·C of them on its first
+    axis.
     """
 
+    policies: int
     channels: int
     copies: int
 
@@ -78,17 +96,22 @@ class Regression(Learner):
 
     As the choices of those not given are the log's, Q^G averages over the policy that played. V' is the critic's moving
     average. λ falls from first to last: values spread over many steps at once at first, and where they are known, what
-    one choice changes is not lost in the noise of all that follow. With `target: return` V' is 0 and λ is 1, the
-    regression of Zhang et al., 2025 (arXiv 2405.14314, algorithm 1), as far as a segment goes. Values are learned in
-    units of their targets' deviation.
+    one choice changes is not lost in the noise of all that follow. With `target: return` y is the return, which is the
+    regression of Zhang et al., 2025 (arXiv 2405.14314, algorithm 1). Values are learned in units of their targets'
+    deviation. Batches are those of `source`.
 
-    P policies are P members of an ensemble, each of which draws its rows and orders by itself.
+    P policies, as many as there are streams, are P members of an ensemble, each of which draws its rows and orders by
+    itself.
     """
 
-    def __init__(
-        self, critic: PrefixValues, config: RegressionConfig, streams: Streams, policies: int = 1, updates: int = 1
-    ):
-        self.critic, self.config, self.streams, self.policies = critic, config, streams, policies
+    def __init__(self, critic: PrefixValues, config: RegressionConfig, streams: Streams, updates: int):
+        self.critic, self.config, self.streams, self.policies = critic, config, streams, len(streams)
+        policies = self.policies
+        if critic.policies != policies:
+            raise InputError(
+                f"An ensemble has one stream for each member; got {policies} streams for a critic of "
+                f"{critic.policies} members."
+            )
         device = next(critic.parameters()).device
         self.discount = per_channel(config.discount, critic.channels).to(device)
         self.target_critic = copy.deepcopy(critic) if config.target == "bootstrap" else None
@@ -140,8 +163,7 @@ class Regression(Learner):
     @torch.no_grad()
     def _target(self, batch: Batch) -> Float[Tensor, "B N K"]:
         if self.target_critic is None:
-            nothing = torch.zeros_like(batch.reward)
-            return advantages_of(batch, nothing, nothing, self.discount, 1.0)
+            return batch.reward
         gae_lambda = self.progress.along(self.config.gae_lambda, self.config.gae_lambda_end)
         value, following = (self.scale.restore(self.target_critic(obs)) for obs in (batch.obs, batch.final_obs))
         return (value + advantages_of(batch, value, following, self.discount, gae_lambda)).contiguous()
@@ -155,4 +177,5 @@ class Regression(Learner):
             return torch.rand(count, agents, generator=generator, device=device)
 
         place = self.streams.draw(draw, rows).argsort(-1)
-        return place < torch.arange(agents + 1, device=device).view(-1, 1, 1)
+        given = place < torch.arange(agents + 1, device=device).view(-1, 1, 1)
+        return given & batch.obs.alive  # who is gone chooses nothing

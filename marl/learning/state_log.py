@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from envs.actors import require_actor
 from envs.core import Actor, Decision, InputError, Observation, Streams, Tree, tree_map
 from envs.world import TensorEnv
 from marl.learning.batch import Batch, forget, take_rows
+from marl.learning.returns import gae
 
 SMALL = (torch.uint8, torch.int8, torch.int16, torch.int32)
 
@@ -79,6 +82,25 @@ class StateLog:
         kept = take_rows(self._kept, places)
         return tree_map(lambda like, narrow: narrow.to(like.dtype), (state, state, action), kept)
 
+    def returns(self, discount: Float[Tensor, " K"]) -> StateLog:
+        """The log with returns for rewards, r_t + γ r_{t+1} + … to the end of the episode, after which nothing follows.
+
+        Decisions of episodes whose end is not in the log are left out: single steps remain, in no order. Raises
+        InputError where no episode ended.
+        """
+        shape = (-1, self.rows)
+        reward, terminated, truncated = (x.unflatten(0, shape) for x in (self.reward, self.terminated, self.truncated))
+        nothing, everybody = torch.zeros_like(reward), torch.ones_like(terminated)
+        total = gae(reward, nothing, nothing, terminated, truncated, everybody, discount, 1.0)
+        ended = (terminated | truncated).all(-1)
+        known = ended.flip(0).cumsum(0).flip(0) > 0
+        places = known.flatten().nonzero().squeeze(1)
+        if not len(places):
+            raise InputError("No episode ends in this log, so nothing is known of its returns; record more steps.")
+        state, following, action = self.states(places)
+        over = torch.ones_like(self.terminated[places])
+        return StateLog(self.observe, state, action, total.flatten(0, 1)[places], following, over, ~over, len(places))
+
     def bytes(self) -> int:
         """Memory that the log takes."""
         sizes: list[int] = []
@@ -102,7 +124,11 @@ def _narrow(x: Tensor) -> Tensor:
 @torch.inference_mode()
 def record(env: TensorEnv, actor: Actor, steps: int, seed: int) -> StateLog:
     """Log of an actor that plays `steps` steps in each row of an environment."""
-    obs, streams = env.reset(seed), Streams([seed], env.device)
+    if steps < 1:
+        raise InputError(f"A log has at least one step; got steps={steps}.")
+    require_actor(actor, "What is recorded")
+    # The actor's random numbers are its own: with the world's it would seem to cause what is chance.
+    obs, streams = env.reset(seed), Streams([_actors_seed(seed)], env.device)
     memory, taken = actor.initial_memory(env.num_envs), []
     for _ in range(steps):
         rows = env.rows
@@ -123,3 +149,8 @@ def record(env: TensorEnv, actor: Actor, steps: int, seed: int) -> StateLog:
         return Observation(seen.agent, seen.state, present, seen.legal)
 
     return StateLog(observe, *joined, rows=env.num_envs)
+
+
+def _actors_seed(seed: int) -> int:
+    """Another seed, a function of this one."""
+    return int.from_bytes(hashlib.sha256(f"actor {seed}".encode()).digest()[:6], "big")

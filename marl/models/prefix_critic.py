@@ -50,8 +50,10 @@ class PrefixCritic(nn.Module):
         given: the agents G whose choices in `action` are known; with axes U before B, several G in one pass.
         """
         value = self._run(self.value, obs.state)
-        if action is None or given is None:
+        if action is None and given is None:
             return value
+        if action is None or given is None:
+            raise InputError("A prefix critic takes both what is chosen and whose choices are given, or neither.")
         chosen = nn.functional.one_hot(action.squeeze(-1), self.actions).to(obs.state.dtype)
         known = (chosen * given.unsqueeze(-1)).flatten(-2)
         state = obs.state.expand(*given.shape[:-2], *obs.state.shape)

@@ -127,31 +127,24 @@ class Scores:
         At every token the model's distribution, at this temperature, is renormalized over the tokens with which some
         choice goes on. At temperature 0 the likeliest goes on, of equal ones the first.
         """
-        return tuple(_walk(self, choice, temperature) for choice in range(len(self.tokens)))
+        following: dict[tuple[int, ...], dict[int, float]] = {}
+        for path, parts in zip(self.tokens, self.token_log_probs, strict=True):
+            for place, token in enumerate(path):
+                following.setdefault(path[:place], {})[token] = parts[place]
+        shares = {before: _log_shares(after, temperature) for before, after in following.items()}
+        return tuple(math.fsum(shares[path[:n]][token] for n, token in enumerate(path)) for path in self.tokens)
 
 
-def _walk(scores: Scores, choice: int, temperature: int | float) -> float:
-    """Log-probability that constrained sampling writes this choice."""
-    total, path = 0.0, scores.tokens[choice]
-    for place, token in enumerate(path):
-        following = {
-            tokens[place]: parts[place]
-            for tokens, parts in zip(scores.tokens, scores.token_log_probs)
-            if tokens[:place] == path[:place] and len(tokens) > place
-        }
-        total += _log_share(following, token, temperature)
-    return total
-
-
-def _log_share(following: dict[int, float], token: int, temperature: int | float) -> float:
-    """Log of the share of one token among those that may follow."""
-    if temperature == 0:
-        return 0.0 if max(following, key=lambda t: following[t]) == token else -math.inf
+def _log_shares(following: dict[int, float], temperature: int | float) -> dict[int, float]:
+    """Log of the share of each token among those that may follow."""
     most = max(following.values())
+    if temperature == 0:
+        first = next(token for token, x in following.items() if x == most)
+        return {token: 0.0 if token == first else -math.inf for token in following}
     if most == -math.inf:
-        return -math.log(len(following))
-    total = math.fsum(math.exp((x - most) / temperature) for x in following.values())
-    return (following[token] - most) / temperature - math.log(total)
+        return dict.fromkeys(following, -math.log(len(following)))
+    total = math.log(math.fsum(math.exp((x - most) / temperature) for x in following.values()))
+    return {token: (x - most) / temperature - total for token, x in following.items()}
 
 
 @runtime_checkable

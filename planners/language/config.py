@@ -55,8 +55,6 @@ class ModelConfig(Section):
     constraint: Literal["auto", "structured_outputs", "json_schema", "none"] = Field(
         "auto", description="of server: how it is told which answers are legal; auto finds out once"
     )
-    temperature: float = Field(1.0, ge=0, le=100, description="of sampling; 0 takes the likeliest")
-    max_tokens: int = Field(64, ge=1, le=1_000_000, description="tokens of a completion, at most")
     cache: str | None = Field(
         None,
         min_length=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.core import InputError, Observation
+from envs.core import InputError, Observation, tree_map
 from envs.tabular import Digits, Table
+from marl.learning.batch import Batch
+from marl.learning.regression import Regression
 from planners.read.advantages import prefix_value
 
 
@@ -43,12 +46,18 @@ class ExactCritic:
         state_of: Callable[[Tensor], Any],
         digits: Callable[[Any], Digits],
     ):
+        shape = (len(table), *(table.choices,) * table.agents)
+        if tuple(policy.shape) != shape:
+            raise InputError(
+                f"An exact critic needs the joint probabilities of every agent's choices, {list(shape)}; got "
+                f"{list(policy.shape)}."
+            )
         self.table, self.policy = table, policy.double()
         self.state_of, self.digits = state_of, digits
         value = table.evaluate(self.policy.flatten(1), discount)
         q = table.reward + discount * torch.cat([value, value.new_zeros(1)])[table.successor]
         self.q = q.view(policy.shape)
-        self.scale = float(self._advantages_of_one().square().mean().sqrt()) or 1.0
+        self.scale = self._deviation()
         self._keys, self._places = digits(table.states).keys().sort()
         self._prefixes: dict[tuple[bool, ...], Float[Tensor, "*prefix"]] = {}
 
@@ -81,8 +90,56 @@ class ExactCritic:
             self._prefixes[given] = prefix_value(self.q, self.policy, len(given), agents)
         return self._prefixes[given]
 
-    def _advantages_of_one(self) -> Float[Tensor, "*prefix"]:
-        """Advantages of the first agent's choices."""
-        agents = self.table.agents
-        first = prefix_value(self.q, self.policy, agents, [0])
-        return first - prefix_value(self.q, self.policy, agents, [])
+    def _deviation(self) -> float:
+        """Root mean square of single agents' advantages, as the policy chooses, over all states."""
+        agents = range(self.table.agents)
+        value = prefix_value(self.q, self.policy, len(agents), [])
+        squares = [(prefix_value(self.q, self.policy, len(agents), [agent]) - value).square() for agent in agents]
+        mean = sum(float((self.policy * square).sum()) for square in squares) / len(agents) / len(self.table)
+        # Where nobody's choice matters, what is left is rounding, and no unit.
+        return math.sqrt(mean) if math.sqrt(mean) > 1e-9 * float(self.q.abs().max()) else 1.0
+
+
+class LearnedCritic:
+    """A critic fitted by `Regression`, as a planner asks it: one number a row, by weights of channels.
+
+        Q^G = mean over members - pessimism · their deviation
+
+    learner: fitted; of an ensemble, all members judge. weights [K]: what a unit of each channel is worth; by default
+    all count 1. batch: logged rows from which the scale is taken, the root mean square of a single agent's advantage.
+    """
+
+    def __init__(
+        self,
+        learner: Regression,
+        batch: Batch,
+        *,
+        weights: Float[Tensor, " K"] | None = None,
+        pessimism: float = 0.0,
+    ):
+        self.learner, self.pessimism = learner, pessimism
+        self.weights = torch.ones(learner.critic.channels) if weights is None else weights
+        self.scale = 1.0
+        self.scale = self._deviation(batch) or 1.0
+
+    @torch.no_grad()
+    def values(self, obs: Observation, action: Int[Tensor, "B N 1"], given: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
+        """Value Q^G of each row, a mean over agents."""
+        members = self.learner.policies
+        repeated = tree_map(lambda leaf: torch.cat([leaf] * members), (obs, action, given & obs.alive))
+        by_member = self.learner.values(*repeated).mean(1) @ self.weights.to(obs.state)
+        by_member = by_member.view(members, -1)
+        if members == 1 or not self.pessimism:
+            return by_member.mean(0)
+        return by_member.mean(0) - self.pessimism * by_member.std(0)
+
+    def _deviation(self, batch: Batch) -> float:
+        """Root mean square of single agents' advantages in a batch."""
+        rows, agents = batch.obs.alive.shape
+        value = self.values(batch.obs, batch.decision.action, torch.zeros(rows, agents, dtype=torch.bool))
+        squares = []
+        for agent in range(agents):
+            given = torch.zeros(rows, agents, dtype=torch.bool)
+            given[:, agent] = True
+            squares.append((self.values(batch.obs, batch.decision.action, given) - value).square().mean())
+        return float(torch.stack(squares).mean().sqrt())

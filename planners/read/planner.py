@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs.core import Observation
 from planners.language.base import Answer, LanguageModel, Query, in_order
+from planners.read.answers import read_plan
 from planners.read.critics import PlanCritic
 from planners.read.prompts import Refused
 from planners.read.team import Open, TeamConfig, TeamPlanner
@@ -27,7 +28,7 @@ class PlannerConfig(TeamConfig):
     relax: float = Field(0.0, ge=0, description="how much lower the threshold is after each proposal sent back")
     repeats: bool = Field(False, description="whether what was sent back may be proposed again for the same decision")
     tell: bool = Field(True, description="whether the prompt tells what was sent back, with its score")
-    max_tokens: int = Field(32, ge=1, description="tokens of a proposal, at most")
+    max_tokens: int = Field(128, ge=1, description="tokens of a proposal, at most")
 
     def threshold_of(self, number: int) -> float:
         """The threshold of a round, counted from 0; it never rises."""
@@ -59,14 +60,14 @@ class ReadPlanner(TeamPlanner):
         self, asked: Sequence[Open], obs: Observation, before: Bool[Tensor, " N"], given: Bool[Tensor, " N"]
     ) -> None:
         """Ask until every decision is taken."""
-        baseline = self.values(asked, [0] * len(asked), obs, before)
+        baseline = self.worth(asked, [0] * len(asked), obs, before).tolist()
         waiting = list(range(len(asked)))
         for number in range(self.config.rounds):
             proposals = self._propose([asked[place] for place in waiting], number)
             fresh = [(place, plan) for place, plan in zip(waiting, proposals) if plan is not None]
             ones, plans = [asked[place] for place, _ in fresh], [plan for _, plan in fresh]
-            values = self.values(ones, plans, obs, given)
-            for (place, plan), one, value in zip(fresh, ones, values):
+            values = self.worth(ones, plans, obs, given).tolist()
+            for (place, plan), one, value in zip(fresh, ones, values, strict=True):
                 one.scores[plan] = value - baseline[place]
             for place in waiting:
                 self._take(asked[place], number)
@@ -80,11 +81,12 @@ class ReadPlanner(TeamPlanner):
         answers: list[Answer] = in_order(self.model.complete(queries))
         proposals: list[int | None] = []
         for one, answer in zip(asked, answers, strict=True):
-            text = answer.completions[0].text.strip()
+            text = answer.completions[0].text
             one.counts["queries"] += 1
+            one.counts["asked"] += not answer.cached
             one.counts["tokens_read"] += answer.prompt_tokens
             one.counts["tokens_written"] += answer.tokens
-            plan = one.plans.index(text) if text in one.plans else None
+            plan = read_plan(text, one.plans, one.names)
             if plan is None:
                 one.counts["illegal"] += 1
                 one.refused.append(Refused(text, None, "which is none of the plans"))
@@ -98,26 +100,22 @@ class ReadPlanner(TeamPlanner):
             choices=one.left(self.config.repeats),
             temperature=self.config.temperature,
             max_tokens=self.config.max_tokens,
-            seed=one.seed,
+            seed=one.seed if self.config.temperature else 0,  # what is not drawn is one query, whoever asks
             attempt=number,
         )
 
     def _take(self, one: Open, number: int) -> None:
-        """Take the best plan so far if it passes, in this round or by the next one's threshold; else send it back.
-
-        In the last round, and where nothing is left to propose, the best is taken as it is.
-        """
-        best, last = one.best, number + 1 == self.config.rounds or not one.left(self.config.repeats)
-        # What the next threshold lets through need not be asked for again.
-        threshold = self.config.threshold_of(number if last else number + 1)
-        if best is not None and (self.critic is None or one.scores[best] > threshold):
+        """Take the best plan so far if it passes, or nothing follows; else send back what was proposed."""
+        best = one.best
+        if best is not None and (self.critic is None or one.scores[best] > self.config.threshold_of(number)):
             one.chosen = best
-            return
-        if best is not None:
-            self._send_back(one)
-        if last:
+        elif number + 1 == self.config.rounds or not one.left(self.config.repeats):
             one.counts["nothing_acceptable"] += 1
             one.chosen = _anything(one) if best is None else best
+        elif best is not None:
+            self._send_back(one)
+            if one.scores[best] > self.config.threshold_of(number + 1):  # which need not be asked for again
+                one.chosen = best
 
     def _send_back(self, one: Open) -> None:
         """Remember the plan that was scored last as refused; one that was proposed again is already."""

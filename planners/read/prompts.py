@@ -15,6 +15,7 @@ RULES = (
 )
 
 QUOTED = 120  # characters of a model's text in a prompt
+HARMLESS = ".,:;'!?()+-%_"  # beside letters, digits and spaces; marks of turns need others
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +29,16 @@ class Refused:
 
 def ask_one(
     agents: Sequence[str],
-    agent: int,
+    name: str,
     words: str,
     plans: Sequence[str],
     decided: Sequence[str],
     refused: Sequence[Refused] = (),
 ) -> tuple[Message, ...]:
     """Messages that ask for the plan of one agent. decided: plans of those before it in the order, "name: plan"."""
-    name = agents[agent]
     lines = [words, ""]
     lines += [f"Decided already: {'; '.join(decided)}."] if decided else []
-    lines += [f"{name} can: {', '.join(plans)}."]
+    lines += [f"{name} can:", *(f"- {plan}" for plan in plans)]
     lines += feedback(refused)
     lines += [f"What does {name} do?"]
     return _chat(agents, "one of the plans", lines)
@@ -49,7 +49,8 @@ def ask_all(
 ) -> tuple[Message, ...]:
     """Messages that ask for the plans of all agents at once."""
     lines = [words, ""]
-    lines += [f"{name} can: {', '.join(own)}." for name, own in zip(agents, plans, strict=True)]
+    for name, own in zip(agents, plans, strict=True):
+        lines += [f"{name} can:", *(f"- {plan}" for plan in own)]
     lines += feedback(refused)
     lines += ["What do they do?"]
     return _chat(agents, "a line 'name: plan' for each of them", lines)
@@ -76,9 +77,9 @@ def feedback(refused: Sequence[Refused]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A text that a model wrote, as it may stand in a prompt: one short line, without what opens or closes a turn."""
-    printable = "".join(c if c.isprintable() else " " for c in text[: 4 * QUOTED].replace("\n", "; "))
-    line = " ".join(printable.replace("<|", "< |").split())
+    """A text that a model wrote, as it may stand in a prompt: one short line of words, without any template's marks."""
+    plain = "".join(c if c.isalnum() or c in HARMLESS else " " for c in text[: 4 * QUOTED].replace("\n", "; "))
+    line = " ".join(plain.split())
     return line if len(line) <= QUOTED else f"{line[:QUOTED]}…"
 
 

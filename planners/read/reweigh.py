@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from envs.core import InputError, Observation
-from planners.language.base import LanguageModel, Query, Scores, in_order
+from planners.language.base import LanguageModel, ModelError, Query, Scores, in_order
 from planners.read.critics import PlanCritic
 from planners.read.team import Open, TeamConfig, TeamPlanner
 
@@ -44,6 +45,11 @@ class ReweighingPlanner(TeamPlanner):
     def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: ReweighConfig):
         super().__init__(world, model, critic, config)
         self.config = config
+        if critic is not None and config.temperature == 0:
+            raise InputError(
+                "At temperature 0 the model leaves one plan, whatever a critic says of it: set temperature above 0, or "
+                "go without a critic."
+            )
         if not model.scores:
             raise InputError(
                 f"Reweighing needs a model that tells how probable a text is, and {model.identity} does not. Take a "
@@ -56,9 +62,10 @@ class ReweighingPlanner(TeamPlanner):
         """Draw a plan for each decision."""
         queries = [Query(self.messages(one), choices=one.plans) for one in asked]
         scores: list[Scores] = in_order(self.model.score(queries))
-        values = self._values_of_all(asked, obs, given)
+        values = self._worth_of_all(asked, obs, given)
         for one, score, value in zip(asked, scores, values, strict=True):
             one.counts["queries"] += 1
+            one.counts["asked"] += not score.cached
             one.counts["tokens_read"] += score.prompt_tokens
             log_prior = self._log_prior(score)
             gain = value - (log_prior.exp() * value).sum()
@@ -69,23 +76,32 @@ class ReweighingPlanner(TeamPlanner):
         """The model's log-probabilities of the plans."""
         temperature = self.config.temperature
         if self.config.probabilities == "constrained":
-            return torch.tensor(scores.constrained(temperature), dtype=torch.float64)
+            return _finite(torch.tensor(scores.constrained(temperature), dtype=torch.float64), self.model)
         told = scores.whole if self.config.probabilities == "whole" else scores.per_token
-        logits = torch.tensor(told, dtype=torch.float64)
+        logits = _finite(torch.tensor(told, dtype=torch.float64), self.model)
         if temperature == 0:
             likeliest = torch.arange(len(logits)) == logits.argmax()
             return torch.where(likeliest, 0.0, -torch.inf).double()
         return (logits / temperature).log_softmax(0)
 
-    def _values_of_all(
+    def _worth_of_all(
         self, asked: Sequence[Open], obs: Observation, given: Bool[Tensor, " N"]
     ) -> list[Float[Tensor, " plans"]]:
         """Values of every plan of every decision, in the critic's scale, in one pass of the critic."""
         sizes = [len(one.plans) for one in asked]
         ones = [one for one in asked for _ in one.plans]
         plans = [plan for size in sizes for plan in range(size)]
-        values = torch.tensor(self.values(ones, plans, obs, given), dtype=torch.float64)
-        return list(values.split(sizes))
+        return list(self.worth(ones, plans, obs, given).split(sizes))
+
+
+def _finite(logits: Float[Tensor, " plans"], model: LanguageModel) -> Float[Tensor, " plans"]:
+    """Logits of which some plan can be drawn. Raises ModelError for others."""
+    most = float(logits.max())
+    if bool(logits.isnan().any()) or not math.isfinite(most):
+        raise ModelError(
+            f"{model.identity} gave log-probabilities of plans of which none can be drawn: {logits.tolist()}."
+        )
+    return logits
 
 
 def _draw(logits: Float[Tensor, " plans"], seed: int) -> int:

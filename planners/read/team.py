@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from envs.core import Decision, Observation, Streams, Tree
+from envs.core import Decision, InputError, Observation, Streams, Tree
 from marl.config.schema import Section
 from marl.learning.batch import take_rows
 from planners.language.base import LanguageModel, Message
@@ -21,7 +21,7 @@ from planners.read.critics import PlanCritic
 from planners.read.phrases import Phrasebook, Phrases
 from planners.read.prompts import Refused, ask_all, ask_one, joint_plans
 
-COUNTS = ("queries", "sent_back", "illegal", "nothing_acceptable", "tokens_read", "tokens_written")
+COUNTS = ("queries", "asked", "sent_back", "illegal", "nothing_acceptable", "tokens_read", "tokens_written")
 
 
 class TeamConfig(Section):
@@ -38,12 +38,14 @@ class TeamConfig(Section):
 class Open:
     """A decision in one row. plans, actions: what may be proposed, and what the agents given then do.
 
-    seed: of its random numbers. scores: advantages of the plans that were proposed. chosen: number of the plan taken.
+    names, own: agents who decide, and the plans of each. decided: what those before them will do. seed: of its random
+    numbers. scores: advantages of the plans that were proposed. chosen: number of the plan taken.
     """
 
     row: int
     seed: int
     words: str
+    names: tuple[str, ...]
     own: tuple[tuple[str, ...], ...]
     decided: tuple[str, ...]
     plans: tuple[str, ...]
@@ -73,6 +75,8 @@ class TeamPlanner(ABC):
     def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: TeamConfig):
         self.phrasebook = Phrasebook(world, config.plans)
         self.agents = self.phrasebook.agents
+        require_model(model)
+        require_critic(critic)
         self.model, self.critic = model, critic
         self.joint = config.mode == "joint"
 
@@ -98,18 +102,22 @@ class TeamPlanner(ABC):
         for agent in range(1 if self.joint else agents):
             before, given = given, given.clone()
             given[slice(None) if self.joint else agent] = True
-            if self.joint:
-                asked = [self._joint(row, seeds[row], phrases[row]) for row in range(rows)]
-            else:
-                asked = [
-                    self._single(row, seeds[row], phrases[row], agent, action[row], decided[row]) for row in range(rows)
-                ]
-            self.settle(asked, obs, before, given)
-            for row, one in enumerate(asked):
+            asked = [
+                self._joint(row, seeds[row], phrases[row])
+                if self.joint
+                else self._single(row, seeds[row], phrases[row], agent, action[row], decided[row])
+                for row in range(rows)
+                if (any(phrases[row].plans) if self.joint else phrases[row].plans[agent])
+            ]
+            for one in asked:
+                if len(one.plans) == 1:
+                    one.chosen = 0  # nothing to ask
+            self.settle([one for one in asked if one.chosen is None], obs, before, given)
+            for one in asked:
                 assert one.chosen is not None
-                action[row] = one.actions[one.chosen]
-                decided[row] = (*one.decided, f"{self.agents[agent]}: {one.plans[one.chosen]}")
-                counts[row] += torch.tensor([one.counts[name] for name in COUNTS])
+                action[one.row] = one.actions[one.chosen]
+                decided[one.row] = (*one.decided, f"{self.agents[agent]}: {one.plans[one.chosen]}")
+                counts[one.row] += torch.tensor([one.counts[name] for name in COUNTS])
         named = dict(zip(COUNTS, counts.to(obs.alive.device).unbind(1), strict=True))
         return Decision(action.to(obs.alive.device), counts=named), memory
 
@@ -119,32 +127,67 @@ class TeamPlanner(ABC):
         """The decision of one agent, those before it in the order having decided."""
         actions = action.repeat(len(phrases.plans[agent]), 1, 1)
         actions[:, agent, 0] = phrases.actions[agent]
-        return Open(row, seed + agent, phrases.words, (phrases.plans[agent],), decided, phrases.plans[agent], actions)
+        names = (self.agents[agent],)
+        plans = phrases.plans[agent]
+        return Open(row, seed + agent, phrases.words, names, (plans,), decided, plans, actions)
 
     def _joint(self, row: int, seed: int, phrases: Phrases) -> Open:
-        """The decision of all agents at once."""
-        actions = torch.tensor(list(product(*[own.tolist() for own in phrases.actions]))).unsqueeze(-1)
-        plans = tuple(joint_plans(self.agents, phrases.plans))
-        return Open(row, seed, phrases.words, phrases.plans, (), plans, actions)
+        """The decision of all agents who are there at once."""
+        here = [agent for agent, own in enumerate(phrases.plans) if own]
+        names = tuple(self.agents[agent] for agent in here)
+        own = tuple(phrases.plans[agent] for agent in here)
+        actions = phrases.combinations
+        return Open(row, seed, phrases.words, names, own, (), tuple(joint_plans(names, own)), actions)
 
     def messages(self, one: Open, refused: Sequence[Refused] = ()) -> tuple[Message, ...]:
         """Messages that ask for a plan."""
         if self.joint:
-            return ask_all(self.agents, one.words, one.own, refused)
-        return ask_one(self.agents, len(one.decided), one.words, one.plans, one.decided, refused)
+            return ask_all(one.names, one.words, one.own, refused)
+        return ask_one(self.agents, one.names[0], one.words, one.plans, one.decided, refused)
 
-    def values(
+    def worth(
         self, asked: Sequence[Open], plans: Sequence[int], obs: Observation, given: Bool[Tensor, " N"]
-    ) -> list[float]:
-        """Values of a plan of each decision, in the critic's scale."""
+    ) -> Float[Tensor, " X"]:
+        """Values of a plan of each decision, in the critic's scale; 0 where there is no critic.
+
+        Raises InputError for values that are none.
+        """
         if self.critic is None or not asked:
-            return [0.0] * len(asked)
+            return torch.zeros(len(asked), dtype=torch.float64)
         device = obs.alive.device
         rows = torch.tensor([one.row for one in asked], device=device)
         action = torch.stack([one.actions[plan] for one, plan in zip(asked, plans, strict=True)]).to(device)
         shown = take_rows(obs, rows)
-        values = self.critic.values(shown, action, given.to(device).expand(len(rows), -1))
-        return (values / self.critic.scale).tolist()
+        values = self.critic.values(shown, action, given.to(device) & shown.alive)
+        if not isinstance(values, Tensor) or tuple(values.shape) != (len(rows),) or not bool(values.isfinite().all()):
+            came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"A critic must give a finite number for each of {len(rows)} rows, [{len(rows)}]; "
+                f"{type(self.critic).__name__} gave {came}, or numbers that are not finite."
+            )
+        return values.double().cpu() / self.critic.scale
+
+
+def require_model(model: Any) -> None:
+    """Raise InputError for what is no language model."""
+    if not isinstance(model, LanguageModel):
+        raise InputError(
+            "A planner asks a language model (planners.language.base.LanguageModel), such as open_model gives; got "
+            f"{model!r:.80}."
+        )
+
+
+def require_critic(critic: Any) -> None:
+    """Raise InputError for what is no critic, or has no unit."""
+    if critic is None:
+        return
+    if not isinstance(critic, PlanCritic):
+        raise InputError(
+            "A critic of plans has `values` and `scale` (planners.read.critics.PlanCritic), as LearnedCritic has; "
+            f"{type(critic).__name__} has not both."
+        )
+    if not 0 < critic.scale < math.inf:
+        raise InputError(f"A critic's scale is the unit of its advantages, above 0 and finite; got {critic.scale}.")
 
 
 def _seeds(count: int, generator: torch.Generator) -> Int[Tensor, " count"]:

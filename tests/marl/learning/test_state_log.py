@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from worlds import TabularGame, Walk
 
-from envs.core import InputError, Streams, tree_map
+from envs.core import InputError, Streams, leaves, tree_map
 from envs.foraging import Foraging
 from envs.kitchen import Kitchen
 from envs.world import RandomActor, TensorEnv, World
@@ -78,7 +78,7 @@ def test_segments_are_steps_that_follow_one_another_of_each_policy() -> None:
     assert (batch.policies, batch.steps, batch.rows) == (2, 4, 2)
     places = [20, 1, 23, 4, 26, 7, 29, 10, 5, 5, 8, 8, 11, 11, 14, 14]
     single = log.take(torch.tensor(places), 1, 1)
-    tree_map(assert_close, (batch.obs, batch.reward), (single.obs, single.reward))
+    assert_close(leaves((batch.obs, batch.reward)), leaves((single.obs, single.reward)))
     assert torch.equal(batch.ended, (single.terminated | single.truncated)[:, 0])
     assert bool(log.truncated.any())
     with pytest.raises(InputError, match=r"10 steps of each row, fewer than steps=11"):
@@ -90,7 +90,7 @@ def test_minibatches_are_of_whole_segments() -> None:
     log = record(TensorEnv(game, 3, time_limit=6), RandomActor(game.spec), 10, seed=4)
     batch = next(iter(Logged(log, rows=12, steps=4, streams=Streams([0, 1]))))
     assert (batch.policies, batch.steps, batch.rows) == (2, 4, 3)
-    with pytest.raises(InputError, match=r"multiple of steps; got rows=10, steps=4"):
+    with pytest.raises(InputError, match=r"multiple of steps, both at least 1; got rows=10, steps=4"):
         Logged(log, rows=10, steps=4, streams=Streams([0]))
 
 
@@ -98,3 +98,36 @@ def test_a_log_of_nothing_is_refused() -> None:
     empty, nobody = torch.zeros(0, 2, 1), torch.zeros(0, 2, dtype=torch.bool)
     with pytest.raises(InputError, match=r"at least one step"):
         StateLog(lambda state: state, empty, empty.long(), empty, empty, nobody, nobody, 1)
+    with pytest.raises(InputError, match=r"at least one step; got steps=0"):
+        record(TensorEnv(TabularGame(), 2), RandomActor(TabularGame().spec), 0, seed=0)
+
+
+def test_returns_add_up_what_followed_where_the_end_is_known() -> None:
+    env, discount = TensorEnv(TabularGame(), 3, time_limit=6), torch.tensor([0.5])
+    log = record(env, RandomActor(env.spec), 20, seed=4)
+    returns = log.returns(discount)
+    reward = log.reward.view(20, 3, 2)
+    ended = (log.terminated | log.truncated)[:, 0].view(20, 3)
+    expected, following = [], torch.zeros(3, 2)
+    known, over = torch.zeros(3, dtype=torch.bool), []
+    for step in reversed(range(20)):
+        following = reward[step] + 0.5 * following * ~ended[step].unsqueeze(-1)
+        known = known | ended[step]
+        expected.append(following)
+        over.append(known)
+    kept = torch.stack(over[::-1]).flatten()
+    assert 40 < int(kept.sum()) < 60
+    assert_close(returns.reward[..., 0], torch.stack(expected[::-1]).flatten(0, 1)[kept])
+    assert bool(returns.terminated.all())
+    assert returns.starts(1) == len(returns) == int(kept.sum())
+    with pytest.raises(InputError, match=r"No episode ends in this log"):
+        record(env, RandomActor(env.spec), 1, seed=4).returns(discount)
+
+
+def test_the_actors_chance_is_not_the_worlds() -> None:
+    """With one stream for both, where a walker is blown would seem to follow from its choice."""
+    env = TensorEnv(Walk(), 2048, time_limit=1)
+    batch = record(env, RandomActor(env.spec), 1, seed=0).take(torch.arange(2048), 1, 1)
+    moved, chosen = batch.final_obs.state[:, 0], batch.decision.action[:, 0, 0]
+    slope = torch.cov(torch.stack([chosen, moved]))[0, 1] / chosen.var()
+    assert abs(float(slope) - 0.2) < 0.05

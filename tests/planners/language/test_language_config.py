@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_origin_is_enough() -> None:
     for origin in ({"local": "folder"}, SERVER, {"replay": "t.jsonl"}, {"scripted": "module:function"}):
-        assert ModelConfig(**origin).max_tokens == 64
+        assert ModelConfig(**origin).cache is None
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_each_origin_is_enough() -> None:
         ({"scripted": "module.function"}, "expected module:function"),
         ({"local": "a", "budget": {"price": 1.0}}, r"needs model\.prices"),
         ({"local": "a", "budget": {"queries": -1}}, "greater than or equal to 0"),
-        ({"local": "a", "temperature": -1}, "greater than or equal to 0"),
+        ({"local": "a", "batch": 0}, "greater than or equal to 1"),
         ({**SERVER, "timeout": 0}, "greater than 0"),
         ({**SERVER, "constraint": "guided_choice"}, "structured_outputs"),
         ({**SERVER, "key_variable": "sk-4711"}, "a key itself is never written in a config"),
@@ -75,8 +75,8 @@ def test_every_field_is_described() -> None:
 
 
 def test_another_origin_takes_the_place_of_the_default() -> None:
-    default = ModelConfig(local="folder", max_tokens=9)
-    assert ModelConfig(**over(default, SERVER)) == ModelConfig(**SERVER, max_tokens=9)
+    default = ModelConfig(local="folder", cache="answers.sqlite")
+    assert ModelConfig(**over(default, SERVER)) == ModelConfig(**SERVER, cache="answers.sqlite")
 
 
 def test_a_scripted_model_leaves_no_cache(cache: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.core import Decision, InputError, Observation, Streams, tree_map
 from envs.kitchen import Kitchen
 from planners.baselines import uniform_prior
-from planners.language.base import Message, Query
+from planners.language.base import Message, ModelError, Query
 from planners.language.scripted import Scripted
 from planners.read.advantages import reweighed
 from planners.read.planner import PlannerConfig, ReadPlanner
@@ -128,3 +128,16 @@ def test_what_cannot_be_scored_or_chosen_is_refused() -> None:
         ReweighingPlanner(KITCHEN, Scripted(lambda query, number: "", "mute"), None, ReweighConfig())
     with pytest.raises(InputError, match=r"allows any text"):
         list(uniform_prior().complete([Query((Message("user", "anything"),))]))
+    with pytest.raises(InputError, match=r"At temperature 0 the model leaves one plan"):
+        planner(Linear(), temperature=0)
+
+
+@pytest.mark.parametrize("told", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("probabilities", ["constrained", "whole", "per_token"])
+def test_log_probabilities_of_which_none_can_be_drawn_are_an_error(told: float, probabilities: Any) -> None:
+    model = Scripted(lambda query, number: "", "test", lambda query, text: told)
+    config = ReweighConfig(plans="steps", probabilities=probabilities)
+    if told == -math.inf and probabilities == "constrained":
+        return  # constrained sampling still draws one of them, all alike
+    with pytest.raises(ModelError, match=r"of which none can be drawn"):
+        ReweighingPlanner(KITCHEN, model, None, config).act(seen(2), None, Streams([0]))
