@@ -10,7 +10,7 @@ from typing import Any
 from envs.core import InputError
 from planners.language.base import Message
 
-TREES_KEPT = 1024  # sets of choices whose tokens are remembered; a world has few of them, and asks each many times
+TREES_KEPT = 256  # sets of choices whose tokens are remembered; a world has few of them, and asks each many times
 
 MARK = "mark"  # an answer by which one sees how a template closes it
 

@@ -17,6 +17,7 @@ from planners.language.encoding import Kind
 from planners.language.store import IN_MEMORY, Spent, Store
 from planners.language.transcript import Exchange, Transcript
 
+KEPT = 100_000  # answers in memory, some kilobytes each
 TEMPLATE = 16  # tokens, at most, that a chat template puts around a message
 
 
@@ -138,7 +139,7 @@ class Recorded:
                 self._cached += len(others)
                 yield first, answer
                 for place in others:
-                    yield place, asking.known[query]
+                    yield place, replace(answer, cached=True)
             missing = missing[len(sent) :]
 
     def _found(self, asking: _Asking, query: Query, key: str) -> Any:
@@ -172,6 +173,8 @@ class Recorded:
         return kept
 
     def _remember(self, asking: _Asking, query: Query, answer: Any) -> None:
+        if len(asking.known) >= KEPT:
+            asking.known.clear()  # the store has them all
         asking.known[query] = replace(answer, cached=True)
         if self._transcript:
             self._transcript.add(Exchange(asking.kind, query, answer))

@@ -91,6 +91,19 @@ def test_a_second_run_asks_nothing_and_pays_nothing(model: Counting, record: Rec
     assert (second.spent().queries, second.spent().cached, second.spent().price) == (0, 50, 0.0)
 
 
+def test_what_no_longer_fits_into_memory_is_still_known(
+    model: Counting, record: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planners.language.recorded.KEPT", 3)
+    queries = [asking(str(number % 10)) for number in range(20)]
+    recorded = record()
+    for _ in range(2):
+        answers = in_order(recorded.complete(queries))
+        assert [answer.completions[0].text for answer in answers] == [f"{number % 10} 0" for number in range(20)]
+    assert len(model.asked) == 10
+    assert recorded.spent().cached == 30
+
+
 def test_scores_are_kept_apart_from_completions(model: Counting, record: Recording, tmp_path: Path) -> None:
     query = asking("which", choices=("up", "wait"))
     for run, cached in (("one", False), ("two", True)):
