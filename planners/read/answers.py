@@ -21,14 +21,14 @@ def read_plan(text: str, plans: Sequence[str], agents: Sequence[str]) -> int | N
     """
     if text in plans:
         return plans.index(text)
-    lines = [plain(line) for line in text.splitlines()]
-    told = [line for line in lines if line and not line.startswith("```")]
+    unfenced = [plain(line) for line in text.splitlines() if not line.strip().startswith("```")]
+    told = [line for line in unfenced if line]
     known = {_key(plan.splitlines(), agents): number for number, plan in enumerate(plans)}
     found = known.get(_key(told, agents))
     if found is None and len(told) == 1:
-        _, _, rest = told[0].partition(":")
-        names = {name.lower() for name in agents}
-        found = known.get((plain(rest),)) if told[0].partition(":")[0].strip() in names else None
+        name, _, rest = told[0].partition(":")
+        if name.strip() in {agent.lower() for agent in agents}:
+            found = known.get((plain(rest),))
     return found
 
 

@@ -252,7 +252,9 @@ def test_errands_are_plans_too() -> None:
     assert isinstance(decision, Decision)
 
 
-@pytest.mark.parametrize("text", ["North.", " north ", "- NORTH", '"north"', "cook_{agent}: north", "```\nnorth\n```"])
+@pytest.mark.parametrize(
+    "text", ["North.", " north ", "- NORTH", '"north"', "cook_{agent}: north", "```text\nnorth\n```"]
+)
 def test_a_plan_may_be_dressed_up(text: str) -> None:
     def dressed(query: Query, number: int) -> str:
         return text.format(agent=int("cook_1 do" in query.messages[-1].content))
