@@ -247,3 +247,40 @@ def test_a_cook_in_the_only_way_closes_it() -> None:
 
 def _take(kitchen: Kitchen, cell: tuple[int, int]) -> int:
     return next(i for i, e in enumerate(kitchen.errands.list) if e.verb == Verb.TAKE and e.cell == cell)
+
+
+@pytest.mark.parametrize("layout", ["cramped_room", "forced_coordination"])
+def test_a_plan_is_the_cooks_own_errand_by_its_own_hands_and_its_first_step(layout: str) -> None:
+    kitchen = Kitchen(layout, horizon=None, starts="random")
+    obs = TensorEnv(kitchen, 30).reset(0)
+    found = [kitchen.plans(obs, row) for row in range(30)]
+    for row in range(30):
+        state = kitchen.state_of(obs.state[row : row + 1])
+        for cook in range(2):
+            numbers = kitchen.errands.open(state)[0, cook].nonzero().squeeze(1).tolist()
+            assert len(found[row][cook]) == 6 + len(numbers)
+            for plan, number in zip(found[row][cook][6:], numbers, strict=True):
+                decision = kitchen.parse(
+                    "\n".join(f"cook_{c}: {plan if c == cook else 'stay'}" for c in range(2)), obs, row
+                )
+                assert not isinstance(decision, str)
+                assert decision.latent[0].tolist() == [number if c == cook else -1 for c in range(2)]
+                steer = kitchen.errands.steer(state, torch.full((1, 2), number))
+                assert int(decision.action[0, cook]) == int(steer.choice[0, cook])
+                if plan.startswith("put "):
+                    held = kitchen._speech.language.thing(int(state.held[0, cook]))
+                    assert held in plan
+
+
+def test_situations_are_told_apart_by_cook_and_by_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.kitchen.words.speech.LATEST", 3)
+    kitchen = Kitchen("cramped_room", horizon=None, starts="random", radius=1)
+    obs = TensorEnv(kitchen, 12).reset(1)
+    for row in range(12):
+        fresh = Kitchen("cramped_room", horizon=None, starts="random", radius=1)
+        assert kitchen.plans(obs, row) == fresh.plans(obs, row)
+    # The state is the same and a cook's view another: what it may plan follows what it sees.
+    blind = Observation(obs.agent.flip(0), obs.state, obs.alive)
+    alone = [kitchen.plans(Observation(obs.agent.flip(0), obs.state.flip(0), obs.alive), row) for row in range(12)]
+    assert [kitchen.plans(blind, row) for row in range(12)] == alone
+    assert len(kitchen._speech._latest) <= 3

@@ -289,3 +289,19 @@ def test_what_cannot_be_learned_from_a_log_is_refused() -> None:
         LoggedActorCritic(recurrent, critic, LoggedLearnerConfig())
     with pytest.raises(ValueError, match="baseline is for gradient=ips"):
         LoggedLearnerConfig(gradient="dr", baseline="value")
+
+
+def test_transitions_keep_what_followed_and_cut_nothing() -> None:
+    seen, following = torch.eye(4), torch.eye(4).roll(1, 0)
+    ends = torch.tensor([True, False, False, True])
+    batch = transitions(seen, torch.arange(4), torch.full((4,), 0.5), torch.ones(4, 1), following, ends)
+    assert_close(batch.final_obs.agent[:, 0], following)
+    assert_close(batch.obs.agent[:, 0], seen)
+    assert torch.equal(batch.terminated[:, 0], ends)
+    assert not bool(batch.truncated.any())
+    with pytest.raises(InputError, match=r"steps must be 1; got 2"):
+        Logged(batch, rows=4, steps=2, streams=Streams([0]))
+    drawn = torch.cat(
+        [b.obs.agent[:, 0].argmax(1) for _, b in zip(range(20), Logged(batch, rows=8, streams=Streams([0])))]
+    )
+    assert drawn.unique().tolist() == [0, 1, 2, 3]

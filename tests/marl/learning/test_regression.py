@@ -211,3 +211,46 @@ def test_who_is_gone_chooses_nothing() -> None:
     given = learner_of(1, 1)._prefixes(dataclasses.replace(batch, obs=gone))
     assert not bool(given[..., 1].any())
     assert bool(given[-1, :, 0].all())
+
+
+def test_values_of_several_prefixes_are_told_as_returns_of_each_member() -> None:
+    learner = learned(play(RandomActor(TabularGame().spec)), 3, members=2)
+    obs = TensorEnv(TabularGame(), 8).reset([0, 1])
+    action = torch.ones(8, 2, 1, dtype=torch.int64)
+    given = torch.tensor([[True, False], [False, True], [True, True]]).view(3, 1, 2).expand(3, 8, 2)
+    with torch.no_grad():
+        together = learner.values(obs, action, given)
+        assert_close(together, torch.stack([learner.values(obs, action, one) for one in given]))
+        raw = learner.critic(obs, action, given[0])
+    by_member = raw.view(2, 4, 2, 1) * learner.scale.variance.sqrt().view(2, 1, 1, 1)
+    assert_close(together[0], (by_member + learner.scale.mean.view(2, 1, 1, 1)).view(8, 2, 1))
+
+
+def test_the_learning_rate_goes_to_its_end_and_the_average_follows_slowly() -> None:
+    learner, batches = learner_of(1, 3), iter(source_of(play(RandomActor(TabularGame().spec)), 1))
+    assert learner.target_critic is not None
+    before = [p.detach().clone() for p in learner.target_critic.parameters()]
+    rates = []
+    for _ in range(3):
+        learner.update(next(batches))
+        rates.append(learner.optimizer.learning_rate)
+        if len(rates) == 1:
+            now = zip(before, learner.target_critic.parameters(), learner.critic.parameters(), strict=True)
+            for old, slow, fast in now:
+                assert_close(slow.detach(), old + 0.05 * (fast.detach() - old))
+    assert rates == pytest.approx([5e-3, 3e-3, 1e-3])
+
+
+def test_errors_are_told_of_nobody_and_of_all_and_who_is_gone_counts_in_none() -> None:
+    learner = learned(play(RandomActor(TabularGame().spec)), 50)
+    batch = next(iter(source_of(play(RandomActor(TabularGame().spec)), 1)))
+    _, terms = learner.loss(batch, learner._target(batch))
+    assert float(terms["joint_error"]) < float(terms["value_error"])
+    gone = dataclasses.replace(batch.obs, alive=batch.obs.alive & torch.tensor([True, False]))
+    batch = dataclasses.replace(batch, obs=gone)
+    target = learner._target(batch)
+    wild = torch.where(gone.alive.unsqueeze(-1), target, 1e6)
+    assert_close(learner.loss(batch, target)[1]["value_error"], learner.loss(batch, wild)[1]["value_error"])
+    mean = learner.scale.mean.clone()
+    learner.scale.update(wild, gone.alive)
+    assert float((learner.scale.mean - mean).abs()) < 1

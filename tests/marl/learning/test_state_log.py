@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 from worlds import TabularGame, Walk
 
-from envs.core import InputError, Streams, leaves, tree_map
+from envs.core import Decision, InputError, Observation, Streams, leaves, tree_map
 from envs.foraging import Foraging
 from envs.kitchen import Kitchen
 from envs.world import RandomActor, TensorEnv, World
@@ -94,6 +95,63 @@ def test_minibatches_are_of_whole_segments() -> None:
         Logged(log, rows=10, steps=4, streams=Streams([0]))
 
 
+@pytest.mark.parametrize(
+    ("numbers", "dtype"),
+    [
+        ([0, 255], torch.uint8),
+        ([0, 256], torch.int16),
+        ([-1, 127], torch.int8),
+        ([-129, 0], torch.int16),
+        ([0, 2**31], torch.int64),
+    ],
+)
+def test_whole_numbers_are_kept_in_the_smallest_type_that_holds_them(numbers: list[int], dtype: torch.dtype) -> None:
+    one, never = torch.ones(2, 1, 1), torch.zeros(2, 1, dtype=torch.bool)
+    log = StateLog(lambda state: state, torch.tensor(numbers), one.long(), one, torch.tensor(numbers), never, never, 1)  # type: ignore[arg-type,return-value]
+    assert log._kept[0].dtype == dtype
+    assert log.states(torch.arange(2))[0].tolist() == numbers
+
+
+class Remembering:
+    """Chooses how many steps its episode has had, as it remembers."""
+
+    def initial_memory(self, num_envs: int) -> Tensor:
+        return torch.zeros(num_envs, dtype=torch.int64)
+
+    def act(self, obs: Observation, memory: Tensor, streams: Streams) -> tuple[Decision, Tensor]:
+        return Decision(memory.clamp(max=2).view(-1, 1, 1).expand(-1, 2, 1)), memory + 1
+
+
+def test_memory_begins_anew_with_an_episode_which_ends_when_all_are_gone() -> None:
+    env = TensorEnv(TabularGame(), 4, time_limit=3)
+    log = record(env, Remembering(), 12, seed=0)
+    (_, clock, _), _, action = log.states(torch.arange(48))
+    assert torch.equal(action[:, 0, 0], clock)
+    walk = TensorEnv(Walk(9), 64)
+    batch = record(walk, RandomActor(walk.spec), 20, seed=0).take(torch.arange(64 * 20), 1, 1)
+    over = batch.terminated | batch.truncated
+    alone = over.any(-1) & ~over.all(-1) & batch.obs.alive.all(-1)
+    assert bool(alone.any())
+    assert not bool(batch.ended[alone].any())
+    assert bool(batch.final_obs.alive[alone].any(-1).all())
+    assert not bool(batch.final_obs.alive[alone].all(-1).any())
+
+
+def test_what_is_legal_is_observed_again() -> None:
+    class Limited(TabularGame):
+        def observe(self, state: Tensor) -> Observation:
+            seen = super().observe(state)
+            legal = torch.ones(len(state), 2, 3, dtype=torch.bool)
+            legal[:, 0, 2] = False
+            return Observation(seen.agent, seen.state, seen.alive, legal)
+
+    env = TensorEnv(Limited(), 3, time_limit=4)
+    batch = record(env, RandomActor(env.spec), 5, seed=0).take(torch.arange(15), 1, 1)
+    assert batch.obs.legal is not None
+    assert not bool(batch.obs.legal[:, 0, 2].any())
+    assert int(batch.decision.action[:, 0].max()) < 2
+
+
 def test_a_log_of_nothing_is_refused() -> None:
     empty, nobody = torch.zeros(0, 2, 1), torch.zeros(0, 2, dtype=torch.bool)
     with pytest.raises(InputError, match=r"at least one step"):
@@ -131,3 +189,12 @@ def test_the_actors_chance_is_not_the_worlds() -> None:
     moved, chosen = batch.final_obs.state[:, 0], batch.decision.action[:, 0, 0]
     slope = torch.cov(torch.stack([chosen, moved]))[0, 1] / chosen.var()
     assert abs(float(slope) - 0.2) < 0.05
+
+
+def test_an_episode_that_is_cut_is_no_end_of_the_game() -> None:
+    game = TabularGame()
+    game.ends[:] = False
+    batch = record(TensorEnv(game, 3, time_limit=4), RandomActor(game.spec), 9, seed=0).take(torch.arange(27), 1, 1)
+    assert not bool(batch.terminated.any())
+    assert torch.equal(batch.truncated.all(-1), batch.ended)
+    assert batch.ended.view(9, 3).all(-1).nonzero().flatten().tolist() == [3, 7]

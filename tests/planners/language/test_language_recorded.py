@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from envs.core import InputError
 from planners.language.base import Answer, Completion, LanguageModel, Message, ModelError, Query, in_order
 from planners.language.encoding import KINDS, from_raw
-from planners.language.recorded import Budget, BudgetSpent, Prices, Recorded
+from planners.language.recorded import TEMPLATE, Budget, BudgetSpent, Prices, Recorded
 from planners.language.replay import Replay
 from planners.language.scripted import Scripted
 from planners.language.store import Store
@@ -354,3 +354,39 @@ def test_scripted_texts_are_told_apart_and_wrong_ones_refused() -> None:
         list(wrong.complete([asking("a")]))
     torn = Scripted(lambda query, number: "half \ud83c", "torn")
     assert next(torn.complete([asking("a")]))[1].completions[0].text == "half ?"
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 1 + 20),  # a word, and what may be written
+        ({"n": 3}, 1 + 3 * 20),
+        ({"choices": ("up", "wait")}, 1 + (6 + 2) + 20),
+    ],
+)
+def test_a_query_is_sent_where_the_most_that_it_may_take_just_fits(
+    record: Recording, options: dict[str, Any], most: int
+) -> None:
+    query = asking("a", max_tokens=20, **options)
+    with pytest.raises(BudgetSpent):
+        next(record(budget=Budget(tokens=most - 1)).complete([query]))
+    assert len(list(record(budget=Budget(tokens=most)).complete([query]))) == 1
+    price = Prices(prompt=1e6, completion=1e6)
+    with pytest.raises(BudgetSpent):
+        next(record(budget=Budget(price=most - 1), prices=price).complete([query]))
+    assert len(list(record(budget=Budget(price=most), prices=price).complete([query]))) == 1
+
+
+def test_a_prompt_that_nobody_can_count_is_taken_for_a_token_a_byte_and_its_template() -> None:
+    class Countless(Scripted):
+        def count_tokens(self, messages: Sequence[Message]) -> Any:
+            return None
+
+        def complete(self, queries: Sequence[Query]) -> Iterator[tuple[int, Answer]]:
+            return ((place, Answer((Completion("a", 1),), 5, 0.0)) for place, _ in enumerate(queries))
+
+    most = len("zwölf".encode()) + 2 * TEMPLATE + 20
+    for tokens, fits in ((most - 1, False), (most, True)):
+        recorded = Recorded(Countless(lambda query, number: "", "c"), Store(":memory:", "run"), Budget(tokens=tokens))
+        with closing(recorded), nullcontext() if fits else pytest.raises(BudgetSpent):
+            list(recorded.complete([asking("zwölf", max_tokens=20)]))
