@@ -223,7 +223,7 @@ def test_what_steps_read_and_write_is_told_to_stand(monkeypatch: pytest.MonkeyPa
     assert standing == wanted | {x.data_ptr() for x in run.parameters()}
 
 
-def test_without_graphs_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_graphs_none_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[bool] = []
 
     def compiled(method: Callable[..., Any], fullgraph: bool, options: dict[str, Any]) -> Callable[..., Any]:
@@ -231,5 +231,5 @@ def test_without_graphs_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
         return method
 
     monkeypatch.setattr(torch, "compile", compiled)
-    kept(monkeypatch, Path("nowhere"))
+    kept(monkeypatch, tmp_path)
     assert asked == [False]

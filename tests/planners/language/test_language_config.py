@@ -122,7 +122,7 @@ def test_a_local_model_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None
     assert given == [("folder", options)]
 
 
-@pytest.mark.parametrize("path", ["nowhere:function", f"{__name__}:QUERIES"])
+@pytest.mark.parametrize("path", ["no_such_module:function", f"{__name__}:QUERIES"])
 def test_a_script_that_is_none_is_refused(path: str) -> None:
     with pytest.raises(InputError, match=r"no such module|is no function, but a list"):
         open_model(ModelConfig(scripted=path), "run")
