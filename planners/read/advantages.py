@@ -7,6 +7,7 @@ after Kuba et al., ICLR 2022 (arXiv 2109.11251). Where the paper's equations sli
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,8 @@ def prefix_value(
     if not others:
         return q
     mass = policy.sum(others, keepdim=True)
-    share = torch.where(mass > 0, policy / mass.clamp(min=torch.finfo(policy.dtype).tiny), 1 / _count(q, others))
+    joint = math.prod(q.shape[axis] for axis in others)
+    share = torch.where(mass > 0, policy / mass.clamp(min=torch.finfo(policy.dtype).tiny), 1 / joint)
     return (share * q).sum(others, keepdim=True)
 
 
@@ -114,11 +116,3 @@ def require_order(order: Sequence[int], agents: int) -> None:
 def _axes(which: Sequence[int], agents: int) -> tuple[int, ...]:
     """Axes of these agents, counted from the last."""
     return tuple(agent - agents for agent in which)
-
-
-def _count(q: Tensor, axes: Sequence[int]) -> int:
-    """Joint choices of these axes."""
-    count = 1
-    for axis in axes:
-        count *= q.shape[axis]
-    return count
