@@ -87,6 +87,7 @@ class ReadPlanner(TeamPlanner):
             one.counts["tokens_read"] += answer.prompt_tokens
             one.counts["tokens_written"] += answer.tokens
             plan = read_plan(text, one.plans, one.names)
+            one.proposed.append((text, plan))
             if plan is None:
                 one.counts["illegal"] += 1
                 one.refused.append(Refused(text, None, "which is none of the plans"))

@@ -39,7 +39,8 @@ class Open:
     """A decision in one row. plans, actions: what may be proposed, and what the agents given then do.
 
     names, own: agents who decide, and the plans of each. decided: what those before them will do. seed: of its random
-    numbers. scores: advantages of the plans that were proposed. chosen: number of the plan taken.
+    numbers. proposed: in order, what the model wrote and the number of the plan that it means, None for what is none.
+    scores: advantages of the plans that were proposed. chosen: number of the plan taken.
     """
 
     row: int
@@ -50,6 +51,7 @@ class Open:
     decided: tuple[str, ...]
     plans: tuple[str, ...]
     actions: Int[Tensor, "plans N 1"]
+    proposed: list[tuple[str, int | None]] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
     chosen: int | None = None
@@ -69,7 +71,7 @@ class TeamPlanner(ABC):
     """An Actor whose plans a language model and a critic choose, one agent after the other, or for all at once.
 
     A subclass defines `settle`. world: one that describes itself (`envs.core.Describes`). critic: None for a planner
-    that goes without.
+    that goes without. latest: by row of the last `act`, its decisions in the order of the agents.
     """
 
     def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: TeamConfig):
@@ -79,6 +81,7 @@ class TeamPlanner(ABC):
         require_critic(critic)
         self.model, self.critic = model, critic
         self.joint = config.mode == "joint"
+        self.latest: list[list[Open]] = []
 
     @abstractmethod
     def settle(
@@ -99,6 +102,7 @@ class TeamPlanner(ABC):
         decided: list[tuple[str, ...]] = [()] * rows
         counts = torch.zeros(rows, len(COUNTS), dtype=torch.int64)
         given = torch.zeros(agents, dtype=torch.bool)
+        self.latest = [[] for _ in range(rows)]
         for agent in range(1 if self.joint else agents):
             before, given = given, given.clone()
             given[slice(None) if self.joint else agent] = True
@@ -115,6 +119,7 @@ class TeamPlanner(ABC):
             self.settle([one for one in asked if one.chosen is None], obs, before, given)
             for one in asked:
                 assert one.chosen is not None
+                self.latest[one.row].append(one)
                 action[one.row] = one.actions[one.chosen]
                 decided[one.row] = (*one.decided, f"{self.agents[agent]}: {one.plans[one.chosen]}")
                 counts[one.row] += torch.tensor([one.counts[name] for name in COUNTS])
