@@ -30,11 +30,11 @@ def _choice(choice: Choice) -> str:
     who = ", ".join(quoted(agent) for agent in choice.agents)
     shown = choice.proposals[-LATEST:]
     if choice.why == "drawn":
-        shown = tuple(one for one in choice.proposals if one.verdict == "drawn")
+        shown = tuple(one for one in choice.proposals if one.taken)
     earlier = len(choice.proposals) - len(shown) + choice.left_out
     told = [f"({earlier} more)"] if earlier else []
     told += [_proposal(one) for one in shown]
-    if choice.why == "the only plan" or not any(one.verdict in ("accepted", "drawn") for one in shown):
+    if not any(one.taken for one in shown):
         told += [f"{quoted(choice.plan)}, {choice.why}"]
     return f"{who} {', '.join(told)}"
 

@@ -19,6 +19,7 @@ Verdict = Literal[
     "not drawn",
 ]
 Reason = Literal["accepted", "best of what was proposed", "drawn", "the only plan", "any plan"]
+TAKEN = ("accepted", "sent back, accepted later", "best of what was proposed", "drawn")
 WEIGHED = 12  # plans told of a decision that weighed all, beside the one that was drawn
 
 
@@ -29,6 +30,11 @@ class Proposal:
     text: str
     score: float | None
     verdict: Verdict
+
+    @property
+    def taken(self) -> bool:
+        """True for the plan that the decision ended with."""
+        return self.verdict in TAKEN
 
 
 @dataclass(frozen=True, slots=True)

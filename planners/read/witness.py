@@ -41,13 +41,7 @@ class Witness:
     """
 
     def __init__(self, env: VectorEnv, planner: TeamPlanner, *, pictures: bool = True, tell: Tell | None = None):
-        if not isinstance(env, VectorEnv):
-            raise InputError(f"A witness follows a VectorEnv, such as TensorEnv(world, 50); got {type(env).__name__}.")
-        if not isinstance(planner, TeamPlanner):
-            raise InputError(
-                "A witness tells the decisions of the planner that plays, such as ReadPlanner; got "
-                f"{type(planner).__name__}."
-            )
+        require_players(env, planner)
         self.env, self.planner, self.tell = env, planner, tell
         self.spec, self.num_envs, self.device = env.spec, env.num_envs, env.device
         self.steps: list[StoryStep] = []
@@ -81,9 +75,7 @@ class Witness:
     def frame(self) -> Any:
         """A picture of the first row, [height,width,3] uint8. Raises InputError where there is none."""
         if not isinstance(self.env, Drawn):
-            raise InputError(
-                f"{type(self.env).__name__} has no picture; give it a method frame() to draw its first row."
-            )
+            raise InputError(f"{type(self.env).__name__} has no picture; give it a method frame() that draws one.")
         return self.env.frame()
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,12 +139,24 @@ class Witness:
         return dict(zip(self.spec.channels, earned.tolist(), strict=True))
 
 
+def require_players(env: Any, planner: Any) -> None:
+    """Raise InputError for what is no environment, or no planner whose decisions are told."""
+    if not isinstance(env, VectorEnv):
+        raise InputError(f"A witness follows a VectorEnv, such as TensorEnv(world, 50); got {type(env).__name__}.")
+    if not isinstance(planner, TeamPlanner):
+        raise InputError(
+            "A witness tells the decisions of the planner that plays, such as ReadPlanner; got "
+            f"{type(planner).__name__}."
+        )
+
+
 def names_of_choices(planner: TeamPlanner) -> tuple[str, ...]:
     """Names of single steps in the world that is planned in; none where it does not name each of them."""
-    world: Any = planner.phrasebook.world
+    world = planner.phrasebook.world
+    count = only_choice(world.spec.action)
     if not isinstance(world, NamesChoices) or not isinstance(world.choices, list | tuple):
         return ()
-    return tuple(map(str, world.choices)) if len(world.choices) == only_choice(world.spec.action) else ()
+    return tuple(map(str, world.choices)) if len(world.choices) == count else ()
 
 
 def _ending(step: Step) -> Literal["terminated", "truncated"] | None:
