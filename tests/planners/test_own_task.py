@@ -61,3 +61,17 @@ def test_a_critic_learned_from_random_play_makes_walkers_meet_without_any_langua
     assert earned(meeting, ReweighingPlanner(meeting, uniform_prior(), judge, ReweighConfig(plans=plans))) > 6.5
     joint = ReweighConfig(plans=plans, mode="joint")
     assert earned(meeting, ReweighingPlanner(meeting, uniform_prior(), judge, joint)) > 6.5
+
+
+def test_what_happened_is_told_as_shown(
+    meeting: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "write_page" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Meeting": type(meeting)}
+    exec(code, names)
+    steps = names["env"].steps
+    assert len(capsys.readouterr().out.splitlines()) == len(steps) == names["episodes"].lengths[0] == 8
+    assert sum(step.reward["meeting"] for step in steps) == names["episodes"].returns[0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["meeting.html"]
+    assert (tmp_path / "meeting.html").read_text().count("<article ") == 8
