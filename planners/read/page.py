@@ -186,7 +186,7 @@ def _proposal(one: Proposal, most: float) -> str:
 
 
 def _item(mark: str, text: str, bar: str, score: str, verdict: str) -> str:
-    gauge = f'<span class="bar" aria-hidden="true">{bar}</span>' if bar else "<span></span>"
+    gauge = f'<span class="{"bar" if bar else "bar empty"}" aria-hidden="true">{bar}</span>'
     return (
         f'<li class="{mark}"><span class="plan">{text}</span>{gauge}<span class="score">{score}</span>'
         f'<span class="verdict">{verdict}</span></li>\n'
@@ -202,7 +202,7 @@ def _picture(picture: Any) -> str:
     image = Image.fromarray(np.ascontiguousarray(picture))
     height = max(1, round(WIDTH * image.height / image.width))
     buffer = io.BytesIO()
-    image.resize((WIDTH, height), Image.Resampling.LANCZOS).quantize(32).save(buffer, "PNG", optimize=True)
+    image.resize((WIDTH, height), Image.Resampling.LANCZOS).quantize(64).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<img src="data:image/png;base64,{data}" alt="The world before this step" width="{WIDTH}" height="{height}">'
