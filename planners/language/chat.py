@@ -70,7 +70,7 @@ class Chat:
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Tokens of each chat, up to where the model's answer begins."""
-        return self._encode([self._render(chat, True) for chat in chats])
+        return self.encode([self._render(chat, True) for chat in chats])
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text that these tokens write, without special ones."""
@@ -78,8 +78,8 @@ class Chat:
 
     def _choices(self, texts: tuple[str, ...]) -> Choices:
         """Choices as they follow a prompt, checked: each has its own tokens, and these say all of it."""
-        opening, *whole = self._encode([self._opening, *(self._opening + text for text in texts)])
-        bare = self._encode(texts)
+        opening, *whole = self.encode([self._opening, *(self._opening + text for text in texts)])
+        bare = self.encode(texts)
         paths: dict[tuple[int, ...], str] = {}
         for text, joined, alone in zip(texts, whole, bare):
             # Where the text grows into the tokens before it, the model, which is given those, meets it alone.
@@ -118,7 +118,7 @@ class Chat:
                 "system message, or user and assistant in turn."
             ) from error
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts, many at once; the template writes all special ones that there shall be."""
         encoded = self.tokenizer(
             list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
@@ -136,4 +136,4 @@ class Chat:
             text = self._render([Message("user", MARK), Message("assistant", MARK)], False)
         except InputError:
             return []
-        return self._encode([text.rpartition(MARK)[2]])[0]
+        return self.encode([text.rpartition(MARK)[2]])[0]

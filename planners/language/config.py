@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +9,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from envs.core import InputError, import_dotted
-from marl.config.schema import Section
+from marl.config.schema import EnvConfig, Section
 from planners.language.address import url_fault
 from planners.language.base import LanguageModel
 from planners.language.recorded import Budget, Prices, Recorded
 from planners.language.replay import Replay
 from planners.language.scripted import Scripted
-from planners.language.store import IN_MEMORY, Store
+from planners.language.store import IN_MEMORY, Store, cache_folder
+from planners.tiny.config import TinyConfig
 
 # Each origin's own options.
 OPTIONS = {
@@ -24,12 +24,17 @@ OPTIONS = {
     "server": ("name", "key_variable", "timeout", "retries", "concurrency", "constraint", "cache"),
     "replay": (),
     "scripted": (),
+    "tiny": ("tiny", "batch", "cache"),
 }
+ORIGINS = ("local", "server", "replay", "scripted")
 NO_CACHE = "none"
 
 
 class ModelConfig(Section):
-    """The language model: its one origin, how it is asked, and what may be spent."""
+    """The language model: its one origin, how it is asked, and what may be spent.
+
+    Where none is named it is `tiny`, a small stand-in that is trained at first use for the world that is planned in.
+    """
 
     local: str | None = Field(None, description="a causal language model: a folder, or its name on Hugging Face")
     server: str | None = Field(
@@ -39,6 +44,7 @@ class ModelConfig(Section):
     scripted: str | None = Field(
         None, description="a function of your own, module:function, of (query, number of the completion) to a text"
     )
+    tiny: TinyConfig = Field(TinyConfig(), description="the small model, where no other one is named")
     gguf: str | None = Field(None, description="of local: the GGUF file to read in that folder")
     revision: str | None = Field(None, description="of local: branch, tag or commit of a name on Hugging Face")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of local: the weights' numbers")
@@ -77,20 +83,25 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
-        named = [name for name in OPTIONS if getattr(self, name) is not None]
-        if len(named) != 1:
+        named = [name for name in ORIGINS if getattr(self, name) is not None]
+        if len(named) > 1:
             raise ValueError(
-                "needs exactly one of model.local, model.server, model.replay and model.scripted; got "
-                f"{' and '.join(named) or 'none'}"
+                "needs one of model.local, model.server, model.replay and model.scripted, or none of them for the "
+                f"small model; got {' and '.join(named)}"
             )
-        (origin,) = named
-        if not getattr(self, origin).strip():
+        origin = self.origin
+        if named and not getattr(self, origin).strip():
             raise ValueError(f"model.{origin} is empty")
         for name in sorted({option for options in OPTIONS.values() for option in options}):
             if getattr(self, name) != type(self).model_fields[name].default and name not in OPTIONS[origin]:
                 owners = " and ".join(f"model.{owner}" for owner, options in OPTIONS.items() if name in options)
                 raise ValueError(f"model.{name} is for {owners}; model.{origin} does not use it. Leave it out")
         return self
+
+    @property
+    def origin(self) -> str:
+        """The one that is named; tiny where none is."""
+        return next((name for name in ORIGINS if getattr(self, name) is not None), "tiny")
 
     @model_validator(mode="after")
     def _complete(self) -> ModelConfig:
@@ -107,17 +118,24 @@ class ModelConfig(Section):
 
 
 def open_model(
-    config: ModelConfig, run_name: str, transcript_path: Path | None = None, *, device: str = "cpu"
+    config: ModelConfig,
+    run_name: str,
+    transcript_path: Path | None = None,
+    *,
+    device: str = "cpu",
+    env: EnvConfig | None = None,
+    plans: Literal["all", "steps"] = "steps",
 ) -> Recorded:
     """The model of a config, ready to ask; close it when done.
 
     run_name: under which its cost is kept, such as the absolute path of the run's folder; a resumed run uses the same.
-    transcript_path: where all exchanges are written. device: of a local model.
+    transcript_path: where all exchanges are written. device: of a local model. env, plans: the world and what is
+    planned in it, which the small model is trained for.
     """
     with ExitStack() as opened:
         store = Store(_cache(config), run_name)
         opened.callback(store.close)
-        model = _model(config, device)
+        model = _small(config, env, plans) if config.origin == "tiny" else _model(config, device)
         opened.callback(model.close)
         recorded = Recorded(model, store, config.budget, config.prices, transcript_path)
         opened.pop_all()
@@ -126,8 +144,7 @@ def open_model(
 
 def cache_file() -> Path:
     """The file in the user's cache folder that keeps the answers of all models."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "concord" / "language.sqlite"
+    return cache_folder() / "language.sqlite"
 
 
 def _cache(config: ModelConfig) -> str | Path:
@@ -153,6 +170,19 @@ def _model(config: ModelConfig, device: str) -> LanguageModel:
 
     assert config.local is not None
     return Local(config.local, **options, device=device)
+
+
+def _small(config: ModelConfig, env: EnvConfig | None, plans: Literal["all", "steps"]) -> LanguageModel:
+    """The small model of a world. Raises InputError where no world is given."""
+    if env is None:
+        raise InputError(
+            "The small model is trained for one world: give open_model its env, an EnvConfig; or name another model, "
+            "such as model.local."
+        )
+    from planners.language.local import Local
+    from planners.tiny.find import find_or_train
+
+    return Local(str(find_or_train(config.tiny, env, plans)), batch=config.batch)
 
 
 def _scripted(path: str) -> Scripted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -39,6 +40,12 @@ TOTAL = (
     "SELECT total(queries), total(prompt_tokens), total(completion_tokens), total(seconds), total(price) "
     "FROM spent WHERE run = ?"
 )
+
+
+def cache_folder() -> Path:
+    """The folder of Concord in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "concord"
 
 
 @dataclass(frozen=True, slots=True)
