@@ -1,4 +1,4 @@
-"""Networks of rows: P policies, each with a copy for every reward channel or one for all, on any axes before the rows."""
+"""Networks of the rows of P policies, with a copy for every reward channel or one for all."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_what_it_cannot_judge_is_refused(task: EnvSpec, config: CriticConfig, to
 
 def test_what_is_no_prefix_and_no_probabilities_is_refused() -> None:
     net, (obs, action, behavior) = critic(), seen()
-    with pytest.raises(InputError, match=r"not the first of those alive\. Give agents 0 to k-1, or take a PrefixCritic"):
+    with pytest.raises(InputError, match=r"not the first of those alive\. Give agents 0 to k-1, or take"):
         net(obs, action, torch.tensor([[False, True, False]]).expand(8, 3), behavior)
     with pytest.raises(InputError, match=r"all three or none"):
         net(obs, action, first(1))
