@@ -106,7 +106,7 @@ class Regression(Learner):
     regression of Zhang et al., 2025 (arXiv 2405.14314, algorithm 1). Values are learned in units of their targets'
     deviation. Batches are those of `source`.
 
-    A critic that needs the behavior μ that played (`OrderedCritic`) is fitted on the joint decision alone, to the same y:
+    A critic that needs the behavior μ that played (`OrderedCritic`) is fitted on the joint decision alone:
 
         loss = (V(s_t) + Σ_k A^k(s_t, a_t) - y_t)²,    A^k = f^k[a_k] - Σ_b μ(b | s_t, a_{<k}) f^k[b]
 

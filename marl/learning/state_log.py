@@ -38,7 +38,7 @@ class StateLog:
         terminated: Bool[Tensor, "n N"],
         truncated: Bool[Tensor, "n N"],
         rows: int,
-        latent: Shaped[Tensor, "n *latent"] | None = None,
+        latent: Shaped[Tensor, "n ..."] | None = None,
     ):
         if not len(action) or len(action) % rows:
             raise InputError(
@@ -129,7 +129,7 @@ def _narrow(x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def record(env: TensorEnv, actor: Actor, steps: int, seed: int) -> StateLog:
-    """Log of an actor that plays `steps` steps in each row of an environment, with its latents where they are tensors."""
+    """Log of an actor that plays `steps` steps in each row of an environment; its latents, where they are tensors."""
     if steps < 1:
         raise InputError(f"A log has at least one step; got steps={steps}.")
     require_actor(actor, "What is recorded")
@@ -144,11 +144,11 @@ def record(env: TensorEnv, actor: Actor, steps: int, seed: int) -> StateLog:
         reward, terminated, truncated, ended = outcomes
         before, following = (rows.state, rows.clock, obs.alive), (after.state, after.clock, seen.alive)
         latent = decision.latent if isinstance(decision.latent, Tensor) else None
-        taken.append((before, decision.action, reward, following, terminated, truncated, latent))
+        taken.append(((before, decision.action, reward, following, terminated, truncated), latent))
         rows, obs = env.restart(after, seen, ended, noise.start)
         env.go_on_from(rows, obs)
         memory = forget(memory, ended)
-    *joined, latent = tree_map(lambda *leaves: torch.cat(leaves), *taken)
+    joined, latent = tree_map(lambda *leaves: torch.cat(leaves), *taken)
 
     def observe(kept: tuple[Any, Int[Tensor, " B"], Bool[Tensor, "B N"]]) -> Observation:
         world_state, clock, present = kept

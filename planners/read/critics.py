@@ -128,8 +128,8 @@ class LearnedCritic:
         Q^G = mean over members - pessimism · their deviation
 
     learner: fitted; of an ensemble, all members judge. weights [K]: what a unit of each channel is worth; by default
-    all count 1. batch: logged rows from which the scale is taken, the root mean square of a single agent's advantage; of
-    a critic that needs behavior, of that after the agents before it.
+    all count 1. batch: logged rows from which the scale is taken, the root mean square of a single agent's advantage:
+    by itself, or after the agents before it where the critic needs behavior.
     """
 
     def __init__(

@@ -43,7 +43,8 @@ class Telling:
 
     def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
         state = obs.state.argmax(-1)
-        shares, choices = [], []
+        shares: list[Tensor] = []
+        choices: list[Tensor] = []
         for agent in range(2):
             share = self.first[state] if agent == 0 else self.second[state, choices[0]]
             shares.append(share)
