@@ -182,14 +182,15 @@ def test_who_has_one_plan_is_not_asked_and_certain_and_who_is_gone_is_not_asked(
     assert critic.asked[0][2][0, 0].tolist() == [1, 0, 0, 0, 0, 0]
     assert_close(critic.asked[-1][2][0, 1], SECOND[0].float())
     gone = dataclasses.replace(seen(2), alive=torch.tensor([[True, True], [False, True]]))
-    for mode in ("sequential", "joint"):
+    modes: list[Any] = ["sequential", "joint"]
+    for mode in modes:
         critic = Spy()
 
         def alike(query: Query, text: str) -> float:
             return 0.0
 
         other = Scripted(lambda query, number: query.choices[0], "alike", alike)
-        joint = ReadPlanner(KITCHEN, other, critic, PlannerConfig(plans="steps", mode=mode))  # type: ignore[arg-type]
+        joint = ReadPlanner(KITCHEN, other, critic, PlannerConfig(plans="steps", mode=mode))
         joint.act(gone, None, Streams([0]))
         for _, given, behavior in critic.asked:
             assert_close(behavior.sum(-1)[given], torch.ones(int(given.sum())))
