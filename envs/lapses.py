@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
-from envs.arguments import require_arguments
-from envs.core import Discrete, InputError, Observation, Tree, import_dotted
+from envs.core import Discrete, InputError, Observation, Tree
+from envs.nested import inner_world
 from envs.world import Transition, World
 
 
@@ -77,18 +76,7 @@ def lapsing(world: Any, args: Any = None, *, share: int | float = 0.5, idle: int
 
     Raises InputError for a world whose agents do not all have the same choices, always, and for numbers out of range.
     """
-    if not isinstance(world, str):
-        raise InputError(f"env.args.world must name a World, module:Class; got {world!r}.")
-    if not isinstance(args, Mapping | None):
-        raise InputError(f"env.args.args are arguments by name; got {args!r}.")
-    maker = import_dotted(world)
-    given = dict(args or {})
-    if not callable(maker):
-        raise InputError(f"env.args.world must name a World, module:Class; {world} is a {type(maker).__name__}.")
-    require_arguments(maker, given, "env.args.args")
-    inner = maker(**given)
-    if not isinstance(inner, World):
-        raise InputError(f"env.args.world must name a World, module:Class; {world} gave a {type(inner).__name__}.")
+    inner = inner_world(world, args)
     space = inner.spec.action
     first = inner.observe(inner.initial(inner.initial_noise(1, torch.Generator().manual_seed(0))))
     free = inner.spec.legal is None and first.legal is None

@@ -60,10 +60,12 @@ def source(log: StateLog, config: RegressionConfig, streams: Streams) -> Logged:
 class PrefixValues(Protocol):
     """Values of prefixes of joint decisions, as `marl.models.prefix_critic.PrefixCritic` has them, or one's own.
 
-    policies: P. copies: C networks a policy that share no parameter; each parameter holds P·C of them on its first
-    axis.
+    needs_behavior: whether it must be told the probabilities by which agents chose; then the joint decision alone is
+    fitted. policies: P. copies: C networks a policy that share no parameter; each parameter holds P·C of them on its
+    first axis.
     """
 
+    needs_behavior: bool
     policies: int
     channels: int
     copies: int
@@ -73,8 +75,12 @@ class PrefixValues(Protocol):
         obs: Observation,
         action: Int[Tensor, "B N 1"] | None = None,
         given: Bool[Tensor, "*U B N"] | None = None,
+        behavior: Float[Tensor, "B N A"] | None = None,
     ) -> Float[Tensor, "*U B N K"]:
-        """Values where the choices of some agents are given; of the state alone where none are."""
+        """Values where the choices of some agents are given; of the state alone where none are.
+
+        behavior: probabilities of each agent's choices, given those before it; None where nobody knows them.
+        """
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that are fitted."""
@@ -100,8 +106,17 @@ class Regression(Learner):
     regression of Zhang et al., 2025 (arXiv 2405.14314, algorithm 1). Values are learned in units of their targets'
     deviation. Batches are those of `source`.
 
+    A critic that needs the behavior μ that played (`OrderedCritic`) is fitted on the joint decision alone:
+
+        loss = (V(s_t) + Σ_k A^k(s_t, a_t) - y_t)²,    A^k = f^k[a_k] - Σ_b μ(b | s_t, a_{<k}) f^k[b]
+
+    so that the mean over choices is μ's own, and none that samples of it average to: what expected Sarsa is to Sarsa
+    (van Seijen et al., ADPRL 2009, "A Theoretical and Empirical Analysis of Expected Sarsa"), with the advantages of a
+    dueling network (Wang et al., ICML 2016, arXiv 1511.06581) centered by the known policy. As V = E_μ Q by
+    construction, bootstrapping from V' is that of expected Sarsa with the learned Q' and the known μ.
+
     P policies, as many as there are streams, are P members of an ensemble, each of which draws its rows and orders by
-    itself.
+    itself. Raises InputError for a critic that needs behavior where the log has none (`behavior_of`).
     """
 
     def __init__(self, critic: PrefixValues, config: RegressionConfig, streams: Streams, updates: int):
@@ -133,19 +148,27 @@ class Regression(Learner):
 
     def loss(self, batch: Batch, target: Float[Tensor, "B N K"]) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimize, summed over policies, and its terms, each [P]."""
-        given = self._prefixes(batch)
-        value = self.critic(batch.obs, batch.decision.action, given)  # [N+1,B,N,K]
+        if self.critic.needs_behavior:
+            given, behavior = self._nobody_and_all(batch), behavior_of(batch)
+        else:
+            given, behavior = self._prefixes(batch), None
+        value = self.critic(batch.obs, batch.decision.action, given, behavior)  # [U,B,N,K]
         error = squared_error(value, self.scale.apply_to(target).expand_as(value))
         share = mean_weights(batch.obs.alive, self.policies)
         by_prefix = (error * share).view(len(given), self.policies, -1).sum(-1)
         terms = {"value_error": by_prefix[0].detach(), "joint_error": by_prefix[-1].detach()}
-        return by_prefix.mean(0).sum(), terms
+        fitted = by_prefix[-1:] if self.critic.needs_behavior else by_prefix
+        return fitted.mean(0).sum(), terms
 
     def values(
-        self, obs: Observation, action: Int[Tensor, "B N 1"] | None = None, given: Bool[Tensor, "*U B N"] | None = None
+        self,
+        obs: Observation,
+        action: Int[Tensor, "B N 1"] | None = None,
+        given: Bool[Tensor, "*U B N"] | None = None,
+        behavior: Float[Tensor, "B N A"] | None = None,
     ) -> Float[Tensor, "*U B N K"]:
         """The critic's values as returns."""
-        value = self.critic(obs, action, given)
+        value = self.critic(obs, action, given, behavior)
         by_prefix = value.reshape(-1, *value.shape[-3:])
         return torch.stack([self.scale.restore(each) for each in by_prefix]).view_as(value)
 
@@ -179,3 +202,25 @@ class Regression(Learner):
         place = self.streams.draw(draw, rows).argsort(-1)
         given = place < torch.arange(agents + 1, device=device).view(-1, 1, 1)
         return given & batch.obs.alive  # who is gone chooses nothing
+
+    def _nobody_and_all(self, batch: Batch) -> Bool[Tensor, "2 B N"]:
+        """Nobody given, and everybody who is there."""
+        alive = batch.obs.alive
+        return torch.stack([torch.zeros_like(alive), alive])
+
+
+def behavior_of(batch: Batch) -> Float[Tensor, "B N A"]:
+    """Probabilities of each agent's choices given those before it, as whoever played told them in `Decision.latent`.
+
+    Raises InputError where nothing of the kind was logged.
+    """
+    behavior = batch.decision.latent
+    agents = batch.obs.alive.shape
+    if isinstance(behavior, Tensor) and behavior.is_floating_point() and behavior.shape[:-1] == agents:
+        return behavior
+    came = f"a tensor {list(behavior.shape)}" if isinstance(behavior, Tensor) else type(behavior).__name__
+    raise InputError(
+        "This critic learns from the probabilities by which agents chose, a real tensor [B,N,A] in Decision.latent; "
+        f"the log has {came}. Record an actor that tells them, such as planners.read.behavior.Behavior, or fit a "
+        "PrefixCritic, which needs none."
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
 
 from envs.actors import require_actor
@@ -24,6 +24,8 @@ class StateLog:
 
     observe: what a critic sees of states. state, following: trees [n,…]; whole numbers are kept in as few bytes as hold
     them, and widened again when they are drawn. action [n,N,A], reward [n,N,K], terminated and truncated [n,N].
+    latent [n,…]: what else was decided, where that is a tensor; kept as it is. Probabilities of choices, [n,N,A] in
+    float32, take 4·N·A bytes a decision: 48 for two agents of six choices each.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class StateLog:
         terminated: Bool[Tensor, "n N"],
         truncated: Bool[Tensor, "n N"],
         rows: int,
+        latent: Shaped[Tensor, "n ..."] | None = None,
     ):
         if not len(action) or len(action) % rows:
             raise InputError(
@@ -45,6 +48,7 @@ class StateLog:
         self._like = tree_map(lambda leaf: leaf[:0], (state, action))
         self._kept = tree_map(_narrow, (state, following, action))
         self.reward, self.terminated, self.truncated = reward, terminated, truncated
+        self.latent = latent
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -61,14 +65,15 @@ class StateLog:
         by_step = rows.view(policies, 1, -1) + self.rows * torch.arange(steps, device=rows.device).view(-1, 1)
         places = by_step.flatten()
         state, following, action = self.states(places)
-        reward, terminated, truncated = take_rows((self.reward, self.terminated, self.truncated), places)
+        happened = (self.reward, self.terminated, self.truncated, self.latent)
+        reward, terminated, truncated, latent = take_rows(happened, places)
         return Batch(
             policies=policies,
             steps=steps,
             segment=1,
             obs=self.observe(state),
             final_obs=self.observe(following),
-            decision=Decision(action),
+            decision=Decision(action, latent),
             memory=None,
             reward=reward,
             terminated=terminated,
@@ -98,13 +103,14 @@ class StateLog:
         if not len(places):
             raise InputError("No episode ends in this log, so nothing is known of its returns; record more steps.")
         state, following, action = self.states(places)
-        over = torch.ones_like(self.terminated[places])
-        return StateLog(self.observe, state, action, total.flatten(0, 1)[places], following, over, ~over, len(places))
+        over, reward = torch.ones_like(self.terminated[places]), total.flatten(0, 1)[places]
+        latent = take_rows(self.latent, places)
+        return StateLog(self.observe, state, action, reward, following, over, ~over, len(places), latent)
 
     def bytes(self) -> int:
         """Memory that the log takes."""
         sizes: list[int] = []
-        kept = (self._kept, self.reward, self.terminated, self.truncated)
+        kept = (self._kept, self.reward, self.terminated, self.truncated, self.latent)
         tree_map(lambda leaf: sizes.append(leaf.nbytes), kept)
         return sum(sizes)
 
@@ -123,7 +129,7 @@ def _narrow(x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def record(env: TensorEnv, actor: Actor, steps: int, seed: int) -> StateLog:
-    """Log of an actor that plays `steps` steps in each row of an environment."""
+    """Log of an actor that plays `steps` steps in each row of an environment; its latents, where they are tensors."""
     if steps < 1:
         raise InputError(f"A log has at least one step; got steps={steps}.")
     require_actor(actor, "What is recorded")
@@ -136,19 +142,20 @@ def record(env: TensorEnv, actor: Actor, steps: int, seed: int) -> StateLog:
         noise = tree_map(lambda leaf: leaf[0], env.draw_ahead(1))
         after, seen, outcomes, _ = env.advance(rows, obs.alive, decision.action, noise.physics)
         reward, terminated, truncated, ended = outcomes
-        before = rows.state, rows.clock, obs.alive
-        taken.append((before, decision.action, reward, (after.state, after.clock, seen.alive), terminated, truncated))
+        before, following = (rows.state, rows.clock, obs.alive), (after.state, after.clock, seen.alive)
+        latent = decision.latent if isinstance(decision.latent, Tensor) else None
+        taken.append(((before, decision.action, reward, following, terminated, truncated), latent))
         rows, obs = env.restart(after, seen, ended, noise.start)
         env.go_on_from(rows, obs)
         memory = forget(memory, ended)
-    joined = tree_map(lambda *leaves: torch.cat(leaves), *taken)
+    joined, latent = tree_map(lambda *leaves: torch.cat(leaves), *taken)
 
     def observe(kept: tuple[Any, Int[Tensor, " B"], Bool[Tensor, "B N"]]) -> Observation:
         world_state, clock, present = kept
         seen = env.observe(world_state, clock)
         return Observation(seen.agent, seen.state, present, seen.legal)
 
-    return StateLog(observe, *joined, rows=env.num_envs)
+    return StateLog(observe, *joined, rows=env.num_envs, latent=latent)
 
 
 def _actors_seed(seed: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from envs.core import InputError, Observation, tree_map
 from envs.tabular import Digits, Table
 from marl.learning.batch import Batch
-from marl.learning.regression import Regression
+from marl.learning.regression import Regression, behavior_of
 from planners.read.advantages import prefix_value
 
 
@@ -21,13 +21,24 @@ from planners.read.advantages import prefix_value
 class PlanCritic(Protocol):
     """Values of prefixes of joint decisions, as one number a row.
 
-    scale: the unit in which advantages are told and thresholds are given, above 0.
+    scale: the unit in which advantages are told and thresholds are given, above 0. needs_behavior: whether it must be
+    told the model's probabilities of each agent's choices, which then costs a query that scores, at each decision.
     """
 
     scale: float
+    needs_behavior: bool
 
-    def values(self, obs: Observation, action: Int[Tensor, "B N 1"], given: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
-        """Value Q^G of each row, where the choices of the agents G are given; of none, V."""
+    def values(
+        self,
+        obs: Observation,
+        action: Int[Tensor, "B N 1"],
+        given: Bool[Tensor, "B N"],
+        behavior: Float[Tensor, "B N A"] | None = None,
+    ) -> Float[Tensor, " B"]:
+        """Value Q^G of each row, where the choices of the agents G are given; of none, V.
+
+        behavior: probabilities of the choices of the agents G, each given those before it; None unless they are needed.
+        """
 
 
 class ExactCritic:
@@ -36,6 +47,8 @@ class ExactCritic:
     state_of: the world's states of what is observed. digits: what tells them apart. policy [S,A,…,A]: joint
     probabilities of whoever proposes. Values are of the world's table, discounted.
     """
+
+    needs_behavior = False
 
     def __init__(
         self,
@@ -61,8 +74,17 @@ class ExactCritic:
         self._keys, self._places = digits(table.states).keys().sort()
         self._prefixes: dict[tuple[bool, ...], Float[Tensor, "*prefix"]] = {}
 
-    def values(self, obs: Observation, action: Int[Tensor, "B N 1"], given: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
-        """Value Q^G of each row. Raises InputError for a state that play from the table's start never reaches."""
+    def values(
+        self,
+        obs: Observation,
+        action: Int[Tensor, "B N 1"],
+        given: Bool[Tensor, "B N"],
+        behavior: Float[Tensor, "B N A"] | None = None,
+    ) -> Float[Tensor, " B"]:
+        """Value Q^G of each row. Raises InputError for a state that play from the table's start never reaches.
+
+        behavior: not needed, as the policy is known everywhere.
+        """
         place = self.places(obs)
         found = torch.zeros(len(place), dtype=torch.float64)
         for pattern in given.unique(dim=0):
@@ -106,7 +128,8 @@ class LearnedCritic:
         Q^G = mean over members - pessimism · their deviation
 
     learner: fitted; of an ensemble, all members judge. weights [K]: what a unit of each channel is worth; by default
-    all count 1. batch: logged rows from which the scale is taken, the root mean square of a single agent's advantage.
+    all count 1. batch: logged rows from which the scale is taken, the root mean square of a single agent's advantage:
+    by itself, or after the agents before it where the critic needs behavior.
     """
 
     def __init__(
@@ -118,15 +141,23 @@ class LearnedCritic:
         pessimism: float = 0.0,
     ):
         self.learner, self.pessimism = learner, pessimism
+        self.needs_behavior = learner.critic.needs_behavior
         self.weights = torch.ones(learner.critic.channels) if weights is None else weights
         self.scale = 1.0
         self.scale = self._deviation(batch) or 1.0
 
     @torch.no_grad()
-    def values(self, obs: Observation, action: Int[Tensor, "B N 1"], given: Bool[Tensor, "B N"]) -> Float[Tensor, " B"]:
+    def values(
+        self,
+        obs: Observation,
+        action: Int[Tensor, "B N 1"],
+        given: Bool[Tensor, "B N"],
+        behavior: Float[Tensor, "B N A"] | None = None,
+    ) -> Float[Tensor, " B"]:
         """Value Q^G of each row, a mean over agents."""
         members = self.learner.policies
-        repeated = tree_map(lambda leaf: torch.cat([leaf] * members), (obs, action, given & obs.alive))
+        asked = (obs, action, given & obs.alive, behavior)
+        repeated = tree_map(lambda leaf: torch.cat([leaf] * members), asked)
         by_member = self.learner.values(*repeated).mean(1) @ self.weights.to(obs.state)
         by_member = by_member.view(members, -1)
         if members == 1 or not self.pessimism:
@@ -135,11 +166,15 @@ class LearnedCritic:
 
     def _deviation(self, batch: Batch) -> float:
         """Root mean square of single agents' advantages in a batch."""
-        rows, agents = batch.obs.alive.shape
-        value = self.values(batch.obs, batch.decision.action, torch.zeros(rows, agents, dtype=torch.bool))
+        agents = torch.arange(batch.obs.alive.shape[1], device=batch.obs.alive.device)
+        behavior = behavior_of(batch) if self.needs_behavior else None
+
+        def value(given: Bool[Tensor, " N"]) -> Float[Tensor, " B"]:
+            return self.values(batch.obs, batch.decision.action, given.expand_as(batch.obs.alive), behavior)
+
         squares = []
-        for agent in range(agents):
-            given = torch.zeros(rows, agents, dtype=torch.bool)
-            given[:, agent] = True
-            squares.append((self.values(batch.obs, batch.decision.action, given) - value).square().mean())
+        for agent in agents:
+            before = agents < (agent if self.needs_behavior else 0)
+            gain = value(before | (agents == agent)) - value(before)
+            squares.append(gain.square().mean())
         return float(torch.stack(squares).mean().sqrt())

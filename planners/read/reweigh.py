@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from envs.core import InputError, Observation
-from planners.language.base import LanguageModel, ModelError, Query, Scores, in_order
+from planners.language.base import LanguageModel, Scores
 from planners.read.critics import PlanCritic
+from planners.read.prior import finite, log_shares, require_scores
 from planners.read.team import Open, TeamConfig, TeamPlanner
 
 
@@ -42,6 +42,8 @@ class ReweighingPlanner(TeamPlanner):
     InputError for a model that cannot score texts.
     """
 
+    reads_scores = True
+
     def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: ReweighConfig):
         super().__init__(world, model, critic, config)
         self.config = config
@@ -50,24 +52,15 @@ class ReweighingPlanner(TeamPlanner):
                 "At temperature 0 the model leaves one plan, whatever a critic says of it: set temperature above 0, or "
                 "go without a critic."
             )
-        if not model.scores:
-            raise InputError(
-                f"Reweighing needs a model that tells how probable a text is, and {model.identity} does not. Take a "
-                "local model, or let plans be proposed and sent back instead."
-            )
+        require_scores(model, "Reweighing", "let plans be proposed and sent back instead")
 
     def settle(
         self, asked: Sequence[Open], obs: Observation, before: Bool[Tensor, " N"], given: Bool[Tensor, " N"]
     ) -> None:
         """Draw a plan for each decision."""
-        queries = [Query(self.messages(one), choices=one.plans) for one in asked]
-        scores: list[Scores] = in_order(self.model.score(queries))
-        values = self._worth_of_all(asked, obs, given)
-        for one, score, value in zip(asked, scores, values, strict=True):
-            one.counts["queries"] += 1
-            one.counts["asked"] += not score.cached
-            one.counts["tokens_read"] += score.prompt_tokens
-            log_prior = self._log_prior(score)
+        for one, value in zip(asked, self._worth_of_all(asked, obs, given), strict=True):
+            assert one.told is not None
+            log_prior = self._log_prior(one.told)
             gain = value - (log_prior.exp() * value).sum()
             one.scores = dict(enumerate(gain.tolist()))
             one.chosen = _draw(log_prior + gain / self.config.beta, one.seed)
@@ -76,9 +69,9 @@ class ReweighingPlanner(TeamPlanner):
         """The model's log-probabilities of the plans."""
         temperature = self.config.temperature
         if self.config.probabilities == "constrained":
-            return _finite(torch.tensor(scores.constrained(temperature), dtype=torch.float64), self.model)
+            return log_shares(self.model, scores, temperature)
         told = scores.whole if self.config.probabilities == "whole" else scores.per_token
-        logits = _finite(torch.tensor(told, dtype=torch.float64), self.model)
+        logits = finite(torch.tensor(told, dtype=torch.float64), self.model)
         if temperature == 0:
             likeliest = torch.arange(len(logits)) == logits.argmax()
             return torch.where(likeliest, 0.0, -torch.inf).double()
@@ -92,16 +85,6 @@ class ReweighingPlanner(TeamPlanner):
         ones = [one for one in asked for _ in one.plans]
         plans = [plan for size in sizes for plan in range(size)]
         return list(self.worth(ones, plans, obs, given).split(sizes))
-
-
-def _finite(logits: Float[Tensor, " plans"], model: LanguageModel) -> Float[Tensor, " plans"]:
-    """Logits of which some plan can be drawn. Raises ModelError for others."""
-    most = float(logits.max())
-    if bool(logits.isnan().any()) or not math.isfinite(most):
-        raise ModelError(
-            f"{model.identity} gave log-probabilities of plans of which none can be drawn: {logits.tolist()}."
-        )
-    return logits
 
 
 def _draw(logits: Float[Tensor, " plans"], seed: int) -> int:

@@ -16,9 +16,11 @@ from torch import Tensor
 from envs.core import Decision, InputError, Observation, Streams, Tree
 from marl.config.schema import Section
 from marl.learning.batch import take_rows
-from planners.language.base import LanguageModel, Message
+from marl.models.action_critic import only_choice
+from planners.language.base import LanguageModel, Message, Query, Scores
 from planners.read.critics import PlanCritic
 from planners.read.phrases import Phrasebook, Phrases
+from planners.read.prior import choice_shares, conditionals, log_shares, require_scores, score_all
 from planners.read.prompts import Refused, ask_all, ask_one, joint_plans
 
 COUNTS = ("queries", "asked", "sent_back", "illegal", "nothing_acceptable", "tokens_read", "tokens_written")
@@ -40,7 +42,9 @@ class Open:
 
     names, own: agents who decide, and the plans of each. decided: what those before them will do. seed: of its random
     numbers. proposed: in order, what the model wrote and the number of the plan that it means, None for what is none.
-    scores: advantages of the plans that were proposed. chosen: number of the plan taken.
+    scores: advantages of the plans that were proposed. chosen: number of the plan taken. told: the model's
+    log-probabilities of the plans, where it was asked for them. behavior: with each plan, probabilities of the choices
+    of the agents given, each after those before it, where the critic needs them.
     """
 
     row: int
@@ -55,6 +59,8 @@ class Open:
     refused: list[Refused] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
     chosen: int | None = None
+    told: Scores | None = None
+    behavior: Float[Tensor, "plans N A"] | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     @property
@@ -71,8 +77,12 @@ class TeamPlanner(ABC):
     """An Actor whose plans a language model and a critic choose, one agent after the other, or for all at once.
 
     A subclass defines `settle`. world: one that describes itself (`envs.core.Describes`). critic: None for a planner
-    that goes without. latest: by row of the last `act`, its decisions in the order of the agents.
+    that goes without. With one that needs the model's probabilities of what the agents choose, the model scores the
+    plans of each decision once, whatever is asked beside that; raises InputError for a model that cannot. latest: by
+    row of the last `act`, its decisions in the order of the agents.
     """
+
+    reads_scores = False  # whether `settle` needs `Open.told`, critic or no critic
 
     def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: TeamConfig):
         self.phrasebook = Phrasebook(world, config.plans)
@@ -80,8 +90,13 @@ class TeamPlanner(ABC):
         require_model(model)
         require_critic(critic)
         self.model, self.critic = model, critic
-        self.joint = config.mode == "joint"
+        self.joint, self.temperature = config.mode == "joint", config.temperature
         self.latest: list[list[Open]] = []
+        self.choices = only_choice(world.spec.action)
+        self.weighs_behavior = critic is not None and critic.needs_behavior
+        if self.weighs_behavior:
+            instead = "take a critic that needs none, such as one fitted to a PrefixCritic"
+            require_scores(model, "A critic that needs the probabilities of what agents choose", instead)
 
     @abstractmethod
     def settle(
@@ -99,6 +114,7 @@ class TeamPlanner(ABC):
         seeds = streams.draw(_seeds, rows).tolist()
         phrases = self.phrasebook.of(obs)
         action = torch.zeros(rows, agents, 1, dtype=torch.int64)
+        behavior = torch.zeros(rows, agents, self.choices)
         decided: list[tuple[str, ...]] = [()] * rows
         counts = torch.zeros(rows, len(COUNTS), dtype=torch.int64)
         given = torch.zeros(agents, dtype=torch.bool)
@@ -116,11 +132,14 @@ class TeamPlanner(ABC):
             for one in asked:
                 if len(one.plans) == 1:
                     one.chosen = 0  # nothing to ask
+            self._weigh(asked, agent, behavior)
             self.settle([one for one in asked if one.chosen is None], obs, before, given)
             for one in asked:
                 assert one.chosen is not None
                 self.latest[one.row].append(one)
                 action[one.row] = one.actions[one.chosen]
+                if one.behavior is not None:
+                    behavior[one.row] = one.behavior[one.chosen]
                 decided[one.row] = (*one.decided, f"{self.agents[agent]}: {one.plans[one.chosen]}")
                 counts[one.row] += torch.tensor([one.counts[name] for name in COUNTS])
         named = dict(zip(COUNTS, counts.to(obs.alive.device).unbind(1), strict=True))
@@ -144,6 +163,33 @@ class TeamPlanner(ABC):
         actions = phrases.combinations
         return Open(row, seed, phrases.words, names, own, (), tuple(joint_plans(names, own)), actions)
 
+    def _weigh(self, asked: Sequence[Open], agent: int, before: Float[Tensor, "E N A"]) -> None:
+        """Ask how probable the plans are, where somebody needs it: `told` and `behavior` of each decision.
+
+        agent: who decides, of none but itself unless all do. before: probabilities of choices of those before it.
+        """
+        if not (self.reads_scores or self.weighs_behavior):
+            return
+        unsure = [one for one in asked if one.chosen is None]
+        queries = [Query(self.messages(one), choices=one.plans) for one in unsure]
+        for one, scores in zip(unsure, score_all(self.model, queries, [one.counts for one in unsure]), strict=True):
+            one.told = scores
+        if self.weighs_behavior:
+            for one in asked:
+                one.behavior = self._behavior(one, agent, before[one.row])
+
+    def _behavior(self, one: Open, agent: int, before: Float[Tensor, "N A"]) -> Float[Tensor, "plans N A"]:
+        """Probabilities of choices with each plan of a decision; those of a single plan are certain."""
+        if one.told is None:
+            share = torch.ones(len(one.plans), dtype=torch.float64)
+        else:
+            share = log_shares(self.model, one.told, self.temperature).exp()
+        if self.joint:
+            return conditionals(share, one.actions.squeeze(-1), self.choices).float()
+        known = before.clone()
+        known[agent] = choice_shares(share, one.actions[:, agent, 0], self.choices)
+        return known.expand(len(one.plans), -1, -1)
+
     def messages(self, one: Open, refused: Sequence[Refused] = ()) -> tuple[Message, ...]:
         """Messages that ask for a plan."""
         if self.joint:
@@ -163,7 +209,11 @@ class TeamPlanner(ABC):
         rows = torch.tensor([one.row for one in asked], device=device)
         action = torch.stack([one.actions[plan] for one, plan in zip(asked, plans, strict=True)]).to(device)
         shown = take_rows(obs, rows)
-        values = self.critic.values(shown, action, given.to(device) & shown.alive)
+        behavior = None
+        if self.weighs_behavior:
+            with_each = [one.behavior[plan] for one, plan in zip(asked, plans, strict=True) if one.behavior is not None]
+            behavior = torch.stack(with_each).to(device)
+        values = self.critic.values(shown, action, given.to(device) & shown.alive, behavior)
         if not isinstance(values, Tensor) or tuple(values.shape) != (len(rows),) or not bool(values.isfinite().all()):
             came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
@@ -188,8 +238,8 @@ def require_critic(critic: Any) -> None:
         return
     if not isinstance(critic, PlanCritic):
         raise InputError(
-            "A critic of plans has `values` and `scale` (planners.read.critics.PlanCritic), as LearnedCritic has; "
-            f"{type(critic).__name__} has not both."
+            "A critic of plans has `values`, `scale` and `needs_behavior` (planners.read.critics.PlanCritic), as "
+            f"LearnedCritic has; {type(critic).__name__} has not all of them."
         )
     if not 0 < critic.scale < math.inf:
         raise InputError(f"A critic's scale is the unit of its advantages, above 0 and finite; got {critic.scale}.")

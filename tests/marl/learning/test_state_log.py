@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from worlds import TabularGame, Walk
 
-from envs.core import Decision, InputError, Observation, Streams, leaves, tree_map
+from envs.core import Decision, InputError, Observation, Streams, Tree, leaves, tree_map
 from envs.foraging import Foraging
 from envs.kitchen import Kitchen
 from envs.world import RandomActor, TensorEnv, World
@@ -198,3 +198,29 @@ def test_an_episode_that_is_cut_is_no_end_of_the_game() -> None:
     assert not bool(batch.terminated.any())
     assert torch.equal(batch.truncated.all(-1), batch.ended)
     assert batch.ended.view(9, 3).all(-1).nonzero().flatten().tolist() == [3, 7]
+
+
+class Numbering(RandomActor):
+    """Plays at random; its latent is the first two numbers of what each agent sees, or no tensor."""
+
+    def __init__(self, world: World, tensor: bool):
+        super().__init__(world.spec)
+        self.tensor = tensor
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        decision, memory = super().act(obs, memory, streams)
+        latent = obs.agent[..., :2]
+        return Decision(decision.action, latent if self.tensor else {"view": latent}), memory
+
+
+def test_latents_are_kept_where_they_are_tensors_and_belong_to_their_decisions() -> None:
+    game = TabularGame()
+    log = record(TensorEnv(game, 3, time_limit=6), Numbering(game, tensor=True), 20, seed=4)
+    silent = record(TensorEnv(game, 3, time_limit=6), Numbering(game, tensor=False), 20, seed=4)
+    batch = log.take(torch.tensor([20, 1, 5, 5]), 2, 4)
+    assert torch.equal(batch.decision.latent, batch.obs.agent[..., :2])
+    returns = log.returns(torch.tensor([0.5]))
+    single = returns.take(torch.arange(len(returns)), 1, 1)
+    assert torch.equal(single.decision.latent, single.obs.agent[..., :2])
+    assert silent.take(torch.arange(4), 1, 1).decision.latent is None
+    assert log.bytes() - silent.bytes() == 60 * 2 * 2 * 4

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from envs.core import Streams
+from envs.core import Streams, tree_map
 from envs.kitchen import Kitchen
 from envs.world import RandomActor, TensorEnv
 from marl.learning.batch import Batch
 from marl.learning.regression import Regression, RegressionConfig, source
 from marl.learning.state_log import StateLog, record
 from marl.models.critics import CriticConfig
+from marl.models.ordered_critic import OrderedCritic
 from marl.models.prefix_critic import PrefixCritic
 from planners.baselines import uniform_prior
 from planners.read.critics import LearnedCritic, PlanCritic
@@ -96,3 +97,41 @@ def test_a_planner_plans_with_it() -> None:
     assert decision.action.shape == (5, 2, 1)
     assert decision.counts is not None
     assert bool((decision.counts["queries"] >= 2).all())
+
+
+def knowing(members: int = 1) -> tuple[Regression, Batch]:
+    """A critic that knows how the play that it learned from was chosen, all choices alike."""
+    critic = OrderedCritic(KITCHEN.spec, CriticConfig(output="team"), Streams(range(members)))
+    config, recorded = RegressionConfig(rows=512, steps=4), log()
+    recorded.latent = torch.full((len(recorded), 2, 6), 1 / 6)
+    learner = Regression(critic, config, Streams(range(10, 10 + members)), 5)
+    for _, batch in zip(range(5), source(recorded, config, Streams(range(20, 20 + members)))):
+        learner.update(batch)
+    return learner, recorded.take(torch.arange(100), 1, 1)
+
+
+def test_one_that_needs_behavior_passes_it_on_and_has_the_unit_of_advantages_in_order() -> None:
+    learner, batch = knowing(2)
+    critic = LearnedCritic(learner, batch)
+    assert critic.needs_behavior
+    behavior = batch.decision.latent
+    by_prefix = []
+    for count in range(3):
+        given = (torch.arange(2) < count).expand(100, 2)
+        doubled = [torch.cat([x, x]) for x in (batch.decision.action, given, behavior)]
+        twice = tree_map(lambda leaf: torch.cat([leaf, leaf]), batch.obs)
+        with torch.no_grad():
+            by_member = learner.values(twice, *doubled).mean(1).sum(-1).view(2, 100)
+        by_prefix.append(by_member.mean(0))
+        assert_close(critic.values(batch.obs, batch.decision.action, given, behavior), by_prefix[-1])
+    gains = torch.stack(by_prefix).diff(dim=0)
+    assert critic.scale == pytest.approx(float(gains.square().mean().sqrt()), rel=1e-5)
+
+
+def test_a_planner_scores_for_one_that_needs_behavior() -> None:
+    learner, batch = knowing()
+    config: Any = PlannerConfig(plans="steps")
+    planner = ReadPlanner(KITCHEN, uniform_prior(), LearnedCritic(learner, batch), config)
+    decision, _ = planner.act(TensorEnv(KITCHEN, 5).reset(0), None, Streams([0]))
+    assert decision.counts is not None
+    assert bool((decision.counts["queries"] >= 4).all())

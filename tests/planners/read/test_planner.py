@@ -131,11 +131,12 @@ class Wanting:
     """A critic that values the plan with one number, and no other, by so much."""
 
     scale = 2.0
+    needs_behavior = False
 
     def __init__(self, wanted: int, worth: float):
         self.wanted, self.worth = wanted, worth
 
-    def values(self, obs: Observation, action: Tensor, given: Tensor) -> Tensor:
+    def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Tensor:
         return ((action[..., 0] == self.wanted) * given).sum(-1).double() * self.worth
 
 
@@ -179,8 +180,9 @@ def test_the_first_threshold_counts_and_the_last_proposal_is_not_sent_back() -> 
         """A step is worth its number."""
 
         scale = 1.0
+        needs_behavior = False
 
-        def values(self, obs: Observation, action: Tensor, given: Tensor) -> Tensor:
+        def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Tensor:
             return (action[..., 0] * given).sum(-1).double()
 
     first = planner(Rising(), in_turn, threshold=1.5, relax=0.5).act(seen(0, 1), None, Streams([1]))[0]
@@ -361,8 +363,9 @@ def test_too_many_plans_together_are_refused() -> None:
 def test_critics_that_give_no_number_a_row_are_refused(values: Any) -> None:
     class Broken:
         scale = 1.0
+        needs_behavior = False
 
-        def values(self, obs: Observation, action: Tensor, given: Tensor) -> Any:
+        def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Any:
             return values
 
     with pytest.raises(InputError, match=r"must give a finite number for each of 3 rows"):
@@ -375,7 +378,7 @@ def test_critics_need_a_unit_and_models_an_interface(scale: float) -> None:
     critic.scale = scale
     with pytest.raises(InputError, match=r"scale is the unit of its advantages"):
         planner(critic)
-    with pytest.raises(InputError, match=r"has `values` and `scale`"):
+    with pytest.raises(InputError, match=r"has `values`, `scale` and `needs_behavior`"):
         require_critic(object())
     with pytest.raises(InputError, match=r"asks a language model"):
         require_model("gpt")

@@ -84,8 +84,9 @@ class Rising:
     """A step is worth its number."""
 
     scale = 1.0
+    needs_behavior = False
 
-    def values(self, obs: Observation, action: Tensor, given: Tensor) -> Tensor:
+    def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Tensor:
         return (action[..., 0] * given).sum(-1).double()
 
 
@@ -134,7 +135,7 @@ def test_counts_add_up_over_rounds_and_agents() -> None:
 
 def test_of_equally_good_plans_the_first_in_the_list_is_taken() -> None:
     class Level(Rising):
-        def values(self, obs: Observation, action: Tensor, given: Tensor) -> Tensor:
+        def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Tensor:
             return torch.zeros(len(action))
 
     backwards = planner(lambda query, number: query.choices[-1], Level())

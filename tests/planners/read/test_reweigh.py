@@ -34,8 +34,9 @@ class Linear:
     """A critic whose values add up over the agents who are given: 0, 1, 4, 9, … by choice, the second's doubled."""
 
     scale = 2.0
+    needs_behavior = False
 
-    def values(self, obs: Observation, action: Tensor, given: Tensor) -> Tensor:
+    def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Tensor:
         return (action[..., 0].double().square() * given * torch.tensor([1.0, 2.0])).sum(-1)
 
 
