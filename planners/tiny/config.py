@@ -14,7 +14,10 @@ class TinyConfig(Section):
 
     seed: int = Field(0, ge=0, lt=2**31, description="of its mistakes, what it is taught and its first parameters")
     mistakes: float = Field(
-        0.08, ge=0, le=1, description="share of the lines of a description that mislead whoever reads them, always alike"
+        0.08,
+        ge=0,
+        le=1,
+        description="share of the lines of a description that mislead whoever reads them, always alike",
     )
     noise: float = Field(0.35, ge=0, le=1, description="share of the teacher's plans that are any plan")
     lessons: int = Field(40_000, ge=1, description="prompts with an answer that it is taught")

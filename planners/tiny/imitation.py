@@ -18,6 +18,7 @@ from marl.learning.optimizers import Stacked, build_optimizer
 
 LEAST = 0.01  # of the first learning rate
 
+
 @runtime_checkable
 class ImitationConfig(Protocol):
     """The settings that imitation needs."""
@@ -34,7 +35,9 @@ class ImitationConfig(Protocol):
 Target = dict[int, float]  # probabilities of what may be the next token
 
 
-def text_batch(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], targets: Sequence[Sequence[Target]]) -> Batch:
+def text_batch(
+    prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], targets: Sequence[Sequence[Target]]
+) -> Batch:
     """Prompts, answers and the probabilities of each of the answers' tokens, as a batch of one agent.
 
     It observes the text, its actions are the answer. obs.agent [B,1,L]: tokens, 0 beyond the text; obs.state [B,2]: how

@@ -67,7 +67,8 @@ def teacher_of(config: Config) -> Teacher:
         if not isinstance(world, HasTable):
             raise InputError(
                 f"The small model learns from the best play there is, found in a table of all states, and "
-                f"{type(world).__name__} has none (envs.tabular.HasTable). Ask another model: model.local or model.server."
+                f"{type(world).__name__} has none (envs.tabular.HasTable). Ask another model: model.local or "
+                "model.server."
             )
         return Teacher(world, world.table(), Phrasebook(world, config.plans), config.tiny)
 
@@ -154,7 +155,7 @@ def new_model(config: TinyConfig, tokenizer: Any) -> Any:
 def judge(folder: Path, lessons: Lessons) -> dict[str, Metric]:
     """Probabilities that the model gives to plans, where it was not taught.
 
-    legal: of all legal plans together, nothing else being forbidden. divergence: of the model from the teacher, in nats.
+    legal: of all legal plans together, nothing else being forbidden. divergence: of the model from the teacher, nats.
     """
     asked = list(islice(iter(lessons), ASKED))
     model = Local(str(folder))

@@ -27,9 +27,9 @@ SAMPLE = 2000  # situations by which it is found out which lines are rare
 class Teacher:
     """Plans for one agent after the other: the best there are, or what a line of the description misleads to, or any.
 
-    A line misleads an agent by its letters alone, with the chance `mistakes`, and always to the same plan: a mistake is a
-    fixed function of the situation, so that whoever learns from it makes it at any temperature. Lines that are in more
-    than a twentieth of all descriptions mislead nobody. Of what is not a mistake, the share `noise` is any plan.
+    A line misleads an agent by its letters alone, with the chance `mistakes`, and always to the same plan: a mistake is
+    a fixed function of the situation, so that whoever learns from it makes it at any temperature. Lines that are in
+    more than a twentieth of all descriptions mislead nobody. Of what is not a mistake, the share `noise` is any plan.
     """
 
     def __init__(self, world: Any, table: Table, book: Phrasebook, config: TinyConfig):

@@ -27,8 +27,9 @@ class Rising:
     """A step is worth its number."""
 
     scale = 1.0
+    needs_behavior = False
 
-    def values(self, obs: Observation, action: Tensor, given: Tensor) -> Tensor:
+    def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Tensor:
         return (action[..., 0] * given).sum(-1).double()
 
 

@@ -46,8 +46,9 @@ class FirstAgent:
     """Right is what ann's critic likes, and whatever bob does."""
 
     scale = 1.0
+    needs_behavior = False
 
-    def values(self, obs: Observation, action: Tensor, given: Tensor) -> Tensor:
+    def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Any = None) -> Tensor:
         return (action[:, 0, 0] * given[:, 0]).double()
 
 
