@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +107,14 @@ class StateLog:
         over, reward = torch.ones_like(self.terminated[places]), total.flatten(0, 1)[places]
         latent = take_rows(self.latent, places)
         return StateLog(self.observe, state, action, reward, following, over, ~over, len(places), latent)
+
+    def weighted(self, weights: Float[Tensor, " K"]) -> StateLog:
+        """The log with one reward for all channels, by these weights. Raises InputError for another number of them."""
+        if weights.shape != self.reward.shape[-1:]:
+            raise InputError(f"A weight for each of {self.reward.shape[-1]} reward channels; got {weights.tolist()}.")
+        log = copy.copy(self)
+        log.reward = (self.reward @ weights.to(self.reward)).unsqueeze(-1)
+        return log
 
     def bytes(self) -> int:
         """Memory that the log takes."""

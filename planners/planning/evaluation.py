@@ -1,0 +1,95 @@
+"""Episodes of planners, counted and told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from envs.tabular import HasTable
+from envs.world import TensorEnv, World
+from marl.evaluation.episodes import Episodes, play
+from marl.output.console import console
+from marl.output.report import Metric
+from marl.training.run import Run, stage_seed
+from planners.language.recorded import BudgetSpent
+from planners.planning.config import Config
+from planners.read.live import print_step
+from planners.read.story import StoryStep
+from planners.read.team import TeamPlanner
+from planners.read.witness import Witness
+
+
+class Judge:
+    """Plays planners in one world, from the same starts, and says how they did."""
+
+    def __init__(self, config: Config, run: Run, world: World[Any]):
+        self.config, self.run, self.world = config, run, world
+        self.story: list[StoryStep] = []
+        self.budget_spent = False
+
+    def play(self, planner: TeamPlanner, name: str, *, tell: bool = False) -> Episodes | None:
+        """Episodes of a planner, in rounds; those of whole rounds before a budget ended, None where it allowed none.
+
+        tell: print its first episode as it happens, and keep its `story`.
+        """
+        asked = self.config.evaluation
+        rounds: list[Episodes] = []
+        while (done := sum(len(each.returns) for each in rounds)) < asked.episodes and not self.budget_spent:
+            console.print(f"{name}: {done} of {asked.episodes} episodes", markup=False)
+            seed = stage_seed(self.run.config.seed, f"evaluation {len(rounds)}")
+            env: Any = TensorEnv(self.world, asked.num_envs, time_limit=self.config.env.time_limit)
+            if tell and not rounds:
+                env = Witness(env, planner, tell=print_step)
+            with closing(env):
+                try:
+                    rounds.append(play(env, planner, asked.num_envs, seed, asked.patience))
+                except BudgetSpent as end:
+                    self.budget_spent = True
+                    console.print(str(end), markup=False)
+            if isinstance(env, Witness):
+                self.story = env.steps
+        return joined(rounds) if rounds else None
+
+    def metrics(self, episodes: Episodes, prefix: str = "") -> dict[str, Metric]:
+        """Returns, lengths and costs of episodes; where a goal is named, how many reach it, and in how many steps."""
+        found = episodes.metrics(self.world.spec.channels)
+        goal = self.config.evaluation.goal
+        if goal is not None:
+            success = succeeded(episodes, goal)
+            found["success"] = Metric.proportion(int(success.sum()), len(success))
+            if success.any():
+                steps = episodes.lengths[success]
+                found["steps_of_successes"] = Metric.mean(steps)
+                if (best := self.fewest_steps()) is not None:
+                    found["steps_above_fewest"] = Metric.mean(steps - best)
+        return {prefix + name: metric for name, metric in found.items()}
+
+    def fewest_steps(self) -> int | None:
+        """The fewest steps from the start to the goal; None where the world's states are not listed."""
+        goal = self.config.evaluation.goal
+        if goal is None or not isinstance(self.world, HasTable):
+            return None
+        if not hasattr(self, "_fewest"):
+            self._fewest = self.world.table().steps_to(goal)
+        return self._fewest
+
+
+def succeeded(episodes: Episodes, goal: float) -> np.ndarray:
+    """Of each episode, whether the first channel's return is at least the goal, to rounding."""
+    return episodes.returns[:, 0] >= goal - 1e-6 * max(1.0, abs(goal))
+
+
+def joined(rounds: Sequence[Episodes]) -> Episodes:
+    """Episodes of several rounds as one."""
+    late = [each.late for each in rounds if each.late is not None]
+    return Episodes(
+        returns=np.concatenate([each.returns for each in rounds]),
+        lengths=np.concatenate([each.lengths for each in rounds]),
+        agents=rounds[0].agents,
+        rows=sum(each.rows for each in rounds),
+        late=np.concatenate(late) if len(late) == len(rounds) else None,
+        counts={name: np.concatenate([each.counts[name] for each in rounds]) for name in rounds[0].counts},
+    )

@@ -1,0 +1,159 @@
+"""The recipe: a model, a critic learned from its own play, episodes of both together, and of what either is without."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rich.console import Console
+
+from envs.core import InputError
+from envs.world import World
+from marl.config.recipe import Recipe
+from marl.evaluation.policy_report import optional
+from marl.output.console import console
+from marl.output.report import Metric, Report, Tables
+from marl.output.tables import print_table
+from marl.training.environments import make_env
+from marl.training.run import Run
+from planners.baselines import uniform_prior
+from planners.language.base import LanguageModel
+from planners.language.config import open_model
+from planners.language.recorded import BudgetSpent, Recorded
+from planners.planning.config import Config
+from planners.planning.critic import STAGE, make_critic
+from planners.planning.evaluation import Judge
+from planners.read.critics import PlanCritic
+from planners.read.page import write_page
+from planners.read.phrases import require_words
+from planners.read.planner import ReadPlanner
+from planners.read.reweigh import ReweighingPlanner
+from planners.read.team import TeamPlanner
+
+TRANSCRIPT, PAGE = "transcript.jsonl", "episode.html"
+COLUMNS = ("return_per_agent", "success", "steps_of_successes", "count/queries", "count/asked", "count/sent_back")
+
+
+class PlanningRecipe(Recipe):
+    """Open the model, learn the critic, plan; then the model alone, and the critic with a model that knows nothing."""
+
+    config = Config
+    files = MappingProxyType({"transcript": TRANSCRIPT, "episode": PAGE, "its film": "episode.gif"})
+
+    def run(self, config: Config, run: Run) -> Report:
+        """Everything, or as much as the budget allows."""
+        world = world_of(config)
+        run.begin()
+        with closing(model_of(config, run)) as model:
+            judge = Judge(config, run, world)
+            metrics, tables = plan(config, run, world, model, judge)
+            metrics |= spent(model)
+            metrics["budget_spent"] = Metric.exact(int(judge.budget_spent))
+        return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
+
+    def show(self, tables: Tables, console: Console) -> None:
+        """Print the planners side by side."""
+        if "planners" in tables:
+            print_table("planners", tables["planners"], console)
+
+
+def plan(
+    config: Config, run: Run, world: World[Any], model: LanguageModel, judge: Judge
+) -> tuple[dict[str, Metric], Tables]:
+    """Episodes of the planner, and of those beside it."""
+    try:
+        critic = make_critic(config, run, world, model)
+    except BudgetSpent as end:
+        console.print(str(end), markup=False)
+        judge.budget_spent = True
+        return {}, {}
+    metrics: dict[str, Metric] = {}
+    rows = []
+    for name, planner in planners(config, world, model, critic).items():
+        own = name == config.planner.kind
+        episodes = judge.play(planner, name, tell=own)
+        if episodes is None:
+            break
+        found = judge.metrics(episodes)
+        metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
+        rows.append({"planner": name, **{key: told(found[key]) for key in COLUMNS if key in found}})
+        if own:
+            tell_story(run, judge)
+    metrics |= differences(metrics, config.evaluation.beside)
+    if (run.folder / "checkpoints" / STAGE).exists():
+        metrics |= {f"critic/{key}": Metric.exact(run.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
+    return metrics, {"planners": rows}
+
+
+def planners(
+    config: Config, world: World[Any], model: LanguageModel, critic: PlanCritic | None
+) -> dict[str, TeamPlanner]:
+    """The planner by its kind, and those beside it by their names. What would be the same again is left out."""
+    found = {config.planner.kind: planner_of(config, world, model, critic)}
+    if critic is None:
+        return found
+    if "alone" in config.evaluation.beside:
+        found["alone"] = ReadPlanner(world, model, None, config.planner)
+    if "uniform" in config.evaluation.beside:
+        found["uniform"] = planner_of(config, world, uniform_prior(), critic)
+    return found
+
+
+def planner_of(config: Config, world: World[Any], model: LanguageModel, critic: PlanCritic | None) -> TeamPlanner:
+    """A planner of the config's kind."""
+    made = ReweighingPlanner if config.planner.kind == "reweigh" else ReadPlanner
+    return made(world, model, critic, config.planner)
+
+
+def differences(metrics: dict[str, Metric], beside: tuple[str, ...]) -> dict[str, Metric]:
+    """What the planner has above those beside it: in success where that is told, else in return."""
+    key = "success" if "success" in metrics else "return_per_agent"
+    found = {}
+    for name in beside:
+        if key in metrics and f"{name}/{key}" in metrics:
+            found[f"above_{name}/{key}"] = Metric.difference(metrics[key], metrics[f"{name}/{key}"])
+    return found
+
+
+def told(metric: Metric) -> str:
+    """A metric with its interval, for a table."""
+    return str(metric)
+
+
+def tell_story(run: Run, judge: Judge) -> None:
+    """The page and film of the first episode that was counted."""
+    with optional("page of an episode"):
+        write_page(run.folder / PAGE, f"{run.config.planner.kind}, seed {run.config.seed}", judge.story)
+
+
+def spent(model: Recorded) -> dict[str, Metric]:
+    """Cost of all that was asked, critic and comparisons included."""
+    cost = model.spent()
+    names = ("queries", "cached", "prompt_tokens", "completion_tokens", "seconds", "price")
+    return {f"model/{name}": Metric.exact(getattr(cost, name)) for name in names}
+
+
+def world_of(config: Config) -> World[Any]:
+    """The world that is planned in. Raises InputError for one that does not describe itself, or never ends."""
+    env = make_env(config.env, num_envs=1)
+    world = getattr(env, "world", None)
+    if not isinstance(world, World):
+        raise InputError("Planning needs a native world, whose states can be told: set env.world.")
+    require_words(world)
+    return world
+
+
+def model_of(config: Config, run: Run) -> Recorded:
+    """The language model of the config, which keeps what it answers and costs."""
+    return open_model(
+        config.model,
+        str(run.folder.resolve()),
+        device=str(run.device),
+        env=config.env,
+        plans=config.planner.plans,
+    )
+
+
+recipe = PlanningRecipe()
