@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from worlds import TabularGame
 
 from envs.core import InputError, Observation, Streams
 from envs.kitchen import Kitchen
@@ -18,7 +19,6 @@ from planners.read.advantages import prefix_value
 from planners.read.counted import CountedCritic
 from planners.read.critics import PlanCritic
 from planners.read.planner import PlannerConfig, ReadPlanner
-from tests.worlds import TabularGame
 
 GAMMA = 0.9
 
