@@ -1,10 +1,18 @@
-"""Check of what is given for an actor."""
+"""Check of what is given for an actor, and what it is told beside what it sees."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from envs.core import Actor, InputError
+from envs.core import Actor, InputError, Step
+
+
+@runtime_checkable
+class Hears(Protocol):
+    """An Actor that is told what its decisions led to, such as a planner whose prompts say what was earned."""
+
+    def hear(self, step: Step) -> None:
+        """Consequences of its last decision, in the rows that it was shown."""
 
 
 def require_actor(actor: Any, name: str) -> None:

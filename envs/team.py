@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.actors import require_actor
-from envs.core import Actor, Decision, EnvSpec, InputError, KeepsRows, Observation, Streams, Tree
+from envs.actors import Hears, require_actor
+from envs.core import Actor, Decision, EnvSpec, InputError, KeepsRows, Observation, Step, Streams, Tree
 
 Slots = str | int | Sequence[str | int]
 
@@ -71,6 +71,12 @@ class Team:
             _sums(decisions),
         )
         return joint, tuple(memories)
+
+    def hear(self, step: Step) -> None:
+        """Tell the members who hear."""
+        for actor, _ in self.members:
+            if isinstance(actor, Hears):
+                actor.hear(step)
 
     def _log_prob(self, decisions: Sequence[Decision]) -> Float[Tensor, "E N"] | None:
         parts = [decision.log_prob for decision in decisions if decision.log_prob is not None]

@@ -116,7 +116,7 @@ def play_policies(
             with torch.inference_mode():
                 decision = seats.act(obs)
                 step = env.step(decision.action)
-                seats.forget(step.ended)
+                seats.after(step)
                 trail.append((step.ended, score.add(step, decision)))
             obs = step.obs
         seats.referee.settle()
@@ -264,6 +264,6 @@ def watch(env: VectorEnv, actor: Actor, seed: int, picture: Callable[[], Any]) -
             seen = picture()
             decision = seats.act(obs)
             step = env.step(decision.action)
-            seats.forget(step.ended)
+            seats.after(step)
         yield Moment(obs, seen, decision, step)
         obs = step.obs

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Int, Num
 from torch import Tensor
 
-from envs.core import Actor, Decision, EnvSpec, InputError, Observation, Streams, Tree, tree_map
+from envs.actors import Hears
+from envs.core import Actor, Decision, EnvSpec, InputError, Observation, Step, Streams, Tree, tree_map
 from marl.evaluation.decisions import Referee, two_things
 from marl.evaluation.seats import take
 
@@ -69,6 +70,13 @@ class Lineups:
             joint = put(joint, rows, torch.where(own, action.to(joint.dtype), joint[rows]))
         assert joint is not None
         return Decision(joint), tuple(memories)
+
+    def hear(self, step: Step) -> None:
+        """Tell the players who hear, each of its rows."""
+        for part in self.parts:
+            if isinstance(part.actor, Hears):
+                rows = part.rows(len(step.ended), self.count).to(step.ended.device)
+                part.actor.hear(take(step, rows))
 
 
 class _Part:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Num
 from torch import Tensor
 
-from envs.actors import require_actor
+from envs.actors import Hears, require_actor
 from envs.core import (
     Actor,
     Continuous,
@@ -18,6 +18,7 @@ from envs.core import (
     InputError,
     KeepsRows,
     Observation,
+    Step,
     Streams,
     Tree,
     VectorEnv,
@@ -60,10 +61,13 @@ class Seats:
         counts = decision.counts and {name: self._spread(x, asked, len(action)) for name, x in decision.counts.items()}
         return Decision(action.index_copy(0, asked, decision.action), counts=counts)
 
-    def forget(self, ended: Bool[Tensor, " E"]) -> None:
-        """Clear what is remembered of rows that ended."""
+    def after(self, step: Step) -> None:
+        """Tell what the decision led to, to an actor that hears, and clear what is remembered of rows that ended."""
+        asked = self.rows.flatten()
+        if isinstance(self.actor, Hears):
+            self.actor.hear(step if len(asked) == len(step.ended) else take(step, asked))
         if self.memory is not None:
-            over = ended[self.rows.flatten()]
+            over = step.ended[asked]
             self.memory = tree_where(over, tree_map(torch.zeros_like, self.memory), self.memory)
 
     def keep(self, playing: Bool[Tensor, " E"]) -> None:

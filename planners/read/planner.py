@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
 from envs.core import Observation
-from planners.language.base import Answer, LanguageModel, Query, in_order
-from planners.read.answers import read_plan
+from planners.language.base import LanguageModel, Query
 from planners.read.critics import PlanCritic
 from planners.read.prompts import Refused
+from planners.read.proposals import propose, take_anything
 from planners.read.team import Open, TeamConfig, TeamPlanner
 
 
@@ -78,21 +77,7 @@ class ReadPlanner(TeamPlanner):
     def _propose(self, asked: Sequence[Open], number: int) -> list[int | None]:
         """A plan of each decision by its number; None where the model said something else, which is sent back."""
         queries = [self._query(one, number) for one in asked]
-        answers: list[Answer] = in_order(self.model.complete(queries))
-        proposals: list[int | None] = []
-        for one, answer in zip(asked, answers, strict=True):
-            text = answer.completions[0].text
-            one.counts["queries"] += 1
-            one.counts["asked"] += not answer.cached
-            one.counts["tokens_read"] += answer.prompt_tokens
-            one.counts["tokens_written"] += answer.tokens
-            plan = read_plan(text, one.plans, one.names)
-            one.proposed.append((text, plan))
-            if plan is None:
-                one.counts["illegal"] += 1
-                one.refused.append(Refused(text, None, "which is none of the plans"))
-            proposals.append(plan)
-        return proposals
+        return [plan for (plan,) in propose(self.model, asked, queries)]
 
     def _query(self, one: Open, number: int) -> Query:
         """A query for the next proposal."""
@@ -111,8 +96,7 @@ class ReadPlanner(TeamPlanner):
         if best is not None and (self.critic is None or one.scores[best] > self.config.threshold_of(number)):
             one.chosen = best
         elif number + 1 == self.config.rounds or not one.left(self.config.repeats):
-            one.counts["nothing_acceptable"] += 1
-            one.chosen = _anything(one) if best is None else best
+            take_anything(one) if best is None else _take_best(one)
         elif best is not None:
             self._send_back(one)
             if one.scores[best] > self.config.threshold_of(number + 1):  # which need not be asked for again
@@ -127,7 +111,7 @@ class ReadPlanner(TeamPlanner):
             one.counts["sent_back"] += 1
 
 
-def _anything(one: Open) -> int:
-    """Any plan, by the decision's own random numbers."""
-    generator = torch.Generator().manual_seed(one.seed)
-    return int(torch.randint(len(one.plans), (), generator=generator))
+def _take_best(one: Open) -> None:
+    """Take the best plan so far, although it is not good enough."""
+    one.counts["nothing_acceptable"] += 1
+    one.chosen = one.best

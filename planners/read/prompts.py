@@ -8,10 +8,15 @@ from itertools import product
 
 from planners.language.base import Message
 
-RULES = (
-    "You plan for a team: {agents}. At each step all of them act at once, and what they earn is earned together. You "
-    "are told how things are and which plans are possible. Answer with {form}, exactly as it is written there, and "
+TEAM = "You plan for a team: {agents}. At each step all of them act at once, and what they earn is earned together. "
+RULES = TEAM + (
+    "You are told how things are and which plans are possible. Answer with {form}, exactly as it is written there, and "
     "nothing else."
+)
+THOUGHTFUL = TEAM + (
+    "You are told what happened, how things are, and which plans are possible. First write 'Thought:' and your reasons "
+    "in a sentence or two. Then, on a line of its own, write 'Plan:' and after it {form}, exactly as it is written "
+    "there, and nothing else."
 )
 
 QUOTED = 120  # characters of a model's text in a prompt
@@ -34,26 +39,38 @@ def ask_one(
     plans: Sequence[str],
     decided: Sequence[str],
     refused: Sequence[Refused] = (),
+    *,
+    past: Sequence[str] = (),
+    rules: str = RULES,
 ) -> tuple[Message, ...]:
-    """Messages that ask for the plan of one agent. decided: plans of those before it in the order, "name: plan"."""
-    lines = [words, ""]
+    """Messages that ask for the plan of one agent. decided: plans of those before it in the order, "name: plan".
+
+    past: lines that tell what happened before. rules: what the model is told to do, with places for agents and form.
+    """
+    lines = [*past, words, ""]
     lines += [f"Decided already: {'; '.join(decided)}."] if decided else []
     lines += [f"{name} can:", *(f"- {plan}" for plan in plans)]
     lines += feedback(refused)
     lines += [f"What does {name} do?"]
-    return _chat(agents, "one of the plans", lines)
+    return _chat(rules.format(agents=", ".join(agents), form="one of the plans"), lines)
 
 
 def ask_all(
-    agents: Sequence[str], words: str, plans: Sequence[Sequence[str]], refused: Sequence[Refused] = ()
+    agents: Sequence[str],
+    words: str,
+    plans: Sequence[Sequence[str]],
+    refused: Sequence[Refused] = (),
+    *,
+    past: Sequence[str] = (),
+    rules: str = RULES,
 ) -> tuple[Message, ...]:
-    """Messages that ask for the plans of all agents at once."""
-    lines = [words, ""]
+    """Messages that ask for the plans of all agents at once; past, rules: as for one."""
+    lines = [*past, words, ""]
     for name, own in zip(agents, plans, strict=True):
         lines += [f"{name} can:", *(f"- {plan}" for plan in own)]
     lines += feedback(refused)
     lines += ["What do they do?"]
-    return _chat(agents, "a line 'name: plan' for each of them", lines)
+    return _chat(rules.format(agents=", ".join(agents), form="a line 'name: plan' for each of them"), lines)
 
 
 def joint_plans(agents: Sequence[str], plans: Sequence[Sequence[str]]) -> list[str]:
@@ -76,13 +93,12 @@ def feedback(refused: Sequence[Refused]) -> list[str]:
     return told
 
 
-def quoted(text: str) -> str:
+def quoted(text: str, longest: int = QUOTED) -> str:
     """A text that a model wrote, as it may stand in a prompt: one short line of words, without any template's marks."""
-    plain = "".join(c if c.isalnum() or c in HARMLESS else " " for c in text[: 4 * QUOTED].replace("\n", "; "))
+    plain = "".join(c if c.isalnum() or c in HARMLESS else " " for c in text[: 4 * longest].replace("\n", "; "))
     line = " ".join(plain.split())
-    return line if len(line) <= QUOTED else f"{line[:QUOTED]}…"
+    return line if len(line) <= longest else f"{line[:longest]}…"
 
 
-def _chat(agents: Sequence[str], form: str, lines: Sequence[str]) -> tuple[Message, ...]:
-    rules = RULES.format(agents=", ".join(agents), form=form)
+def _chat(rules: str, lines: Sequence[str]) -> tuple[Message, ...]:
     return Message("system", rules), Message("user", "\n".join(lines))

@@ -12,7 +12,7 @@ from meetings import Constant, Meeting, Often, Remembers
 from scipy import stats
 from small_runs import SMALL_CONFIG
 
-from envs.core import InputError
+from envs.core import InputError, Step, Streams
 from envs.team import Team
 from envs.world import TensorEnv
 from marl.commands.cross_play import cross_play_seeds
@@ -88,6 +88,21 @@ def test_a_player_begins_with_its_own_memory_in_its_own_rows() -> None:
     env = TensorEnv(Meeting(), 6)
     memory = Lineups(env.spec, {"a": Begins(), "b": Constant(0)}, [("b", "b"), ("a", "b")]).initial_memory(6)
     assert memory[0].squeeze(1).tolist() == [0, 0, 0, 2, 2, 2]
+
+
+def test_a_player_hears_of_its_own_rows() -> None:
+    class Listens(Constant):
+        def hear(self, step: Step) -> None:
+            heard.append(step.reward.clone())
+
+    heard: list[Any] = []
+    env = TensorEnv(Meeting(), 6)
+    line = Lineups(env.spec, {"a": Listens(0), "b": Constant(0)}, [("b", "b"), ("a", "b")])
+    obs = env.reset([0, 1])
+    decision, _ = line.act(obs, line.initial_memory(6), Streams([0, 1]))
+    step = env.step(decision.action)
+    line.hear(step)
+    assert heard[0].tolist() == step.reward[3:].tolist()
 
 
 def test_the_floor_of_intervals_is_that_of_as_many_pairs() -> None:

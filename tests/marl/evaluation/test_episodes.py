@@ -12,8 +12,9 @@ from small_runs import GRU, Mortals
 from torch import Tensor
 from worlds import Misformed, Walk
 
-from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observation, Streams, Tree
+from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observation, Step, Streams, Tree
 from envs.games import Constant
+from envs.team import Team
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
 from marl.evaluation.episodes import CHUNK, play, play_policies
 from marl.models.distributions import ActionUnits, IndependentGaussian
@@ -329,3 +330,40 @@ def test_late_rewards_are_those_of_the_last_half_of_the_horizon(horizon: int) ->
 def test_independent_errors_add_up_as_squares() -> None:
     gap = Metric.difference(Metric(10.0, 7.0, 13.0, 20), Metric(4.0, 0.0, 8.0, 30))
     assert (gap.value, gap.low, gap.high, gap.n) == (6, 1, 11, 20)
+
+
+class Listener:
+    """Plays at random, and adds up what it hears by row."""
+
+    def __init__(self, spec: Any, keeps_rows: bool):
+        self.actor, self.keeps_rows = RandomActor(spec), keeps_rows
+        self.shapes: list[tuple[int, int]] = []
+
+    def initial_memory(self, num_envs: int) -> Tree:
+        self.heard = torch.zeros(num_envs, dtype=torch.float64)
+        return None
+
+    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
+        self.shown = obs.alive.any(-1)
+        return self.actor.act(obs, memory, streams)
+
+    def hear(self, step: Step) -> None:
+        self.shapes.append((len(self.shown), len(step.ended)))
+        if self.keeps_rows:
+            self.heard += step.reward[..., 0].sum(-1) * self.shown
+
+
+@pytest.mark.parametrize("keeps_rows", [False, True])
+@pytest.mark.parametrize("in_a_team", [False, True])
+def test_an_actor_that_hears_is_told_what_it_earned_in_the_rows_that_it_was_shown(
+    keeps_rows: bool, in_a_team: bool
+) -> None:
+    world = Mortals(agents=1, longest=9)
+    listener = Listener(world.spec, keeps_rows)
+    actor = Team(world.spec, {0: listener}) if in_a_team else listener
+    episodes = play(TensorEnv(world, 20), actor, 20, 0)
+    assert len(listener.shapes) == episodes.lengths.max()
+    assert all(shown == heard for shown, heard in listener.shapes)
+    assert len({heard for _, heard in listener.shapes}) > 1 or keeps_rows
+    if keeps_rows:
+        assert listener.heard.tolist() == pytest.approx(episodes.returns[:, 0].tolist())

@@ -1,4 +1,4 @@
-"""What a planner is compared with: the same loop without a part of it."""
+"""A prior to which all plans are alike: what a critic does without a language model."""
 
 from __future__ import annotations
 

@@ -1,0 +1,5 @@
+"""What a planner is compared with: the same loop without a part of it, and other people's loops."""
+
+from planners.baselines.uniform import uniform_prior
+
+__all__ = ["uniform_prior"]
