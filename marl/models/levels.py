@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from envs.core import Observation
+from marl.models.ordered_critic import OrderedCritic
+from marl.models.prefix_critic import PrefixCritic
 
 MOST = 32  # values of a number that are told apart; of one that has more, the number itself is seen
 CLOSE = 1e-5  # difference of numbers that are one value
@@ -38,11 +40,18 @@ class LevelCritic(nn.Module):
     a value that is not known is none of them. critic: built for `level_inputs` inputs.
     """
 
-    def __init__(self, critic: nn.Module, levels: Sequence[Sequence[float]], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        critic: OrderedCritic | PrefixCritic,
+        levels: Sequence[Sequence[float]],
+        device: torch.device | str = "cpu",
+    ):
         super().__init__()
         self.critic = critic
-        self.policies, self.channels, self.copies = critic.policies, critic.channels, critic.copies
-        self.needs_behavior = critic.needs_behavior
+        self.policies: int = critic.policies
+        self.channels: int = critic.channels
+        self.copies: int = critic.copies
+        self.needs_behavior: bool = critic.needs_behavior
         known = [(column, value) for column, values in enumerate(levels) if len(values) > 1 for value in values]
         plain = [column for column, values in enumerate(levels) if not values]
         self._columns = torch.tensor([column for column, _ in known], dtype=torch.int64, device=device)

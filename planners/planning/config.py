@@ -13,8 +13,6 @@ from planners.language.config import ModelConfig
 from planners.read.planner import PlannerConfig
 from planners.read.reweigh import ReweighConfig
 
-BESIDE = ("alone", "uniform")
-
 
 class MethodConfig(PlannerConfig, ReweighConfig):
     """The planner: what it asks, and how a plan is chosen."""
@@ -66,7 +64,7 @@ class PlayConfig(Section):
         None, description="return of the first channel, an agent, that makes an episode a success; null: none is told"
     )
     beside: tuple[Literal["alone", "uniform"], ...] = Field(
-        BESIDE,
+        ("alone", "uniform"),
         description="planners that are judged too: the model alone, and the same planner and critic with a model to "
         "which all plans are alike, which shows what the language model adds",
     )

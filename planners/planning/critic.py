@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.core import InputError, Streams, leaves
+from envs.core import InputError
 from envs.restarts import from_random_play
 from envs.tabular import HasTable
 from envs.world import TensorEnv, World
-from marl.learning.offline_batch import Logged
 from marl.learning.regression import Regression, source
 from marl.learning.state_log import StateLog, record
 from marl.models.critics import CriticConfig

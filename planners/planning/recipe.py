@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +14,7 @@ from marl.config.recipe import Recipe
 from marl.evaluation.policy_report import optional
 from marl.output.console import console
 from marl.output.report import Metric, Report, Tables
-from marl.output.tables import print_table
+from marl.output.tables import number, print_table
 from marl.training.environments import make_env
 from marl.training.run import Run
 from planners.baselines import uniform_prior
@@ -33,7 +32,14 @@ from planners.read.reweigh import ReweighingPlanner
 from planners.read.team import TeamPlanner
 
 TRANSCRIPT, PAGE = "transcript.jsonl", "episode.html"
-COLUMNS = ("return_per_agent", "success", "steps_of_successes", "count/queries", "count/asked", "count/sent_back")
+COLUMNS = {
+    "success": "success",
+    "return_per_agent": "return",
+    "episode_length": "steps",
+    "count/queries": "queries",
+    "count/sent_back": "sent back",
+    "count/tokens_read": "tokens read",
+}
 
 
 class PlanningRecipe(Recipe):
@@ -78,7 +84,7 @@ def plan(
             break
         found = judge.metrics(episodes)
         metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
-        rows.append({"planner": name, **{key: told(found[key]) for key in COLUMNS if key in found}})
+        rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
         if own:
             tell_story(run, judge)
     metrics |= differences(metrics, config.evaluation.beside)
@@ -91,7 +97,7 @@ def planners(
     config: Config, world: World[Any], model: LanguageModel, critic: PlanCritic | None
 ) -> dict[str, TeamPlanner]:
     """The planner by its kind, and those beside it by their names. What would be the same again is left out."""
-    found = {config.planner.kind: planner_of(config, world, model, critic)}
+    found: dict[str, TeamPlanner] = {config.planner.kind: planner_of(config, world, model, critic)}
     if critic is None:
         return found
     if "alone" in config.evaluation.beside:
@@ -117,9 +123,11 @@ def differences(metrics: dict[str, Metric], beside: tuple[str, ...]) -> dict[str
     return found
 
 
-def told(metric: Metric) -> str:
-    """A metric with its interval, for a table."""
-    return str(metric)
+def short(metric: Metric) -> str:
+    """A metric with its interval, for a table of many."""
+    if metric.is_exact or not metric.has_spread:
+        return number(metric.value)
+    return f"{number(metric.value)} [{number(metric.low)}, {number(metric.high)}]"
 
 
 def tell_story(run: Run, judge: Judge) -> None:

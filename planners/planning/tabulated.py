@@ -19,6 +19,8 @@ from planners.read.team import COUNTS, TeamConfig
 
 CHUNK = 512  # states that are asked about together
 
+Prefix = tuple[int, float, tuple[int, ...], tuple[int, ...]]  # row, probability, plans and choices of the first agents
+
 
 @runtime_checkable
 class HasDigits(Protocol):
@@ -31,9 +33,7 @@ class HasDigits(Protocol):
         """What tells states apart."""
 
 
-def joint_policy(
-    world: Any, table: Table, model: LanguageModel, config: TeamConfig
-) -> Float[Tensor, "*joint"]:
+def joint_policy(world: Any, table: Table, model: LanguageModel, config: TeamConfig) -> Float[Tensor, "*joint"]:
     """Probabilities [S,A,…,A] of the agents' joint choices in every state, as the model's plans are drawn.
 
     Sequential, each agent is asked after every plan of those before it; joint, all at once. Raises InputError for a
@@ -56,14 +56,14 @@ def _sequential(
     """One agent after the other: the shares of every prefix of plans, as shares of choices."""
     agents = len(book.agents)
     policy = torch.zeros(len(phrases), *(choices,) * agents, dtype=torch.float64)
-    open_prefixes = [(row, 1.0, (), ()) for row in range(len(phrases))]
+    open_prefixes: list[Prefix] = [(row, 1.0, (), ()) for row in range(len(phrases))]
     for agent in range(agents):
         queries = [
             Query(_messages(book, phrases[row], agent, before), choices=phrases[row].plans[agent])
             for row, _, before, _ in open_prefixes
         ]
         shares = _shares(model, queries, temperature)
-        following = []
+        following: list[Prefix] = []
         for (row, mass, before, actions), share in zip(open_prefixes, shares, strict=True):
             own = phrases[row].actions[agent].tolist()
             for plan, (action, chance) in enumerate(zip(own, share.tolist(), strict=True)):

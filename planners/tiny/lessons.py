@@ -78,7 +78,7 @@ class Lessons:
         """Odds of what is left, and what was sent back with some score."""
         if self.random.random() >= SENT_BACK or np.count_nonzero(odds) < 2:
             return odds, []
-        count = min(int(self.random.integers(1, MOST_SENT_BACK + 1)), np.count_nonzero(odds) - 1)
+        count = min(int(self.random.integers(1, MOST_SENT_BACK + 1)), int(np.count_nonzero(odds)) - 1)
         back = self.random.choice(len(odds), size=count, replace=False, p=odds)
         left = odds.copy()
         left[back] = 0
