@@ -63,6 +63,11 @@ class PlayConfig(Section):
     goal: float | None = Field(
         None, description="return of the first channel, an agent, that makes an episode a success; null: none is told"
     )
+    exact: bool = Field(
+        False,
+        description="tell exact success too, and how right the critic is, where all states can be listed: the model is "
+        "asked in every one of them",
+    )
     beside: tuple[Literal["alone", "uniform"], ...] = Field(
         ("alone", "uniform"),
         description="planners that are judged too: the model alone, and the same planner and critic with a model to "
@@ -83,6 +88,11 @@ class Config(LearningConfig):
     def _fits(self) -> Config:
         if self.env.world is None:
             raise ValueError("env.world is needed: planning is in native worlds that describe themselves in words")
+        if self.evaluation.exact and (self.evaluation.goal is None or self.model.origin not in ("tiny", "local")):
+            raise ValueError(
+                "evaluation.exact needs evaluation.goal, and a model on this machine: it is asked in every state there "
+                "is, beside the budget"
+            )
         if self.critic.log.steps < self.critic.learner.steps:
             raise ValueError(
                 f"critic.log.steps={self.critic.log.steps} leave no segment of critic.learner.steps="

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.core import InputError
 from envs.restarts import from_random_play
-from envs.tabular import HasTable
+from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
 from marl.learning.regression import Regression, source
 from marl.learning.state_log import StateLog, record
@@ -22,6 +22,7 @@ from marl.output.console import console
 from marl.training.run import Run
 from planners.baselines import uniform_prior
 from planners.language.base import LanguageModel
+from planners.language.recorded import Recorded
 from planners.planning.config import Config
 from planners.planning.tabulated import HasDigits, joint_policy
 from planners.read.behavior import Behavior
@@ -42,7 +43,7 @@ def make_critic(config: Config, run: Run, world: World[Any], model: LanguageMode
     if kind == "counted":
         from planners.read.counted import CountedCritic
 
-        return CountedCritic(log, _discount(config))
+        return CountedCritic(log, discount_of(config))
     return learned_critic(config, run, world, log)
 
 
@@ -83,20 +84,26 @@ def _sample(log: StateLog) -> Any:
     return log.take(torch.randint(log.starts(1), (SAMPLE,), generator=generator), 1, 1)
 
 
-def exact_critic(config: Config, world: World[Any], player: LanguageModel) -> ExactCritic:
+def exact_critic(config: Config, world: Any, player: LanguageModel) -> ExactCritic:
     """The truth about a model's own play. Raises InputError for a world whose states cannot be listed."""
-    if not isinstance(world, HasTable) or not isinstance(world, HasDigits):
-        raise InputError(
-            f"critic.kind=exact needs a world whose states can be listed (envs.tabular.HasTable), and "
-            f"{type(world).__name__} has no table. Let a critic be learned."
-        )
+    table = listed_table(world)
     weights = weights_of(config, world)
     if bool((weights[1:] != 0).any()):
         raise InputError("critic.kind=exact is of the first reward channel alone; leave critic.weights out.")
+    inner = player.model if isinstance(player, Recorded) else player  # as many answers as states would fill the cache
+    policy = joint_policy(world, table, inner, config.planner)
+    return ExactCritic(table, policy, discount_of(config), state_of=world.state_of, digits=world.digits)
+
+
+def listed_table(world: Any) -> Table:
+    """All states of a world. Raises InputError for one whose states cannot be listed."""
+    if not isinstance(world, HasTable) or not isinstance(world, HasDigits):
+        raise InputError(
+            "critic.kind=exact and evaluation.exact need a world whose states can be listed (envs.tabular.HasTable), "
+            f"and {type(world).__name__} has no table. Let a critic be learned, and episodes be played."
+        )
     with console.status("listing the world's states"):
-        table = world.table()
-    policy = joint_policy(world, table, player, config.planner)
-    return ExactCritic(table, policy, _discount(config), state_of=world.state_of, digits=world.digits)
+        return world.table()
 
 
 def weights_of(config: Config, world: World[Any]) -> Float[Tensor, " K"]:
@@ -110,6 +117,7 @@ def weights_of(config: Config, world: World[Any]) -> Float[Tensor, " K"]:
     return torch.tensor(given)
 
 
-def _discount(config: Config) -> float:
+def discount_of(config: Config) -> float:
+    """The critic's discount."""
     discount = config.critic.learner.discount
     return float(discount if isinstance(discount, float) else discount[0])

@@ -22,8 +22,9 @@ from planners.language.base import LanguageModel
 from planners.language.config import open_model
 from planners.language.recorded import BudgetSpent, Recorded
 from planners.planning.config import Config
-from planners.planning.critic import STAGE, make_critic
+from planners.planning.critic import STAGE, discount_of, listed_table, make_critic
 from planners.planning.evaluation import Judge
+from planners.planning.tabulated import joint_policy
 from planners.read.critics import PlanCritic
 from planners.read.page import write_page
 from planners.read.phrases import require_words
@@ -66,7 +67,7 @@ class PlanningRecipe(Recipe):
 
 
 def plan(
-    config: Config, run: Run, world: World[Any], model: LanguageModel, judge: Judge
+    config: Config, run: Run, world: World[Any], model: Recorded, judge: Judge
 ) -> tuple[dict[str, Metric], Tables]:
     """Episodes of the planner, and of those beside it."""
     try:
@@ -88,9 +89,27 @@ def plan(
         if own:
             tell_story(run, judge)
     metrics |= differences(metrics, config.evaluation.beside)
+    if config.evaluation.exact and not judge.budget_spent:
+        metrics |= truth(config, world, model, critic)
     if (run.folder / "checkpoints" / STAGE).exists():
         metrics |= {f"critic/{key}": Metric.exact(run.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
     return metrics, {"planners": rows}
+
+
+def truth(config: Config, world: World[Any], model: Recorded, critic: PlanCritic | None) -> dict[str, Metric]:
+    """Exact figures. The model itself is asked, beside cache, ledger and budget."""
+    from planners.planning.exact import Listed, exact_metrics
+
+    table = listed_table(world)
+    policy = joint_policy(world, table, model.model, config.planner)
+    goal, steps = config.evaluation.goal, config.env.time_limit
+    assert goal is not None
+    if steps is None:
+        raise InputError("evaluation.exact is of episodes of so many steps: set env.time_limit.")
+    listed = Listed(world, table, policy, goal, discount_of(config))
+    with console.status("computing exact success"):
+        found = exact_metrics(listed, critic, config.planner, steps, config.evaluation.beside)
+    return {name: Metric.exact(value) for name, value in found.items()}
 
 
 def planners(
