@@ -30,26 +30,30 @@ from planners.read.critics import ExactCritic, LearnedCritic, PlanCritic
 STAGE = "critic"
 
 
-def make_critic(config: Config, run: Run, world: World[Any], model: LanguageModel) -> PlanCritic | None:
-    """The critic; None where the config asks for none."""
+def make_critic(
+    config: Config, run: Run, world: World[Any], model: LanguageModel, suffix: str = ""
+) -> PlanCritic | None:
+    """The critic; None where the config asks for none. suffix: of the names of its stages, where a run has several."""
     kind = config.critic.kind
     if kind == "none":
         return None
     player = model if config.critic.log.play == "model" else uniform_prior()
     if kind == "exact":
         return exact_critic(config, world, player)
-    log = logged_play(config, run, world, player).weighted(weights_of(config, world))
+    log = logged_play(config, run, world, player, suffix).weighted(weights_of(config, world))
     if kind == "counted":
         from planners.read.counted import CountedCritic
 
-        return CountedCritic(log, _discount(config))
-    return learned_critic(config, run, world, log)
+        return CountedCritic(log, discount_of(config))
+    return learned_critic(config, run, world, log, suffix)
 
 
-def logged_play(config: Config, run: Run, world: World[Any], player: LanguageModel) -> StateLog:
+def logged_play(
+    config: Config, run: Run, world: World[Any], player: LanguageModel, suffix: str = ""
+) -> StateLog:
     """Play of a model alone, after random starts, with its probabilities."""
     asked = config.critic.log
-    seed = run.stage_seeds("log")[0]
+    seed = run.stage_seeds("log" + suffix)[0]
     starts = from_random_play(world, asked.starts, asked.start_steps, seed)
     env = TensorEnv(starts, asked.num_envs, time_limit=asked.time_limit)
     actor = Behavior(world, player, config.planner)
@@ -59,18 +63,20 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     return log
 
 
-def learned_critic(config: Config, run: Run, world: World[Any], log: StateLog) -> LearnedCritic:
+def learned_critic(
+    config: Config, run: Run, world: World[Any], log: StateLog, suffix: str = ""
+) -> LearnedCritic:
     """A critic fitted to a log, or as it was fitted before."""
     asked = config.critic
     sample = log.take(torch.arange(log.starts(1)), 1, 1) if len(log) <= SAMPLE else _sample(log)
-    levels = run.once("levels", lambda: levels_of(sample.obs.state))
+    levels = run.once("levels" + suffix, lambda: levels_of(sample.obs.state))
     spec = replace(world.spec, channels=("worth",), state_size=level_inputs(levels))
     shape = CriticConfig(network=asked.network, output="team")
-    inner = OrderedCritic(spec, shape, run.streams("critic", members=asked.members))
+    inner = OrderedCritic(spec, shape, run.streams("critic" + suffix, members=asked.members))
     critic = LevelCritic(inner, levels)
-    learner = Regression(critic, asked.learner, run.streams("orders", members=asked.members), asked.updates)
-    rows = source(log, asked.learner, run.streams("rows", members=asked.members))
-    run.fit(STAGE, learner, rows, asked.updates, members=asked.members)
+    learner = Regression(critic, asked.learner, run.streams("orders" + suffix, members=asked.members), asked.updates)
+    rows = source(log, asked.learner, run.streams("rows" + suffix, members=asked.members))
+    run.fit(STAGE + suffix, learner, rows, asked.updates, members=asked.members)
     return LearnedCritic(learner, sample, pessimism=asked.pessimism)
 
 
@@ -96,7 +102,7 @@ def exact_critic(config: Config, world: World[Any], player: LanguageModel) -> Ex
     with console.status("listing the world's states"):
         table = world.table()
     policy = joint_policy(world, table, player, config.planner)
-    return ExactCritic(table, policy, _discount(config), state_of=world.state_of, digits=world.digits)
+    return ExactCritic(table, policy, discount_of(config), state_of=world.state_of, digits=world.digits)
 
 
 def weights_of(config: Config, world: World[Any]) -> Float[Tensor, " K"]:
@@ -110,6 +116,7 @@ def weights_of(config: Config, world: World[Any]) -> Float[Tensor, " K"]:
     return torch.tensor(given)
 
 
-def _discount(config: Config) -> float:
+def discount_of(config: Config) -> float:
+    """γ of the channel that counts."""
     discount = config.critic.learner.discount
     return float(discount if isinstance(discount, float) else discount[0])
