@@ -48,9 +48,7 @@ def make_critic(
     return learned_critic(config, run, world, log, suffix)
 
 
-def logged_play(
-    config: Config, run: Run, world: World[Any], player: LanguageModel, suffix: str = ""
-) -> StateLog:
+def logged_play(config: Config, run: Run, world: World[Any], player: LanguageModel, suffix: str = "") -> StateLog:
     """Play of a model alone, after random starts, with its probabilities."""
     asked = config.critic.log
     seed = run.stage_seeds("log" + suffix)[0]
@@ -63,9 +61,7 @@ def logged_play(
     return log
 
 
-def learned_critic(
-    config: Config, run: Run, world: World[Any], log: StateLog, suffix: str = ""
-) -> LearnedCritic:
+def learned_critic(config: Config, run: Run, world: World[Any], log: StateLog, suffix: str = "") -> LearnedCritic:
     """A critic fitted to a log, or as it was fitted before."""
     asked = config.critic
     sample = log.take(torch.arange(log.starts(1)), 1, 1) if len(log) <= SAMPLE else _sample(log)

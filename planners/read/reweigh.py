@@ -18,7 +18,6 @@ from planners.read.critics import PlanCritic
 from planners.read.prior import finite, log_shares, require_scores
 from planners.read.team import Open, TeamConfig, TeamPlanner
 
-
 Improve = Callable[[Tensor, Tensor], Tensor]  # probabilities of plans, from those of the model and advantages
 
 

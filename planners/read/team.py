@@ -43,9 +43,9 @@ class Open:
     names, own: agents who decide, and the plans of each. decided: what those before them will do. seed: of its random
     numbers. proposed: in order, what the model wrote and the number of the plan that it means, None for what is none.
     scores: advantages of the plans that were proposed. chosen: number of the plan taken. told: the model's
-    log-probabilities of the plans, where it was asked for them. policy: probabilities by which a plan was drawn, where the
-    planner draws one. behavior: with each plan, probabilities of the choices
-    of the agents given, each after those before it, where the critic needs them.
+    log-probabilities of the plans, where it was asked for them. policy: by which probabilities a plan was drawn, where
+    the planner draws one. behavior: with each plan, probabilities of the choices of the agents given, each after those
+    before it, where the critic needs them.
     """
 
     row: int
