@@ -18,7 +18,7 @@ MARK = "mark"  # an answer by which one sees how a template closes it
 @dataclass(frozen=True, slots=True, eq=False)
 class Choices:
     """Texts that a model may choose from. tokens: of each, the end included. following: what may come after a prefix.
-    longest: tokens of the longest.
+    longest: tokens of the longest. deciding: the tokens of each up to the last that another choice could differ from.
 
     No prefix of a choice is without a successor, its last token aside, since the end is a token like any other: that
     also tells a choice from a longer one that begins with it.
@@ -28,6 +28,7 @@ class Choices:
     tokens: tuple[tuple[int, ...], ...]
     following: dict[tuple[int, ...], list[int]]
     longest: int
+    deciding: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, texts: tuple[str, ...], tokens: tuple[tuple[int, ...], ...]) -> Choices:
@@ -37,7 +38,14 @@ class Choices:
             for place, token in enumerate(path):
                 following.setdefault(path[:place], {})[token] = None
         tree = {prefix: list(successors) for prefix, successors in following.items()}
-        return cls(texts, tokens, tree, max(len(path) for path in tokens))
+        deciding = tuple(_up_to_last_branch(path, tree) for path in tokens)
+        return cls(texts, tokens, tree, max(len(path) for path in tokens), deciding)
+
+
+def _up_to_last_branch(path: tuple[int, ...], tree: dict[tuple[int, ...], list[int]]) -> tuple[int, ...]:
+    """A path as far as others go on from it; its first token where there is no other."""
+    branches = [place for place in range(len(path)) if len(tree[path[:place]]) > 1]
+    return path[: branches[-1] + 1] if branches else path[:1]
 
 
 class Chat:

@@ -7,7 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,18 +22,17 @@ from planners.language.scoring import batches, continuations, pad_left, read
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """A query in tokens. number: its place among those asked. longest: how many tokens a completion may have."""
+    """A query in tokens. number: its place among those asked. longest: how many tokens a completion may have.
+
+    paths: of its choices, the tokens to score.
+    """
 
     number: int
     query: Query
     prompt: list[int]
     choices: Choices | None
     longest: int
-
-    @property
-    def paths(self) -> tuple[tuple[int, ...], ...]:
-        """Tokens of its choices."""
-        return () if self.choices is None else self.choices.tokens
+    paths: tuple[tuple[int, ...], ...]
 
 
 class Local:
@@ -105,9 +104,18 @@ class Local:
 
     def score(self, queries: Sequence[Query]) -> Iterator[tuple[int, Scores]]:
         """Log-probabilities of each query's choices. Raises InputError, before any is asked, where there are none."""
-        if not all(query.choices for query in queries):
-            raise InputError("Scores are of the choices of a query, and one of these has none. Give it choices.")
+        require_choices(queries)
         return self._score(self._ask(queries))
+
+    def score_deciding(self, queries: Sequence[Query]) -> Iterator[tuple[int, Scores]]:
+        """Log-probabilities of each query's choices up to the token after which only one is left, and of no more.
+
+        `Scores.constrained` is the same as of whole choices, `whole` and `per_token` are not. Where first tokens decide
+        it takes one reading of the prompt.
+        """
+        require_choices(queries)
+        asked = self._ask(queries)
+        return self._score([replace(one, paths=one.choices.deciding) for one in asked if one.choices is not None])
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of a prompt, the template's own included."""
@@ -128,7 +136,8 @@ class Local:
             choices = self._chat.choices(query.choices) if query.choices else None
             longest = query.max_tokens if choices is None else choices.longest
             self._check_length(len(prompt), longest)
-            asked.append(Asked(number, query, prompt, choices, longest))
+            paths = () if choices is None else choices.tokens
+            asked.append(Asked(number, query, prompt, choices, longest, paths))
         return sorted(asked, key=lambda one: (one.longest, len(one.prompt)), reverse=True)
 
     def _check_length(self, prompt: int, longest: int) -> None:
@@ -211,6 +220,12 @@ class Local:
                 _sound(math.fsum(log_probs))
                 found[option] = log_probs
         return [tuple(found[row, path] for path in one.paths) for row, one in enumerate(asked)]
+
+
+def require_choices(queries: Sequence[Query]) -> None:
+    """Raise InputError for a query without choices, of which there is nothing to score."""
+    if not all(query.choices for query in queries):
+        raise InputError("Scores are of the choices of a query, and one of these has none. Give it choices.")
 
 
 def _sound(log_prob: float) -> float:

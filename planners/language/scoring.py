@@ -63,6 +63,9 @@ def continuations(
     """Log-probabilities, by token, of each path as it follows the prompt of its row."""
     index = torch.tensor(rows, device=model.device)
     target = pad_sequence([torch.tensor(path) for path in paths], batch_first=True).to(model.device)
+    first = reading.first[index].gather(1, target[:, :1])
+    if target.shape[1] == 1:
+        return [(log_prob,) for log_prob in first.squeeze(1).tolist()]
     given = target[:, :-1]  # the last token is scored, and nothing follows it
     before = reading.attention[index]
     # Padding stands behind a path and is seen by nothing that counts, so it may be attended to.
@@ -76,7 +79,6 @@ def continuations(
         use_cache=True,
     ).logits.float()
     following = logits.gather(-1, target[:, 1:].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    first = reading.first[index].gather(1, target[:, :1])
     log_probs = torch.cat([first, following], 1).tolist()
     return [tuple(row[: len(path)]) for row, path in zip(log_probs, paths)]
 

@@ -68,10 +68,10 @@ class PlayConfig(Section):
         description="tell exact success too, and how right the critic is, where all states can be listed: the model is "
         "asked in every one of them",
     )
-    beside: tuple[Literal["alone", "uniform"], ...] = Field(
+    beside: tuple[Literal["alone", "uniform", "nobody"], ...] = Field(
         ("alone", "uniform"),
-        description="planners that are judged too: the model alone, and the same planner and critic with a model to "
-        "which all plans are alike, which shows what the language model adds",
+        description="planners that are judged too: the model alone; uniform, the same planner and critic with a model "
+        "to which all plans are alike; nobody, such a model and a critic of random play, without any language model",
     )
 
 

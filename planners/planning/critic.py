@@ -22,6 +22,7 @@ from marl.output.console import console
 from marl.training.run import Run
 from planners.baselines import uniform_prior
 from planners.language.base import LanguageModel
+from planners.language.deciding import deciding
 from planners.language.recorded import Recorded
 from planners.planning.config import Config
 from planners.planning.tabulated import HasDigits, joint_policy
@@ -31,26 +32,28 @@ from planners.read.critics import ExactCritic, LearnedCritic, PlanCritic
 STAGE = "critic"
 
 
-def make_critic(config: Config, run: Run, world: World[Any], model: LanguageModel) -> PlanCritic | None:
-    """The critic; None where the config asks for none."""
+def make_critic(
+    config: Config, run: Run, world: World[Any], model: LanguageModel, suffix: str = ""
+) -> PlanCritic | None:
+    """The critic; None where the config asks for none. suffix: of the names of its stages, where a run has several."""
     kind = config.critic.kind
     if kind == "none":
         return None
     player = model if config.critic.log.play == "model" else uniform_prior()
     if kind == "exact":
         return exact_critic(config, world, player)
-    log = logged_play(config, run, world, player).weighted(weights_of(config, world))
+    log = logged_play(config, run, world, player, suffix).weighted(weights_of(config, world))
     if kind == "counted":
         from planners.read.counted import CountedCritic
 
         return CountedCritic(log, discount_of(config))
-    return learned_critic(config, run, world, log)
+    return learned_critic(config, run, world, log, suffix)
 
 
-def logged_play(config: Config, run: Run, world: World[Any], player: LanguageModel) -> StateLog:
+def logged_play(config: Config, run: Run, world: World[Any], player: LanguageModel, suffix: str = "") -> StateLog:
     """Play of a model alone, after random starts, with its probabilities."""
     asked = config.critic.log
-    seed = run.stage_seeds("log")[0]
+    seed = run.stage_seeds("log" + suffix)[0]
     starts = from_random_play(world, asked.starts, asked.start_steps, seed)
     env = TensorEnv(starts, asked.num_envs, time_limit=asked.time_limit)
     actor = Behavior(world, player, config.planner)
@@ -60,18 +63,18 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     return log
 
 
-def learned_critic(config: Config, run: Run, world: World[Any], log: StateLog) -> LearnedCritic:
+def learned_critic(config: Config, run: Run, world: World[Any], log: StateLog, suffix: str = "") -> LearnedCritic:
     """A critic fitted to a log, or as it was fitted before."""
     asked = config.critic
     sample = log.take(torch.arange(log.starts(1)), 1, 1) if len(log) <= SAMPLE else _sample(log)
-    levels = run.once("levels", lambda: levels_of(sample.obs.state))
+    levels = run.once("levels" + suffix, lambda: levels_of(sample.obs.state))
     spec = replace(world.spec, channels=("worth",), state_size=level_inputs(levels))
     shape = CriticConfig(network=asked.network, output="team")
-    inner = OrderedCritic(spec, shape, run.streams("critic", members=asked.members))
+    inner = OrderedCritic(spec, shape, run.streams("critic" + suffix, members=asked.members))
     critic = LevelCritic(inner, levels)
-    learner = Regression(critic, asked.learner, run.streams("orders", members=asked.members), asked.updates)
-    rows = source(log, asked.learner, run.streams("rows", members=asked.members))
-    run.fit(STAGE, learner, rows, asked.updates, members=asked.members)
+    learner = Regression(critic, asked.learner, run.streams("orders" + suffix, members=asked.members), asked.updates)
+    rows = source(log, asked.learner, run.streams("rows" + suffix, members=asked.members))
+    run.fit(STAGE + suffix, learner, rows, asked.updates, members=asked.members)
     return LearnedCritic(learner, sample, pessimism=asked.pessimism)
 
 
@@ -91,7 +94,7 @@ def exact_critic(config: Config, world: Any, player: LanguageModel) -> ExactCrit
     if bool((weights[1:] != 0).any()):
         raise InputError("critic.kind=exact is of the first reward channel alone; leave critic.weights out.")
     inner = player.model if isinstance(player, Recorded) else player  # as many answers as states would fill the cache
-    policy = joint_policy(world, table, inner, config.planner)
+    policy = joint_policy(world, table, deciding(inner), config.planner)
     return ExactCritic(table, policy, discount_of(config), state_of=world.state_of, digits=world.digits)
 
 

@@ -6,7 +6,7 @@ Nothing here is used before a critic is learned: it judges what was learned, and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from envs.core import Observation, tree_map
+from envs.core import InputError, Observation, tree_map
 from envs.tabular import Table
 from planners.planning.config import MethodConfig
 from planners.read.advantages import filtered, prefix_value, reweighed
@@ -62,6 +62,15 @@ class Listed:
         """The same as a critic has them, in units of its scale."""
         known = [self._judged(critic, count) for count in range(self.agents + 1)]
         return [(after - before.unsqueeze(-1)) / critic.scale for before, after in pairwise(known)]
+
+    def require_success(self, steps: int) -> None:
+        """Raise InputError where an episode's return does not say whether it succeeded."""
+        if not earned_once(self.table, self.goal, steps):
+            raise InputError(
+                f"evaluation.exact needs a task in which evaluation.goal={self.goal:g} is earned at once and but once, "
+                "so that the expected return is the share of successes; here it is not. In the kitchen, set "
+                "env.args.soups=1 and the goal to what the soup earns."
+            )
 
     def success(self, policy: Float[Tensor, "*joint"], steps: int) -> float:
         """Share of episodes of at most so many steps that reach the goal, where one that does is over."""
@@ -179,10 +188,16 @@ def agreement(
 
 
 def exact_metrics(
-    listed: Listed, critic: PlanCritic | None, config: MethodConfig, steps: int, beside: Sequence[str]
+    listed: Listed,
+    critic: PlanCritic | None,
+    config: MethodConfig,
+    steps: int,
+    others: Mapping[str, PlanCritic | None],
 ) -> dict[str, float]:
-    """Success of a planner, of the model alone, and of the planner with a model that knows nothing; and how right the
-    critic is about the model's own play, weighted by where that leads."""
+    """Success of a planner, of the model alone, and of planners whose model knows nothing; and how right the critic is.
+
+    others: by name, the critics of these planners. `truth/` is the planner with the exact critic of the model's play.
+    """
     found = {"alone/exact/success": listed.success(listed.policy, steps)}
     found["alone/exact/discounted"] = float(listed.table.evaluate(listed.policy.flatten(1), listed.discount)[0])
     found["alone/exact/most_probable/success"] = listed.success(most_probable(listed), steps)
@@ -191,12 +206,26 @@ def exact_metrics(
     learned = listed.learned_advantages(critic)
     if is_closed(config, listed.table.choices**listed.agents):
         found["exact/success"] = listed.success(executed(listed, learned, config), steps)
-        found["truth/exact/success"] = listed.success(executed(listed, listed.true_advantages(), config), steps)
-        if "uniform" in beside:
-            nobody = replace(listed, policy=torch.full_like(listed.policy, 1 / listed.policy[0].numel()))
-            with_it = nobody.learned_advantages(critic) if critic.needs_behavior else learned
-            found["uniform/exact/success"] = nobody.success(executed(nobody, with_it, config), steps)
+        found["truth/exact/success"] = listed.success(
+            executed(listed, in_scale(listed, listed.true_advantages()), config), steps
+        )
+        nobody = replace(listed, policy=torch.full_like(listed.policy, 1 / listed.policy[0].numel()))
+        for name, judge in others.items():
+            assert judge is not None
+            judged = nobody.learned_advantages(judge)
+            found[f"{name}/exact/success"] = nobody.success(executed(nobody, judged, config), steps)
     return found | agreements(listed, learned, steps)
+
+
+def in_scale(listed: Listed, advantages: Sequence[Float[Tensor, "*prefix"]]) -> list[Float[Tensor, "*prefix"]]:
+    """True advantages in units of their root mean square over all states and the model's choices, as critics' are."""
+    squares = []
+    for agent, advantage in enumerate(advantages):
+        later = tuple(range(agent + 2, listed.agents + 1))
+        mass = listed.policy.sum(later) if later else listed.policy
+        squares.append((mass * advantage.square()).sum() / len(listed.table))
+    unit = torch.stack(squares).mean().sqrt()
+    return [advantage / unit for advantage in advantages]
 
 
 def agreements(listed: Listed, learned: Sequence[Float[Tensor, "*prefix"]], steps: int) -> dict[str, float]:
@@ -223,3 +252,10 @@ def most_probable(listed: Listed) -> Float[Tensor, "*joint"]:
         likeliest = nn.functional.one_hot(share.argmax(-1), share.shape[-1]).double()
         joint = joint.unsqueeze(-1) * likeliest
     return joint
+
+
+def earned_once(table: Table, goal: float, steps: int) -> bool:
+    """True where an episode of so many steps earns the goal at once or nothing, so that E[return] = P(success) goal."""
+    close = 1e-6 * max(1.0, abs(goal))
+    all_or_nothing = ((table.reward - goal).abs() <= close) | (table.reward == 0)
+    return goal > 0 and bool(all_or_nothing.all()) and float(table.most(steps)[0]) <= goal + close

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,7 @@ from marl.training.run import Run
 from planners.baselines import uniform_prior
 from planners.language.base import LanguageModel
 from planners.language.config import open_model
+from planners.language.deciding import deciding
 from planners.language.recorded import BudgetSpent, Recorded
 from planners.planning.config import Config
 from planners.planning.critic import STAGE, discount_of, listed_table, make_critic
@@ -32,6 +34,7 @@ from planners.read.planner import ReadPlanner
 from planners.read.reweigh import ReweighingPlanner
 from planners.read.team import TeamPlanner
 
+RANDOM = "_of_random_play"  # after the names of stages of the critic of random play
 TRANSCRIPT, PAGE = "transcript.jsonl", "episode.html"
 COLUMNS = {
     "success": "success",
@@ -70,60 +73,67 @@ def plan(
     config: Config, run: Run, world: World[Any], model: Recorded, judge: Judge
 ) -> tuple[dict[str, Metric], Tables]:
     """Episodes of the planner, and of those beside it."""
-    try:
-        critic = make_critic(config, run, world, model)
-    except BudgetSpent as end:
-        console.print(str(end), markup=False)
-        judge.budget_spent = True
-        return {}, {}
     metrics: dict[str, Metric] = {}
     rows = []
-    for name, planner in planners(config, world, model, critic).items():
-        own = name == config.planner.kind
-        episodes = judge.play(planner, name, tell=own)
-        if episodes is None:
-            break
-        found = judge.metrics(episodes)
-        metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
-        rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
-        if own:
-            tell_story(run, judge)
+    made: dict[str, TeamPlanner] = {}
+    try:
+        for name, planner in planners(config, run, world, model):
+            made[name], own = planner, not made
+            episodes = judge.play(planner, name, tell=own)
+            if episodes is None:
+                break
+            found = judge.metrics(episodes)
+            metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
+            rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
+            if own:
+                tell_story(run, judge)
+    except BudgetSpent as end:  # while a critic was learned
+        console.print(str(end), markup=False)
+        judge.budget_spent = True
     metrics |= differences(metrics, config.evaluation.beside)
     if config.evaluation.exact and not judge.budget_spent:
-        metrics |= truth(config, world, model, critic)
-    if (run.folder / "checkpoints" / STAGE).exists():
+        metrics |= truth(config, world, model, made)
+    if (run.folder / "checkpoints" / STAGE).exists() and run.unfinished(STAGE) is None:
         metrics |= {f"critic/{key}": Metric.exact(run.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
     return metrics, {"planners": rows}
 
 
-def truth(config: Config, world: World[Any], model: Recorded, critic: PlanCritic | None) -> dict[str, Metric]:
+def planners(config: Config, run: Run, world: World[Any], model: LanguageModel) -> Iterator[tuple[str, TeamPlanner]]:
+    """The planner by its kind, then those beside it by their names, each made when it is wanted.
+
+    Without a critic all others would be the same again, or no planners, and are left out.
+    """
+    critic = make_critic(config, run, world, model)
+    yield config.planner.kind, planner_of(config, world, model, critic)
+    if critic is None:
+        return
+    beside = config.evaluation.beside
+    if "alone" in beside:
+        yield "alone", ReadPlanner(world, model, None, config.planner)
+    if "uniform" in beside:
+        yield "uniform", planner_of(config, world, uniform_prior(), critic)
+    if "nobody" in beside:
+        log = config.critic.log.model_copy(update={"play": "random"})
+        unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"log": log})})
+        yield "nobody", planner_of(config, world, uniform_prior(), make_critic(unasked, run, world, model, RANDOM))
+
+
+def truth(config: Config, world: World[Any], model: Recorded, made: Mapping[str, TeamPlanner]) -> dict[str, Metric]:
     """Exact figures. The model itself is asked, beside cache, ledger and budget."""
     from planners.planning.exact import Listed, exact_metrics
 
-    table = listed_table(world)
-    policy = joint_policy(world, table, model.model, config.planner)
     goal, steps = config.evaluation.goal, config.env.time_limit
     assert goal is not None
     if steps is None:
         raise InputError("evaluation.exact is of episodes of so many steps: set env.time_limit.")
+    table = listed_table(world)
+    policy = joint_policy(world, table, deciding(model.model), config.planner)
     listed = Listed(world, table, policy, goal, discount_of(config))
+    listed.require_success(steps)
+    others = {name: made[name].critic for name in ("uniform", "nobody") if name in made}
     with console.status("computing exact success"):
-        found = exact_metrics(listed, critic, config.planner, steps, config.evaluation.beside)
+        found = exact_metrics(listed, made[config.planner.kind].critic, config.planner, steps, others)
     return {name: Metric.exact(value) for name, value in found.items()}
-
-
-def planners(
-    config: Config, world: World[Any], model: LanguageModel, critic: PlanCritic | None
-) -> dict[str, TeamPlanner]:
-    """The planner by its kind, and those beside it by their names. What would be the same again is left out."""
-    found: dict[str, TeamPlanner] = {config.planner.kind: planner_of(config, world, model, critic)}
-    if critic is None:
-        return found
-    if "alone" in config.evaluation.beside:
-        found["alone"] = ReadPlanner(world, model, None, config.planner)
-    if "uniform" in config.evaluation.beside:
-        found["uniform"] = planner_of(config, world, uniform_prior(), critic)
-    return found
 
 
 def planner_of(config: Config, world: World[Any], model: LanguageModel, critic: PlanCritic | None) -> TeamPlanner:

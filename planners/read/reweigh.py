@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from envs.core import InputError, Observation
 from planners.language.base import LanguageModel, Scores
+from planners.read.advantages import reweighed
 from planners.read.critics import PlanCritic
 from planners.read.prior import finite, log_shares, require_scores
 from planners.read.team import Open, TeamConfig, TeamPlanner
+
+Improve = Callable[[Tensor, Tensor], Tensor]  # probabilities of plans, from those of the model and advantages
 
 
 class ReweighConfig(TeamConfig):
@@ -37,6 +41,9 @@ class ReweighingPlanner(TeamPlanner):
     7); sequentially it is their equation 9, which differs (`planners.read.advantages`). It finds what the model would
     hardly ever say, at one query a decision. Advantages are over what the model would choose, Q - Σ_a μ(a) Q(a).
 
+    improve: another way to make a policy of μ and A, such as `planners.read.advantages.filtered`, which is what
+    `ReadPlanner` comes to where it asks until a plan is accepted; None for the equation above.
+
     critic: None draws from the model alone; with temperature 0 that is the scoring of SayCan (Ahn et al., 2022, arXiv
     2204.01691), with `probabilities: per_token` that of TWOSOME (Tan et al., ICLR 2024, arXiv 2401.14151). Raises
     InputError for a model that cannot score texts.
@@ -44,9 +51,17 @@ class ReweighingPlanner(TeamPlanner):
 
     reads_scores = True
 
-    def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: ReweighConfig):
+    def __init__(
+        self,
+        world: Any,
+        model: LanguageModel,
+        critic: PlanCritic | None,
+        config: ReweighConfig,
+        improve: Improve | None = None,
+    ):
         super().__init__(world, model, critic, config)
         self.config = config
+        self.improve = partial(reweighed, temperature=config.beta) if improve is None else improve
         if critic is not None and config.temperature == 0:
             raise InputError(
                 "At temperature 0 the model leaves one plan, whatever a critic says of it: set temperature above 0, or "
@@ -61,9 +76,11 @@ class ReweighingPlanner(TeamPlanner):
         for one, value in zip(asked, self._worth_of_all(asked, obs, given), strict=True):
             assert one.told is not None
             log_prior = self._log_prior(one.told)
-            gain = value - (log_prior.exp() * value).sum()
+            prior = log_prior.exp()
+            gain = value - (prior * value).sum()
             one.scores = dict(enumerate(gain.tolist()))
-            one.chosen = _draw(log_prior + gain / self.config.beta, one.seed)
+            one.policy = prior if self.critic is None else self.improve(prior, gain)
+            one.chosen = _draw(one.policy, one.seed)
 
     def _log_prior(self, scores: Scores) -> Float[Tensor, " plans"]:
         """The model's log-probabilities of the plans."""
@@ -87,8 +104,8 @@ class ReweighingPlanner(TeamPlanner):
         return list(self.worth(ones, plans, obs, given).split(sizes))
 
 
-def _draw(logits: Float[Tensor, " plans"], seed: int) -> int:
-    """A number drawn by these logits, from random numbers of its own (Gumbel-max)."""
+def _draw(share: Float[Tensor, " plans"], seed: int) -> int:
+    """A number drawn by these probabilities, from random numbers of its own (Gumbel-max)."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.empty_like(logits).exponential_(generator=generator).log()
-    return int((logits - noise).argmax())
+    noise = torch.empty_like(share).exponential_(generator=generator).log()
+    return int((share.log() - noise).argmax())

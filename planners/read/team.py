@@ -43,8 +43,9 @@ class Open:
     names, own: agents who decide, and the plans of each. decided: what those before them will do. seed: of its random
     numbers. proposed: in order, what the model wrote and the number of the plan that it means, None for what is none.
     scores: advantages of the plans that were proposed. chosen: number of the plan taken. told: the model's
-    log-probabilities of the plans, where it was asked for them. behavior: with each plan, probabilities of the choices
-    of the agents given, each after those before it, where the critic needs them.
+    log-probabilities of the plans, where it was asked for them. policy: by which probabilities a plan was drawn, where
+    the planner draws one. behavior: with each plan, probabilities of the choices of the agents given, each after those
+    before it, where the critic needs them.
     """
 
     row: int
@@ -60,6 +61,7 @@ class Open:
     scores: dict[int, float] = field(default_factory=dict)
     chosen: int | None = None
     told: Scores | None = None
+    policy: Float[Tensor, " plans"] | None = None
     behavior: Float[Tensor, "plans N A"] | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 

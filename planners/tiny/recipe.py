@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from envs.core import InputError
+from envs.core import InputError, tree_map
 from envs.tabular import HasTable
 from envs.world import World
 from marl.config.recipe import Recipe
@@ -27,7 +27,7 @@ from planners.language.chat import Chat
 from planners.language.local import Local
 from planners.read.phrases import Phrasebook, require_words
 from planners.tiny.config import Config, TinyConfig
-from planners.tiny.imitation import Imitation, Target, text_batch
+from planners.tiny.imitation import Imitation, ImitationConfig, Target, text_batch
 from planners.tiny.lessons import Lesson, Lessons
 from planners.tiny.teacher import Teacher
 from planners.tiny.tokenizer import train_tokenizer
@@ -89,12 +89,35 @@ def train(config: Config, run: Run, lessons: Lessons) -> tuple[Any, Any]:
         known = list(islice(taught, config.tiny.lessons))
     tokenizer = train_tokenizer(texts(known[:FOR_WORDS]), config.tiny.vocabulary)
     chat = Chat(tokenizer, [])
-    batch = as_batch(known, chat, run.stage_seeds("answers")[0])
     model = new_model(config.tiny, tokenizer)
-    learner = Imitation(model, config.tiny, config.tiny.updates)
-    source = Logged(batch, rows=config.tiny.rows, streams=run.streams("order"))
-    run.fit(STAGE, learner, source, config.tiny.updates)
+    teach(config.tiny, run, model, chat, known)
     return model.eval(), tokenizer
+
+
+class TeachingConfig(ImitationConfig, Protocol):
+    """The settings that teaching needs."""
+
+    @property
+    def rows(self) -> int:
+        """Lessons of an update."""
+
+    @property
+    def updates(self) -> int:
+        """Steps of training."""
+
+
+def teach(config: TeachingConfig, run: Run, model: Any, chat: Chat, lessons: list[Lesson], suffix: str = "") -> None:
+    """Train a model on lessons. suffix: of the names of stage and seeds, where a run teaches several times."""
+    batch = on_device(as_batch(lessons, chat, run.stage_seeds("answers" + suffix)[0]), run.device)
+    source = Logged(batch, rows=config.rows, streams=run.streams("order" + suffix))
+    run.fit(STAGE + suffix, Imitation(model, config, config.updates), source, config.updates)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The same texts where they are learned."""
+    kept = (batch.obs, batch.decision, batch.reward, batch.terminated, batch.truncated, batch.ended)
+    obs, decision, reward, terminated, truncated, ended = tree_map(lambda leaf: leaf.to(device), kept)
+    return Batch(1, 1, 1, obs, obs, decision, None, reward, terminated, truncated, ended)
 
 
 def as_batch(lessons: list[Lesson], chat: Chat, seed: int) -> Batch:

@@ -12,6 +12,7 @@ from small_language_models import byte_tokenizer, log_probs_alone, query, small_
 
 from envs.core import InputError
 from planners.language.base import LanguageModel, Message, ModelError, Query, in_order
+from planners.language.deciding import Deciding
 from planners.language.loading import quiet
 from planners.language.local import Local
 
@@ -29,7 +30,7 @@ def prompt_of(asked: Query) -> list[int]:
     return word_tokenizer().apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
 
-def texts(model: Local, *queries: Query) -> list[tuple[str, ...]]:
+def texts(model: LanguageModel, *queries: Query) -> list[tuple[str, ...]]:
     return [tuple(part.text for part in answer.completions) for answer in in_order(model.complete(queries))]
 
 
@@ -274,3 +275,40 @@ def test_no_more_rows_than_a_batch_are_computed_at_once() -> None:
     assert [len(scores.tokens) for scores in in_order(small.score(queries))] == [5] * 9
     assert [len(answer.completions) for answer in in_order(small.complete(queries))] == [3] * 9
     assert max(rows) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_decide_tell_the_constrained_probabilities_of_whole_choices(kind: str, temperature: float) -> None:
+    model = local(kind, batch=3)
+    queries = [query(length, length, choices=CHOICES[: 1 + place % 5]) for place, length in enumerate(LENGTHS)]
+    whole, deciding = in_order(model.score(queries)), in_order(Deciding(model).score(queries))
+    for one, other in zip(whole, deciding, strict=True):
+        assert other.constrained(temperature) == pytest.approx(one.constrained(temperature), abs=1e-5)
+        assert all(long[: len(short)] == short for long, short in zip(one.tokens, other.tokens, strict=True))
+
+
+def test_choices_that_first_tokens_decide_are_scored_by_one_reading_of_the_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Deciding(local())
+    read: list[int] = []
+    forward = model.model._model.forward
+
+    def counted(*given: Any, **options: Any) -> Any:
+        read.append(len(options["input_ids"]))
+        return forward(*given, **options)
+
+    monkeypatch.setattr(model.model._model, "forward", counted)
+    (scores,) = in_order(model.score([query(choices=("w1 w2", "w3 w4 w5"))]))
+    assert read == [1]
+    assert [len(path) for path in scores.tokens] == [1, 1]
+
+
+def test_a_model_that_scores_what_decides_has_a_name_of_its_own() -> None:
+    model = Deciding(local())
+    assert isinstance(model, LanguageModel)
+    assert model.identity != model.model.identity
+    assert texts(model, query(choices=CHOICES)) == texts(model.model, query(choices=CHOICES))
+    with pytest.raises(InputError, match="none"):
+        model.score([query()])
