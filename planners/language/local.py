@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from planners.language.base import Answer, Completion, Message, ModelError, Quer
 from planners.language.chat import Chat, Choices
 from planners.language.decoding import Draw, generator_of
 from planners.language.loading import load
-from planners.language.scoring import batches, continuations, pad_left, read
+from planners.language.scoring import batches, pad_left, read, read_on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,15 +212,26 @@ class Local:
     def _read(self, asked: Sequence[Asked]) -> list[tuple[tuple[float, ...], ...]]:
         """Log-probabilities of each query's choices, by token."""
         reading = read(self._model, [one.prompt for one in asked])
-        options = [(row, path) for row, one in enumerate(asked) for path in one.paths]
-        options.sort(key=lambda option: len(option[1]))  # choices of one length go together
+        # Choices that differ in their last token alone are read once.
+        last: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
+        for row, one in enumerate(asked):
+            for path in one.paths:
+                last[row, path[:-1]].append(path[-1])
         found: dict[tuple[int, tuple[int, ...]], tuple[float, ...]] = {}
-        for part in batches(options, self.batch):
-            rows, paths = zip(*part)
-            for option, log_probs in zip(part, continuations(self._model, reading, rows, paths)):
-                _sound(math.fsum(log_probs))
-                found[option] = log_probs
+        for _, alike in groupby(sorted(last, key=_length), _length):
+            for part in batches(list(alike), self.batch):
+                rows, prefixes = zip(*part)
+                before, following = read_on(self._model, reading, rows, prefixes)
+                for number, (row, prefix) in enumerate(part):
+                    tokens = last[row, prefix]
+                    for token, log_prob in zip(tokens, following[number, tokens].tolist()):
+                        found[row, (*prefix, token)] = (*before[number], _sound(log_prob))
         return [tuple(found[row, path] for path in one.paths) for row, one in enumerate(asked)]
+
+
+def _length(branch: tuple[int, tuple[int, ...]]) -> int:
+    """Tokens of a row's prefix."""
+    return len(branch[1])
 
 
 def require_choices(queries: Sequence[Query]) -> None:

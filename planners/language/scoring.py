@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from envs.core import InputError
 
@@ -57,30 +56,30 @@ def read(model: Any, prompts: Sequence[Sequence[int]]) -> Reading:
     return Reading(_shareable(output.get("past_key_values")), attention, output.logits[:, -1].float().log_softmax(-1))
 
 
-def continuations(
-    model: Any, reading: Reading, rows: Sequence[int], paths: Sequence[Sequence[int]]
-) -> list[tuple[float, ...]]:
-    """Log-probabilities, by token, of each path as it follows the prompt of its row."""
+def read_on(
+    model: Any, reading: Reading, rows: Sequence[int], prefixes: Sequence[Sequence[int]]
+) -> tuple[list[tuple[float, ...]], Float[Tensor, "G V"]]:
+    """Of prefixes of completions, each as it follows the prompt of its row: log-probabilities by token, and those of
+    what may come next. All are of one length."""
     index = torch.tensor(rows, device=model.device)
-    target = pad_sequence([torch.tensor(path) for path in paths], batch_first=True).to(model.device)
-    first = reading.first[index].gather(1, target[:, :1])
-    if target.shape[1] == 1:
-        return [(log_prob,) for log_prob in first.squeeze(1).tolist()]
-    given = target[:, :-1]  # the last token is scored, and nothing follows it
+    given = torch.tensor(prefixes, dtype=torch.int64, device=model.device).view(len(rows), -1)
+    if not given.shape[1]:
+        return [()] * len(rows), reading.first[index]
     before = reading.attention[index]
-    # Padding stands behind a path and is seen by nothing that counts, so it may be attended to.
-    attention = torch.cat([before, torch.ones_like(given)], 1)
-    position = before.sum(1, keepdim=True) + torch.arange(given.shape[1], device=model.device)
-    logits = model(
-        input_ids=given,
-        attention_mask=attention,
-        position_ids=position,
-        past_key_values=_of_rows(reading.cache, index),
-        use_cache=True,
-    ).logits.float()
-    following = logits.gather(-1, target[:, 1:].unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    log_probs = torch.cat([first, following], 1).tolist()
-    return [tuple(row[: len(path)]) for row, path in zip(log_probs, paths)]
+    log_probs = (
+        model(
+            input_ids=given,
+            attention_mask=torch.cat([before, torch.ones_like(given)], 1),
+            position_ids=before.sum(1, keepdim=True) + torch.arange(given.shape[1], device=model.device),
+            past_key_values=_of_rows(reading.cache, index),
+            use_cache=True,
+        )
+        .logits.float()
+        .log_softmax(-1)
+    )
+    first = reading.first[index].gather(1, given[:, :1])
+    following = log_probs[:, :-1].gather(-1, given[:, 1:].unsqueeze(-1)).squeeze(-1)
+    return [tuple(row) for row in torch.cat([first, following], 1).tolist()], log_probs[:, -1]
 
 
 def _shareable(cache: Any) -> Any:
