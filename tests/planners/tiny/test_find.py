@@ -170,7 +170,7 @@ def test_where_none_can_be_trained_it_is_said(env: EnvConfig, message: str, home
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match="nothing can be written there .* XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match=r"nothing can be written there .* XDG_CACHE_HOME"):
         find_or_train(TINY, MEETING, "all")
 
 
