@@ -22,7 +22,7 @@ from planners.language.base import LanguageModel
 from planners.language.config import open_model
 from planners.language.recorded import BudgetSpent, Recorded
 from planners.planning.config import Config
-from planners.planning.critic import STAGE, make_critic
+from planners.planning.critic import STAGE, make_critic, require_able
 from planners.planning.evaluation import Judge
 from planners.read.critics import PlanCritic
 from planners.read.page import write_page
@@ -51,8 +51,9 @@ class PlanningRecipe(Recipe):
     def run(self, config: Config, run: Run) -> Report:
         """Everything, or as much as the budget allows."""
         world = world_of(config)
-        run.begin()
         with closing(model_of(config, run)) as model:
+            require_able(config, model)
+            run.begin()
             judge = Judge(config, run, world)
             metrics, tables = plan(config, run, world, model, judge)
             metrics |= spent(model)
@@ -90,7 +91,7 @@ def plan(
     metrics |= differences(metrics, config.evaluation.beside)
     if (run.folder / "checkpoints" / STAGE).exists():
         metrics |= {f"critic/{key}": Metric.exact(run.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
-    return metrics, {"planners": rows}
+    return metrics, {"planners": rows} if rows else {}
 
 
 def planners(
