@@ -93,9 +93,35 @@ class Config(LearningConfig):
                 "evaluation.exact needs evaluation.goal, and a model on this machine: it is asked in every state there "
                 "is, beside the budget"
             )
-        if self.critic.log.steps < self.critic.learner.steps:
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_segments(self) -> Config:
+        log, learner = self.critic.log, self.critic.learner
+        if self.critic.kind == "learned" and log.steps < learner.steps:
             raise ValueError(
-                f"critic.log.steps={self.critic.log.steps} leave no segment of critic.learner.steps="
-                f"{self.critic.learner.steps}; log more steps, or learn from shorter segments"
+                f"critic.log.steps={log.steps} leave no segment of critic.learner.steps={learner.steps}; log more "
+                "steps, or learn from shorter segments"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_discount(self) -> Config:
+        discount = self.critic.learner.discount
+        if not isinstance(discount, float):
+            raise ValueError(
+                "critic.learner.discount: expected one number, since a critic of plans weighs all channels into one; "
+                f"got {list(discount)}"
+            )
+        if self.critic.kind in ("counted", "exact") and discount == 1:
+            raise ValueError(f"critic.kind={self.critic.kind} needs critic.learner.discount below 1, such as 0.97")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_a_choice(self) -> Config:
+        if self.planner.kind == "reweigh" and self.planner.temperature == 0 and self.critic.kind != "none":
+            raise ValueError(
+                "planner.kind=reweigh at planner.temperature=0 leaves one plan, whatever a critic says of it; set the "
+                "temperature above 0, or critic.kind=none"
             )
         return self

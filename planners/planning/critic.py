@@ -13,11 +13,13 @@ from envs.core import InputError
 from envs.restarts import from_random_play
 from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
+from marl.learning.batch import Batch
 from marl.learning.regression import Regression, source
 from marl.learning.state_log import StateLog, record
 from marl.models.critics import CriticConfig
 from marl.models.levels import LevelCritic, level_inputs, levels_of
 from marl.models.ordered_critic import OrderedCritic
+from marl.models.prefix_critic import PrefixCritic
 from marl.output.console import console
 from marl.training.run import Run
 from planners.baselines import uniform_prior
@@ -28,8 +30,19 @@ from planners.planning.config import Config
 from planners.planning.tabulated import HasDigits, joint_policy
 from planners.read.behavior import Behavior
 from planners.read.critics import ExactCritic, LearnedCritic, PlanCritic
+from planners.read.prior import require_scores
 
 STAGE = "critic"
+SAMPLE = 20_000  # steps of the log by which states and advantages are measured
+
+
+def require_able(config: Config, model: LanguageModel) -> None:
+    """Raise InputError, before anything is asked, for a model that cannot score what the config wants scored."""
+    if config.planner.kind == "reweigh":
+        require_scores(model, "planner.kind=reweigh", "set planner.kind=read")
+    if config.critic.kind != "none" and config.critic.log.play == "model":
+        instead = "learn from random play, critic.log.play=random, or go without, critic.kind=none"
+        require_scores(model, "A critic of the model's own play (critic.log.play=model)", instead)
 
 
 def make_critic(
@@ -47,7 +60,7 @@ def make_critic(
         from planners.read.counted import CountedCritic
 
         return CountedCritic(log, discount_of(config))
-    return learned_critic(config, run, world, log, suffix)
+    return learned_critic(config, run, world, log, model.scores, suffix)
 
 
 def logged_play(config: Config, run: Run, world: World[Any], player: LanguageModel, suffix: str = "") -> StateLog:
@@ -55,7 +68,7 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     asked = config.critic.log
     seed = run.stage_seeds("log" + suffix)[0]
     starts = from_random_play(world, asked.starts, asked.start_steps, seed)
-    env = TensorEnv(starts, asked.num_envs, time_limit=asked.time_limit)
+    env = TensorEnv(starts, asked.num_envs, time_limit=asked.time_limit, device=run.device)
     actor = Behavior(world, player, config.planner)
     with console.status(f"logging {asked.steps * asked.num_envs:,} steps of play"):
         log = record(env, actor, asked.steps, seed)
@@ -63,28 +76,34 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     return log
 
 
-def learned_critic(config: Config, run: Run, world: World[Any], log: StateLog, suffix: str = "") -> LearnedCritic:
-    """A critic fitted to a log, or as it was fitted before."""
+def learned_critic(
+    config: Config, run: Run, world: World[Any], log: StateLog, ordered: bool, suffix: str = ""
+) -> LearnedCritic:
+    """A critic fitted to a log, or as it was fitted before.
+
+    ordered: an `OrderedCritic`, which learns best and whose planner must know the model's probabilities; else a
+    `PrefixCritic`, for models that do not tell them.
+    """
     asked = config.critic
-    sample = log.take(torch.arange(log.starts(1)), 1, 1) if len(log) <= SAMPLE else _sample(log)
+    sample = sample_of(log)
     levels = run.once("levels" + suffix, lambda: levels_of(sample.obs.state))
     spec = replace(world.spec, channels=("worth",), state_size=level_inputs(levels))
     shape = CriticConfig(network=asked.network, output="team")
-    inner = OrderedCritic(spec, shape, run.streams("critic" + suffix, members=asked.members))
-    critic = LevelCritic(inner, levels)
+    kind = OrderedCritic if ordered else PrefixCritic
+    critic = LevelCritic(kind(spec, shape, run.streams("critic" + suffix, members=asked.members)), levels, run.device)
     learner = Regression(critic, asked.learner, run.streams("orders" + suffix, members=asked.members), asked.updates)
     rows = source(log, asked.learner, run.streams("rows" + suffix, members=asked.members))
     run.fit(STAGE + suffix, learner, rows, asked.updates, members=asked.members)
     return LearnedCritic(learner, sample, pessimism=asked.pessimism)
 
 
-SAMPLE = 20_000  # steps of the log by which states and advantages are measured
-
-
-def _sample(log: StateLog) -> Any:
-    """Steps from all over the log."""
-    generator = torch.Generator().manual_seed(0)
-    return log.take(torch.randint(log.starts(1), (SAMPLE,), generator=generator), 1, 1)
+def sample_of(log: StateLog) -> Batch:
+    """Steps from all over a log, or all of a short one."""
+    if len(log) <= SAMPLE:
+        places = torch.arange(log.starts(1))
+    else:
+        places = torch.randint(log.starts(1), (SAMPLE,), generator=torch.Generator().manual_seed(0))
+    return log.take(places.to(log.reward.device), 1, 1)
 
 
 def exact_critic(config: Config, world: Any, player: LanguageModel) -> ExactCritic:
@@ -121,6 +140,7 @@ def weights_of(config: Config, world: World[Any]) -> Float[Tensor, " K"]:
 
 
 def discount_of(config: Config) -> float:
-    """The critic's discount."""
+    """The discount, of which a config has one."""
     discount = config.critic.learner.discount
-    return float(discount if isinstance(discount, float) else discount[0])
+    assert isinstance(discount, float)
+    return discount

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
-from envs.tabular import HasTable
+from envs.core import leaves
+from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
 from marl.evaluation.episodes import Episodes, play
 from marl.output.console import console
@@ -20,6 +23,8 @@ from planners.read.live import print_step
 from planners.read.story import StoryStep
 from planners.read.team import TeamPlanner
 from planners.read.witness import Witness
+
+STARTS = 64  # starts by which it is found out whether there are several
 
 
 class Judge:
@@ -40,7 +45,8 @@ class Judge:
         while (done := sum(len(each.returns) for each in rounds)) < asked.episodes and not self.budget_spent:
             console.print(f"{name}: {done} of {asked.episodes} episodes", markup=False)
             seed = stage_seed(self.run.config.seed, f"evaluation {len(rounds)}")
-            env: Any = TensorEnv(self.world, asked.num_envs, time_limit=self.config.env.time_limit)
+            limit, device = self.config.env.time_limit, self.run.device
+            env: Any = TensorEnv(self.world, asked.num_envs, time_limit=limit, device=device)
             if tell and not rounds:
                 env = Witness(env, planner, tell=print_step)
             with closing(env):
@@ -63,18 +69,25 @@ class Judge:
             if success.any():
                 steps = episodes.lengths[success]
                 found["steps_of_successes"] = Metric.mean(steps)
-                if (best := self.fewest_steps()) is not None:
+                if (best := self.fewest_steps) is not None:
                     found["steps_above_fewest"] = Metric.mean(steps - best)
         return {prefix + name: metric for name, metric in found.items()}
 
+    @cached_property
     def fewest_steps(self) -> int | None:
-        """The fewest steps from the start to the goal; None where the world's states are not listed."""
+        """The fewest steps to the goal; None where states are not listed, or episodes begin in several of them."""
         goal = self.config.evaluation.goal
         if goal is None or not isinstance(self.world, HasTable):
             return None
-        if not hasattr(self, "_fewest"):
-            self._fewest = self.world.table().steps_to(goal)
-        return self._fewest
+        table = self.world.table()
+        return table.steps_to(goal) if begins_in(self.world, table) else None
+
+
+def begins_in(world: World[Any], table: Table) -> bool:
+    """True where episodes begin in the table's first state, as far as a number of starts tells."""
+    noise = world.initial_noise(STARTS, torch.Generator().manual_seed(0))
+    pairs = zip(leaves(world.initial(noise)), leaves(table.states), strict=True)
+    return all(bool((starts == states[:1]).all()) for starts, states in pairs)
 
 
 def succeeded(episodes: Episodes, goal: float) -> np.ndarray:

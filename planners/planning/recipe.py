@@ -24,7 +24,7 @@ from planners.language.config import open_model
 from planners.language.deciding import deciding
 from planners.language.recorded import BudgetSpent, Recorded
 from planners.planning.config import Config
-from planners.planning.critic import STAGE, discount_of, listed_table, make_critic
+from planners.planning.critic import STAGE, discount_of, listed_table, make_critic, require_able
 from planners.planning.evaluation import Judge
 from planners.planning.tabulated import joint_policy
 from planners.read.critics import PlanCritic
@@ -55,8 +55,9 @@ class PlanningRecipe(Recipe):
     def run(self, config: Config, run: Run) -> Report:
         """Everything, or as much as the budget allows."""
         world = world_of(config)
-        run.begin()
         with closing(model_of(config, run)) as model:
+            require_able(config, model)
+            run.begin()
             judge = Judge(config, run, world)
             metrics, tables = plan(config, run, world, model, judge)
             metrics |= spent(model)
@@ -95,7 +96,7 @@ def plan(
         metrics |= truth(config, world, model, made)
     if (run.folder / "checkpoints" / STAGE).exists() and run.unfinished(STAGE) is None:
         metrics |= {f"critic/{key}": Metric.exact(run.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
-    return metrics, {"planners": rows}
+    return metrics, {"planners": rows} if rows else {}
 
 
 def planners(config: Config, run: Run, world: World[Any], model: LanguageModel) -> Iterator[tuple[str, TeamPlanner]]:
@@ -115,7 +116,8 @@ def planners(config: Config, run: Run, world: World[Any], model: LanguageModel) 
     if "nobody" in beside:
         log = config.critic.log.model_copy(update={"play": "random"})
         unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"log": log})})
-        yield "nobody", planner_of(config, world, uniform_prior(), make_critic(unasked, run, world, model, RANDOM))
+        anybody = uniform_prior()
+        yield "nobody", planner_of(config, world, anybody, make_critic(unasked, run, world, anybody, RANDOM))
 
 
 def truth(config: Config, world: World[Any], model: Recorded, made: Mapping[str, TeamPlanner]) -> dict[str, Metric]:

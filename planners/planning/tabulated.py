@@ -101,5 +101,10 @@ def _messages(book: Phrasebook, phrases: Phrases, agent: int, before: tuple[int,
 
 
 def _shares(model: LanguageModel, queries: list[Query], temperature: float) -> list[Float[Tensor, " plans"]]:
-    scores = score_all(model, queries, [dict.fromkeys(COUNTS, 0) for _ in queries])
-    return [log_shares(model, each, temperature).exp() for each in scores]
+    """Probabilities of the plans of each query; a single plan is certain, and nobody is asked."""
+    unsure = [query for query in queries if len(query.choices) > 1]
+    scores = iter(score_all(model, unsure, [dict.fromkeys(COUNTS, 0) for _ in unsure]))
+    certain = torch.ones(1, dtype=torch.float64)
+    return [
+        log_shares(model, next(scores), temperature).exp() if len(query.choices) > 1 else certain for query in queries
+    ]

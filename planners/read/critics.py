@@ -85,7 +85,7 @@ class ExactCritic:
 
         behavior: not needed, as the policy is known everywhere.
         """
-        place = self.places(obs)
+        place, action, given = self.places(obs), action.cpu(), given.cpu()
         found = torch.zeros(len(place), dtype=torch.float64)
         for pattern in given.unique(dim=0):
             rows = (given == pattern).all(-1)
@@ -95,8 +95,8 @@ class ExactCritic:
         return found
 
     def places(self, obs: Observation) -> Int[Tensor, " B"]:
-        """Numbers of the table's states that are observed."""
-        keys = self.digits(self.state_of(obs.state)).keys()
+        """Numbers of the table's states that are observed, on the CPU like the table."""
+        keys = self.digits(self.state_of(obs.state.cpu())).keys()
         at = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)
         if not torch.equal(self._keys[at], keys):
             raise InputError(

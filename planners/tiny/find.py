@@ -15,7 +15,6 @@ import torch
 from envs.core import InputError
 from marl.config.schema import EnvConfig
 from marl.output.console import console
-from marl.output.files import cannot_write
 from marl.output.report import REPORT
 from marl.training.run import Run
 from planners.language.store import cache_folder
@@ -74,7 +73,11 @@ def alone(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = folder.with_suffix(".lock").open("w")
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise InputError(
+            f"The small language model is kept in {folder.parent}, and nothing can be written there "
+            f"({error.strerror}). Set XDG_CACHE_HOME to a folder that can be written, or ask another model: "
+            "model.local or model.server."
+        ) from error
     with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,5 +93,9 @@ def _train(config: Config, folder: Path) -> None:
         return
     console.print("training a small language model for this world, once; it is kept in", folder, markup=False)
     begun = (folder / "config.yaml").is_file()
-    report = recipe.run(config, Run.open(folder) if begun else Run.create(folder, config))
+    threads = torch.get_num_threads()
+    try:
+        report = recipe.run(config, Run.open(folder) if begun else Run.create(folder, config))
+    finally:
+        torch.set_num_threads(threads)  # a Run sets its own, and whoever asks has others
     report.save(folder / REPORT)

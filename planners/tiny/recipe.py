@@ -47,8 +47,8 @@ class TinyRecipe(Recipe):
 
     def run(self, config: Config, run: Run) -> Report:
         """Train, save the model where transformers finds it, and ask it what it was not taught."""
-        run.begin()
         lessons = Lessons(teacher_of(config), run.stage_seeds(STAGE)[0])
+        run.begin()
         model, tokenizer = train(config, run, lessons)
         folder = run.folder / MODEL
         model.save_pretrained(folder)

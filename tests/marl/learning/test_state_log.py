@@ -224,3 +224,18 @@ def test_latents_are_kept_where_they_are_tensors_and_belong_to_their_decisions()
     assert torch.equal(single.decision.latent, single.obs.agent[..., :2])
     assert silent.take(torch.arange(4), 1, 1).decision.latent is None
     assert log.bytes() - silent.bytes() == 60 * 2 * 2 * 4
+
+
+def test_weights_make_one_reward_of_all_channels_and_leave_the_log_as_it_was() -> None:
+    world = Foraging()
+    log = record(TensorEnv(world, 8), RandomActor(world.spec), 20, seed=0)
+    channels = len(world.spec.channels)
+    weights = torch.arange(1.0, channels + 1)
+    one = log.weighted(weights)
+    assert one.reward.shape == (len(log), len(world.spec.agents), 1)
+    assert_close(one.reward[..., 0], (log.reward * weights).sum(-1))
+    assert log.reward.shape[-1] == channels
+    places = torch.arange(10)
+    assert_close(one.take(places, 1, 1).obs.state, log.take(places, 1, 1).obs.state)
+    with pytest.raises(InputError, match=f"A weight for each of {channels} reward channels; got"):
+        log.weighted(torch.ones(channels + 1))

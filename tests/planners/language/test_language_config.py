@@ -34,14 +34,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_origin_is_enough() -> None:
-    for origin in ({"local": "folder"}, SERVER, {"replay": "t.jsonl"}, {"scripted": "module:function"}):
+    for origin in ({}, {"local": "folder"}, SERVER, {"replay": "t.jsonl"}, {"scripted": "module:function"}):
         assert ModelConfig(**origin).cache is None
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({}, r"exactly one of model\.local, .* got none"),
         ({"local": "a", "replay": "b"}, r"got model\.local|got local and replay"),
         ({"local": " "}, r"model\.local is empty"),
         ({"server": "http://localhost/v1"}, r"needs model\.name"),
