@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from marl.commands.allocator import keep_freed_memory
+from marl.output.console import console, in_words
 
 # Heavy imports (torch, matplotlib) belong to the commands that need them: help and listings answer at once.
 app = typer.Typer(
@@ -40,14 +43,19 @@ def run(
     assignments: Assignments = None,
     out: Annotated[Path | None, typer.Option(help="the folder to make; default runs/NAME-TIME-PROCESS")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="processes of a sweep; default one a core")] = None,
+    dry: Annotated[bool, typer.Option("--dry", help="say what would be done, and do nothing")] = False,
 ) -> None:
     """Train from a config, evaluate, and leave report, curve, film, events and checkpoints in one folder."""
     from marl.commands.run import new_folder, run_training, with_configs
     from marl.config.catalog import find_config
     from marl.config.load import resolve, split_assignments
-    from marl.output.console import console
 
     raws, points = with_configs([find_config(name) for name in config.split(",")], split_assignments(assignments or []))
+    if dry:
+        from marl.commands.preview import preview_points
+
+        preview_points(raws, points, console)
+        return
     folder = out or new_folder(list(raws))
     if len(points) == 1:
         report = run_training(resolve(next(iter(raws.values())), points[0]), folder)
@@ -70,7 +78,6 @@ def resume(folder: RunFolder, assignments: Assignments = None) -> None:
     """
     from marl.commands.printing import print_report
     from marl.commands.sweep import resume_folder
-    from marl.output.console import console
 
     print_report(resume_folder(folder, assignments or []), folder, console)
 
@@ -83,7 +90,6 @@ def evaluate(folder: RunFolder, assignments: Assignments = None) -> None:
     """
     from marl.commands.evaluate import evaluate_folder
     from marl.commands.printing import print_evaluation
-    from marl.output.console import console
 
     report, path = evaluate_folder(folder, assignments or [])
     print_evaluation(report, path, path.with_suffix(".png"), f"evaluation of {folder}", console)
@@ -95,7 +101,6 @@ def show(config: ConfigArgument, assignments: Assignments = None) -> None:
     from marl.commands.printing import print_config
     from marl.config.catalog import find_config
     from marl.config.load import read_yaml, resolve, split_assignments
-    from marl.output.console import console
 
     raw = read_yaml(find_config(config))
     for point in split_assignments(assignments or []):
@@ -107,7 +112,6 @@ def list_configs() -> None:
     """List the configs that come with Concord: what each is for, how long it takes, what to expect."""
     from marl.commands.printing import print_catalog
     from marl.config.catalog import catalog
-    from marl.output.console import console
 
     print_catalog(catalog(), console)
 
@@ -121,7 +125,6 @@ def compare(
     """Compare runs: a table and a plot, with intervals over seeds; runs that differ only in their seed form a group."""
     from marl.commands.compare import compare_folders
     from marl.commands.printing import print_comparison
-    from marl.output.console import console
 
     groups = compare_folders(folders, metric, out)
     print_comparison(groups, metric, console)
@@ -136,7 +139,6 @@ def cross_play(
     """Play trained teams beside one another, and beside scripted partners where their world has any."""
     from marl.commands.cross_play import cross_play_folders
     from marl.commands.printing import print_evaluation
-    from marl.output.console import console
 
     print_evaluation(*cross_play_folders(folders, out), "cross-play", console)
 
@@ -149,7 +151,6 @@ def render(folder: RunFolder) -> None:
     """
     from marl.commands.evaluate import render_folder
     from marl.commands.printing import print_files
-    from marl.output.console import console
 
     print_files(*render_folder(folder), console)
 
@@ -161,7 +162,6 @@ def bench(
 ) -> None:
     """Measure speed on this machine, per CPU-second, next to a calibration loop."""
     from marl.bench import run_benchmarks
-    from marl.output.console import console
     from marl.output.tables import print_metrics
 
     folder = out or Path(tempfile.mkdtemp(prefix="concord-bench-"))
@@ -187,8 +187,6 @@ def claims(
 
 def main() -> None:
     """Run a command; errors that the user can mend are one paragraph, never a traceback."""
-    from rich.console import Console
-
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end is as Ctrl-C
     keep_freed_memory()
@@ -202,21 +200,13 @@ def main() -> None:
         if os.environ.get("CONCORD_TRACEBACK"):
             raise
         exit_code = getattr(error, "exit_code", None)
-        if exit_code is not None:
-            errors.print(f"[bold red]Error:[/bold red] {_plain(str(error))}")
-            sys.exit(exit_code)
-        errors.print(f"[bold red]Error:[/bold red] {_plain(_unexpected(error))}")
-        sys.exit(1)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+        told = _unexpected(error) if exit_code is None else str(error)
+        errors.print("[bold red]Error:[/bold red]", Text(told))
+        sys.exit(1 if exit_code is None else exit_code)
 
 
 def _unexpected(error: Exception) -> str:
     """One paragraph for what the disk or the memory refused, or nobody foresaw, with the traceback in a file."""
-    from marl.output.console import in_words
-
     if isinstance(error, OSError):
         return f"{in_words(error)} Mend the file, the permissions or the disk; what was saved before is intact."
     with tempfile.NamedTemporaryFile("w", prefix="concord-error-", suffix=".txt", delete=False) as file:

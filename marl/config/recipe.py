@@ -35,6 +35,10 @@ class Recipe(ABC):
     def run(self, config: Any, run: Run) -> Report:
         """Do everything, and say what came out. The caller saves the report, once; pictures are drawn here."""
 
+    def preview(self, config: Any, console: Console) -> None:
+        """Say what `run` would do, and do nothing of it; `concord run CONFIG --dry`."""
+        raise InputError(f"{config.recipe} cannot say beforehand what it would do; run it without --dry.")
+
     def load(self, run: Run, num_envs: int) -> tuple[Actor, VectorEnv]:
         """The trained actor of a run as it was last saved, and environments to play it in."""
         raise InputError(f"{run.config.recipe} trains nobody who acts, so there is no actor to play.")

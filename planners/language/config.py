@@ -158,7 +158,7 @@ def _model(config: ModelConfig, device: str) -> LanguageModel:
     if config.replay is not None:
         return Replay(Path(config.replay).expanduser())
     if config.scripted is not None:
-        return _scripted(config.scripted)
+        return open_scripted(config.scripted)
     options: dict[str, Any] = {name: getattr(config, name) for name in OPTIONS["server" if config.server else "local"]}
     del options["cache"]
     # Neither transformers nor an HTTP client is imported where it is not asked for.
@@ -185,7 +185,8 @@ def _small(config: ModelConfig, env: EnvConfig | None, plans: Literal["all", "st
     return Local(str(find_or_train(config.tiny, env, plans)), batch=config.batch)
 
 
-def _scripted(path: str) -> Scripted:
+def open_scripted(path: str) -> Scripted:
+    """The function module:function as a model. Raises InputError for what is none."""
     function = import_dotted(path)
     if not callable(function):
         raise InputError(f"model.scripted={path} is no function, but a {type(function).__name__}.")

@@ -64,6 +64,32 @@ def load(name: str, gguf: str | None, revision: str | None, dtype: str, device: 
     return Pretrained(model.to(place), tokenizer, source.identity(dtype))
 
 
+def load_tokenizer(name: str, gguf: str | None, revision: str | None) -> Any:
+    """The tokenizer alone, of which nothing but tokens can be asked. Raises InputError as `load` does."""
+    import transformers
+
+    _check_packages(gguf)
+    with quiet():
+        source = _find(name, gguf, revision)
+        with _explained(source.name):
+            return transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Say what hinders transformers to load a model's files."""
+    import transformers
+
+    try:
+        yield
+    except Exception as error:  # files of strangers fail in every way
+        raise InputError(
+            f"{name} was found, but transformers {transformers.__version__} cannot load it as a causal language "
+            f"model with its tokenizer: {_first_line(error)}. Give a model that AutoModelForCausalLM and AutoTokenizer "
+            "can load; a folder of your own is complete after save_pretrained of both."
+        ) from error
+
+
 def _from_files(source: Source, dtype: str) -> tuple[Any, Any]:
     """Model and tokenizer, both complete."""
     import transformers
@@ -71,18 +97,11 @@ def _from_files(source: Source, dtype: str) -> tuple[Any, Any]:
     auto_model: Any = transformers.AutoModelForCausalLM
     # Transformers converts a GGUF file under a progress bar of its own, which nothing but this turns off.
     silence = nullcontext() if source.gguf is None else redirect_stderr(StringIO())
-    try:
-        with silence:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
-            model, told = auto_model.from_pretrained(
-                source.name, dtype=DTYPES[dtype], output_loading_info=True, **source.options
-            )
-    except Exception as error:  # files of strangers fail in every way
-        raise InputError(
-            f"{source.name} was found, but transformers {transformers.__version__} cannot load it as a causal language "
-            f"model with its tokenizer: {_first_line(error)}. Give a model that AutoModelForCausalLM and AutoTokenizer "
-            "can load; a folder of your own is complete after save_pretrained of both."
-        ) from error
+    with _explained(source.name), silence:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.name, **source.options)
+        model, told = auto_model.from_pretrained(
+            source.name, dtype=DTYPES[dtype], output_loading_info=True, **source.options
+        )
     _check_whole(source.name, sorted(told["missing_keys"]))
     return model, tokenizer
 

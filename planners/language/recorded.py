@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,15 @@ class BudgetSpent(ConcordError):  # noqa: N818 - an end that was planned, and no
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """One of the two things that a model can be asked: its name, how to ask, and what it has answered so far."""
+    """One of the two things that a model can be asked: its name, how to ask, and what it has answered so far.
+
+    recalled: answers that an interrupted run had written down, as they were then, until they are asked for again.
+    """
 
     kind: Kind
     ask: Callable[[Sequence[Query]], Iterator[tuple[int, Any]]]
-    known: dict[Query, Any]
+    known: dict[Query, Any] = field(default_factory=dict)
+    recalled: dict[Query, Any] = field(default_factory=dict)
 
 
 class Recorded:
@@ -64,8 +68,8 @@ class Recorded:
     a token a byte, or asks twice, may pass the limit once. When the next query does not fit, all that does is answered,
     and BudgetSpent raised after it.
 
-    transcript: a file to which each exchange is added; one that an interrupted run began is continued, and its answers
-    are not asked again, cache or no cache.
+    transcript: a file to which each exchange is added; one that an interrupted run began is continued. Its answers are
+    not asked again, cache or no cache, and are `cached` as they were then, so that counts come out the same.
     """
 
     def __init__(
@@ -83,8 +87,8 @@ class Recorded:
             raise InputError(
                 "A budget of price needs prices above 0: set model.prices, or model.budget.queries instead."
             )
-        self._completing = _Asking("complete", model.complete, {})
-        self._scoring = _Asking("score", model.score, {})
+        self._completing = _Asking("complete", model.complete)
+        self._scoring = _Asking("score", model.score)
         self._cached = 0
         self._transcript = Transcript(transcript, model.identity, model.scores) if transcript else None
         if self._transcript:
@@ -109,6 +113,13 @@ class Recorded:
         """Cost of the run so far; `cached` counts this process alone."""
         return replace(self.store.spent(), cached=self._cached)
 
+    def transcribed(self, path: Path) -> Recorded:
+        """The same model, store and budget, all of whose exchanges from now on are written to a file.
+
+        What was answered before is known, and written when it is asked for. Either may close what both share.
+        """
+        return Recorded(self.model, self.store, self.budget, self.prices, path)
+
     def close(self) -> None:
         """Close the model, the cache and the transcript; a second call does nothing."""
         self.model.close()
@@ -123,15 +134,18 @@ class Recorded:
         missing: list[Query] = []
         keys: dict[Query, str] = {}  # making one takes longer than all else that a known query takes
         for query, where in places.items():
-            if (known := asking.known.get(query)) is None:
+            known = asking.recalled.pop(query, None) or asking.known.get(query)
+            if known is None:
                 keys[query] = query.key(asking.kind, self.identity)
                 known = self._found(asking, query, keys[query])
             if known is None:
                 missing.append(query)
                 continue
-            self._cached += len(where)
-            for place in where:
-                yield place, known
+            first, *others = where
+            self._cached += known.cached + len(others)
+            yield first, known
+            for place in others:
+                yield place, replace(known, cached=True)
         while missing:
             sent = missing[: self._affordable(asking.kind, missing)]
             for query, answer in self._asked(asking, sent, keys):
@@ -184,6 +198,7 @@ class Recorded:
         for exchange in exchanges:
             asking = self._completing if exchange.kind == "complete" else self._scoring
             asking.known[exchange.query] = replace(exchange.answer, cached=True)
+            asking.recalled[exchange.query] = exchange.answer
             if self.store.path == IN_MEMORY and not exchange.answer.cached:
                 key = exchange.query.key(exchange.kind, self.identity)
                 cost = self._cost(exchange.kind, exchange.answer)

@@ -26,6 +26,7 @@ from planners.language.recorded import BudgetSpent, Recorded
 from planners.planning.config import Config
 from planners.planning.critic import STAGE, discount_of, listed_table, make_critic, require_able
 from planners.planning.evaluation import Judge
+from planners.planning.preview import show_prompts
 from planners.planning.tabulated import joint_policy
 from planners.read.critics import PlanCritic
 from planners.read.page import write_page
@@ -63,6 +64,10 @@ class PlanningRecipe(Recipe):
             metrics |= spent(model)
             metrics["budget_spent"] = Metric.exact(int(judge.budget_spent))
         return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
+
+    def preview(self, config: Config, console: Console) -> None:
+        """Print the prompts of the first step and their tokens; nothing is asked, learned or kept."""
+        show_prompts(config, world_of(config), console)
 
     def show(self, tables: Tables, console: Console) -> None:
         """Print the planners side by side."""

@@ -26,17 +26,28 @@ from planners.tiny.recipe import MODEL, native_world, recipe
 FORMAT = 1  # raised when the same settings would train another model
 
 
+def find(tiny: TinyConfig, env: EnvConfig, plans: Literal["all", "steps"]) -> Path | None:
+    """The folder of the trained model; None where it was not trained yet."""
+    folder = folder_of(config_of(tiny, env, plans))
+    return folder / MODEL if (folder / REPORT).is_file() else None
+
+
 def find_or_train(tiny: TinyConfig, env: EnvConfig, plans: Literal["all", "steps"]) -> Path:
     """The folder of the trained model. Its name is a hash of everything that the training follows from.
 
     Of two processes that want one, the second waits for the first; what an interrupted one has begun is gone on with.
     """
     config = config_of(tiny, env, plans)
-    folder = cache_folder() / "tiny" / fingerprint(config)
+    folder = folder_of(config)
     if not (folder / REPORT).is_file():
         with alone(folder):
             _train(config, folder)
     return folder / MODEL
+
+
+def folder_of(config: Config) -> Path:
+    """The folder of a training in the user's cache."""
+    return cache_folder() / "tiny" / fingerprint(config)
 
 
 def config_of(tiny: TinyConfig, env: EnvConfig, plans: Literal["all", "steps"]) -> Config:

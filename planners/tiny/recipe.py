@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
@@ -48,6 +49,7 @@ class TinyRecipe(Recipe):
     def run(self, config: Config, run: Run) -> Report:
         """Train, save the model where transformers finds it, and ask it what it was not taught."""
         lessons = Lessons(teacher_of(config), run.stage_seeds(STAGE)[0])
+        began = time.process_time()
         run.begin()
         model, tokenizer = train(config, run, lessons)
         folder = run.folder / MODEL
@@ -56,6 +58,7 @@ class TinyRecipe(Recipe):
         metrics = {name: Metric.exact(value) for name, value in run.used(STAGE).items()}
         metrics |= {"parameters": Metric.exact(sum(p.numel() for p in model.parameters()))}
         metrics |= judge(folder, Lessons(lessons.teacher, run.stage_seeds("examination")[0]))
+        metrics["total_cpu_seconds"] = Metric.exact(time.process_time() - began)
         return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics)
 
 

@@ -213,6 +213,27 @@ def test_a_replayed_transcript_reproduces_answers_and_counts(
     assert replay.identity == "replay:scripted:echo"
 
 
+def test_a_transcript_that_begins_later_has_all_that_is_asked_from_then_on(
+    model: Counting, record: Recording, tmp_path: Path
+) -> None:
+    path = tmp_path / "transcript.jsonl"
+    before = record(budget=Budget(queries=3))
+    list(before.complete([asking("a"), asking("b")]))
+    later = before.transcribed(path)
+    answers = in_order(later.complete([asking("b"), asking("c"), asking("c")]))
+    assert [answer.cached for answer in answers] == [True, False, True]
+    assert model.asked == ["a", "b", "c"]
+    assert (before.spent().queries, later.spent().queries, later.spent().cached) == (3, 3, 2)
+    with pytest.raises(BudgetSpent):
+        list(later.complete([asking("d")]))
+    later.close()
+    before.close()
+    replay = Replay(path)
+    assert [answer.cached for answer in in_order(replay.complete([asking("b"), asking("c")]))] == [True, False]
+    with pytest.raises(InputError, match="no answer to a query"):
+        list(replay.complete([asking("a")]))
+
+
 def test_a_query_that_was_not_recorded_is_refused_with_the_nearest(record: Recording, tmp_path: Path) -> None:
     path = tmp_path / "transcript.jsonl"
     list(record(transcript=path).complete([asking("The pot is empty.", seed=1), asking("other", n=2)]))
@@ -241,7 +262,9 @@ def test_a_torn_last_line_is_cut_and_the_run_goes_on_without_a_cache(
     assert len(list(Replay(path).complete([asking("a")]))) == 1
     resumed = record(transcript=path, prices=Prices(prompt=1e6))
     answers = in_order(resumed.complete([asking("a"), asking("b")]))
-    assert [answer.cached for answer in answers] == [True, False]
+    assert [answer.cached for answer in answers] == [False, False]  # as they were when they were asked
+    assert resumed.spent().cached == 0
+    assert all(answer.cached for answer in in_order(resumed.complete([asking("a"), asking("b")])))
     assert (resumed.spent().queries, resumed.spent().price) == (2, 2.0)
     assert model.asked == ["a", "b", "b"]
     resumed.close()

@@ -34,7 +34,9 @@ def planner(function: Any = say, model: Any = None) -> ReadPlanner:
 
 def episodes(returns: list[float], lengths: list[int] | None = None) -> Episodes:
     earned = np.array(returns).reshape(-1, 1)
-    return Episodes(earned, np.array(lengths or [5] * len(earned), dtype=float), agents=2, counts={"queries": earned[:, 0]})
+    return Episodes(
+        earned, np.array(lengths or [5] * len(earned), dtype=float), agents=2, counts={"queries": earned[:, 0]}
+    )
 
 
 def test_rounds_are_those_of_play_with_a_seed_each(tmp_path: Path) -> None:
@@ -42,9 +44,9 @@ def test_rounds_are_those_of_play_with_a_seed_each(tmp_path: Path) -> None:
     assert whole is not None
     parts = []
     for number in range(2):
-        env = TensorEnv(Meeting(), 3, time_limit=8)
-        parts.append(play(env, planner(), 3, stage_seed(0, f"evaluation {number}")))
-    assert whole.rows == 6
+        env = TensorEnv(Meeting(), 2, time_limit=4)
+        parts.append(play(env, planner(), 2, stage_seed(0, f"evaluation {number}")))
+    assert whole.rows == 4
     np.testing.assert_array_equal(whole.returns, np.concatenate([part.returns for part in parts]))
     np.testing.assert_array_equal(whole.lengths, np.concatenate([part.lengths for part in parts]))
     for name, count in whole.counts.items():
@@ -115,7 +117,7 @@ def test_the_first_episode_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     played = found.play(planner(toward), "toward", tell=True)
     assert played is not None
     assert len(found.story) == played.lengths[0] == 2
-    assert "toward: 3 of 6 episodes" in capsys.readouterr().out
+    assert "toward: 2 of 4 episodes" in capsys.readouterr().out
 
 
 def limited(queries: int) -> Recorded:
@@ -123,15 +125,15 @@ def limited(queries: int) -> Recorded:
     return Recorded(model, Store(IN_MEMORY, "run"), Budget(queries=queries))
 
 
-@pytest.mark.parametrize(("queries", "kept"), [(3 * 2 * 2 + 3 * 2, 3), (3 * 2 * 2 - 1, 0), (2 * 3 * 2 * 2, 6)])
+@pytest.mark.parametrize(("queries", "kept"), [(2 * 2 * 2 + 4, 2), (2 * 2 * 2 - 1, 0), (2 * 2 * 2 * 2, 4)])
 def test_a_budget_that_ends_keeps_whole_rounds(
     queries: int, kept: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A round is three episodes of two steps with two queries each, none of them asked twice: seeds differ."""
+    """A round is two episodes of two steps with two queries each, none of them asked twice: seeds differ."""
     found, model = judge(tmp_path / "run"), limited(queries)
     played = found.play(planner(model=model), "toward")
     assert (0 if played is None else len(played.returns)) == kept
-    assert found.budget_spent is (kept < 6)
+    assert found.budget_spent is (kept < 4)
     assert model.spent().queries == queries
     if found.budget_spent:
         assert "The budget is spent" in " ".join(capsys.readouterr().out.split())

@@ -52,7 +52,7 @@ def test_a_function_plans_with_each_critic_of_random_play(kind: str, tmp_path: P
     report = run_training(small(critic__kind=kind, **FREE), tmp_path / "run")
     names = [row["planner"] for row in report.tables["planners"]]
     assert names == (["read"] if kind == "none" else ["read", "alone", "uniform"])
-    assert report.metrics["success"].n == 6
+    assert report.metrics["success"].n == 4
     assert report.metrics["budget_spent"].value == 0
     assert ("above_alone/success" in report.metrics) is (kind != "none")
     assert ("critic/updates" in report.metrics) is (kind == "learned")
@@ -68,13 +68,13 @@ def test_the_exact_critic_makes_anybody_meet(tmp_path: Path) -> None:
     assert report.metrics["steps_above_fewest"].value < 1
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("read", "joint"), ("reweigh", "sequential"), ("reweigh", "joint")])
+@pytest.mark.parametrize(("kind", "mode"), [("read", "joint"), ("reweigh", "sequential")])
 def test_a_model_that_scores_plans_with_a_critic_of_its_own_play(
     kind: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_walker(monkeypatch, cache(tmp_path))
     report = run_training(small(planner__kind=kind, planner__mode=mode), tmp_path / "run")
-    assert report.metrics["critic/updates"].value == 20
+    assert report.metrics["critic/updates"].value == 6
     assert [row["planner"] for row in report.tables["planners"]] == [kind, "alone", "uniform"]
 
 
@@ -192,5 +192,3 @@ def test_the_small_model_plans_where_none_is_named(tmp_path: Path, monkeypatch: 
     report = run_training(config, tmp_path / "run")
     assert report.metrics["model/queries"].value > 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["config"]["model"]["tiny"]["updates"] == 12
-
-

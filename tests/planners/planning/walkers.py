@@ -20,15 +20,15 @@ from planners.language.store import Store
 SMALL: dict[str, Any] = {
     "recipe": "planners.planning.recipe",
     "device": "cpu",
-    "env": {"world": "meetings:Meeting", "time_limit": 8},
+    "env": {"world": "meetings:Meeting", "time_limit": 4},
     "planner": {"plans": "steps"},
     "critic": {
-        "log": {"num_envs": 16, "steps": 8, "time_limit": 8, "starts": 32, "start_steps": 4},
+        "log": {"num_envs": 8, "steps": 8, "time_limit": 8, "starts": 32, "start_steps": 4},
         "network": {"hidden": [16]},
         "learner": {"rows": 32, "steps": 4},
-        "updates": 20,
+        "updates": 6,
     },
-    "evaluation": {"goal": 1, "episodes": 6, "num_envs": 3},
+    "evaluation": {"goal": 1, "episodes": 4, "num_envs": 2},
 }
 RANDOM = {"model.scripted": "walkers:say", "critic.log.play": "random"}
 

@@ -17,7 +17,7 @@ from planners.tiny.teacher import Teacher
 
 MEETING = Meeting()
 PLANS = ("left", "stay", "right", "go left", "wait")
-LINES = [f"line {number}" for number in range(4000)]
+LINES = [f"line {number}" for number in range(1500)]
 
 
 @lru_cache
@@ -83,7 +83,7 @@ def test_a_mistake_is_a_fixed_function_of_seed_agent_and_line() -> None:
     assert told != [lead(other, line) for line in LINES]
     assert told != [lead(first, line, agent=1) for line in LINES]
     misled = [plan for plan in told if plan is not None]
-    assert 0.065 < len(misled) / len(LINES) < 0.095
+    assert 0.06 < len(misled) / len(LINES) < 0.1
     assert set(misled) == set(range(5))
 
 
