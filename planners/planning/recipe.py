@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -21,9 +22,11 @@ from planners.baselines import uniform_prior
 from planners.language.base import LanguageModel
 from planners.language.config import open_model
 from planners.language.recorded import BudgetSpent, Recorded
+from planners.language.store import Spent
 from planners.planning.config import Config
-from planners.planning.critic import STAGE, make_critic, require_able
+from planners.planning.critic import make_critic, require_able
 from planners.planning.evaluation import Judge
+from planners.planning.learned import STAGE, kept, run_of_critic
 from planners.planning.preview import show_prompts
 from planners.read.critics import PlanCritic
 from planners.read.page import write_page
@@ -32,6 +35,7 @@ from planners.read.planner import ReadPlanner
 from planners.read.reweigh import ReweighingPlanner
 from planners.read.team import TeamPlanner
 
+SPENT = "critic_spent"  # what was asked for the critic
 TRANSCRIPT, PAGE = "transcript.jsonl", "episode.html"
 COLUMNS = {
     "success": "success",
@@ -53,11 +57,10 @@ class PlanningRecipe(Recipe):
         """Everything, or as much as the budget allows."""
         world = world_of(config)
         with closing(model_of(config, run)) as model:
-            require_able(config, model)
+            require_able(config, run, model)
             run.begin()
             judge = Judge(config, run, world)
             metrics, tables = plan(config, run, world, model, judge)
-            metrics |= spent(model)
             metrics["budget_spent"] = Metric.exact(int(judge.budget_spent))
         return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
 
@@ -72,19 +75,30 @@ class PlanningRecipe(Recipe):
 
 
 def plan(
-    config: Config, run: Run, world: World[Any], model: LanguageModel, judge: Judge
+    config: Config, run: Run, world: World[Any], model: Recorded, judge: Judge
 ) -> tuple[dict[str, Metric], Tables]:
-    """Episodes of the planner, and of those beside it."""
+    """Episodes of the planner and of those beside it, with what they cost and, apart from that, what the critic did."""
     try:
         critic = make_critic(config, run, world, model)
     except BudgetSpent as end:
         console.print(str(end), markup=False)
         judge.budget_spent = True
-        return {}, {}
+        return costs("critic", model.spent()), {}
+    of_critic = Spent(**run.once(SPENT, lambda: asdict(model.spent())))
+    with closing(model.transcribed(run.folder / TRANSCRIPT)) as asked:
+        metrics, tables = episodes_of(planners(config, world, asked, critic), run, judge)
+        metrics |= differences(metrics, config.evaluation.beside)
+        metrics |= costs("model", asked.spent(), of_critic)
+        metrics["model/cached"] = Metric.exact(asked.spent().cached)
+    return metrics | critic_metrics(config, run), tables
+
+
+def episodes_of(planners: dict[str, TeamPlanner], run: Run, judge: Judge) -> tuple[dict[str, Metric], Tables]:
+    """Episodes of each planner in turn, the first of which is the run's own, until the budget ends."""
     metrics: dict[str, Metric] = {}
-    rows = []
-    for name, planner in planners(config, world, model, critic).items():
-        own = name == config.planner.kind
+    rows: list[dict[str, Any]] = []
+    for name, planner in planners.items():
+        own = not rows
         episodes = judge.play(planner, name, tell=own)
         if episodes is None:
             break
@@ -93,9 +107,6 @@ def plan(
         rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
         if own:
             tell_story(run, judge)
-    metrics |= differences(metrics, config.evaluation.beside)
-    if (run.folder / "checkpoints" / STAGE).exists():
-        metrics |= {f"critic/{key}": Metric.exact(run.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
     return metrics, {"planners": rows} if rows else {}
 
 
@@ -142,11 +153,22 @@ def tell_story(run: Run, judge: Judge) -> None:
         write_page(run.folder / PAGE, f"{run.config.planner.kind}, seed {run.config.seed}", judge.story)
 
 
-def spent(model: Recorded) -> dict[str, Metric]:
-    """Cost of all that was asked, critic and comparisons included."""
-    cost = model.spent()
-    names = ("queries", "cached", "prompt_tokens", "completion_tokens", "seconds", "price")
-    return {f"model/{name}": Metric.exact(getattr(cost, name)) for name in names}
+def costs(prefix: str, spent: Spent, before: Spent | None = None) -> dict[str, Metric]:
+    """What was asked for, less what was before."""
+    names = ("queries", "prompt_tokens", "completion_tokens", "seconds", "price")
+    before = before or Spent()
+    return {f"{prefix}/{name}": Metric.exact(getattr(spent, name) - getattr(before, name)) for name in names}
+
+
+def critic_metrics(config: Config, run: Run) -> dict[str, Metric]:
+    """What the critic took to learn, in the run that has learned it."""
+    if config.critic.kind == "none":
+        return {}
+    learned_in = run if config.critic.run is None else run_of_critic(config, run)
+    found = costs("critic", Spent(**kept(learned_in, SPENT)))
+    if config.critic.kind == "learned":
+        found |= {f"critic/{key}": Metric.exact(learned_in.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
+    return found
 
 
 def world_of(config: Config) -> World[Any]:
