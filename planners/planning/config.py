@@ -43,6 +43,10 @@ class CriticSection(Section):
         description="learned: by regression; counted: from how often what followed what; exact: the truth, where all "
         "states can be listed; none: whatever is legal is accepted",
     )
+    run: str | None = Field(
+        None,
+        description="of learned: a folder of another run, whose critic is taken as it is; nothing is logged or fitted",
+    )
     weights: tuple[float, ...] | None = Field(None, description="worth of each reward channel; null: 1 of the first")
     log: LogConfig = LogConfig()
     network: NetworkConfig = NetworkConfig(hidden=(128, 128), activation="relu")
@@ -52,6 +56,15 @@ class CriticSection(Section):
     updates: int = Field(4000, ge=1, description="gradient steps")
     members: int = Field(1, ge=1, le=32, description="critics that learn side by side, an ensemble")
     pessimism: float = Field(0.0, ge=0, description="deviations of the ensemble that are subtracted from its mean")
+
+    @model_validator(mode="after")
+    def _takes_a_learned_one(self) -> CriticSection:
+        if self.run is not None and self.kind != "learned":
+            raise ValueError(
+                f"critic.run takes the learned critic of another run, and critic.kind={self.kind} is none; leave one "
+                "of them out"
+            )
+        return self
 
 
 class PlayConfig(Section):
@@ -98,7 +111,7 @@ class Config(LearningConfig):
     @model_validator(mode="after")
     def _learns_from_segments(self) -> Config:
         log, learner = self.critic.log, self.critic.learner
-        if self.critic.kind == "learned" and log.steps < learner.steps:
+        if self.critic.kind == "learned" and self.critic.run is None and log.steps < learner.steps:
             raise ValueError(
                 f"critic.log.steps={log.steps} leave no segment of critic.learner.steps={learner.steps}; log more "
                 "steps, or learn from shorter segments"

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from envs.core import InputError
 from envs.restarts import from_random_play
 from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
-from marl.learning.batch import Batch
-from marl.learning.regression import Regression, source
 from marl.learning.state_log import StateLog, record
-from marl.models.critics import CriticConfig
-from marl.models.levels import LevelCritic, level_inputs, levels_of
-from marl.models.ordered_critic import OrderedCritic
-from marl.models.prefix_critic import PrefixCritic
 from marl.output.console import console
 from marl.training.run import Run
 from planners.baselines import uniform_prior
@@ -27,20 +16,20 @@ from planners.language.base import LanguageModel
 from planners.language.deciding import deciding
 from planners.language.recorded import Recorded
 from planners.planning.config import Config
+from planners.planning.learned import learned_critic, run_of_critic, taken_critic, weights_of
 from planners.planning.tabulated import HasDigits, joint_policy
 from planners.read.behavior import Behavior
-from planners.read.critics import ExactCritic, LearnedCritic, PlanCritic
+from planners.read.critics import ExactCritic, PlanCritic
 from planners.read.prior import require_scores
 
-STAGE = "critic"
-SAMPLE = 20_000  # steps of the log by which states and advantages are measured
 
-
-def require_able(config: Config, model: LanguageModel) -> None:
-    """Raise InputError, before anything is asked, for a model that cannot score what the config wants scored."""
+def require_able(config: Config, run: Run, model: LanguageModel) -> None:
+    """Raise InputError, before anything is asked, for a critic that cannot be taken or a model that cannot score."""
     if config.planner.kind == "reweigh":
         require_scores(model, "planner.kind=reweigh", "set planner.kind=read")
-    if config.critic.kind != "none" and config.critic.log.play == "model":
+    if config.critic.run is not None:
+        run_of_critic(config, run)
+    elif config.critic.kind != "none" and config.critic.log.play == "model":
         instead = "learn from random play, critic.log.play=random, or go without, critic.kind=none"
         require_scores(model, "A critic of the model's own play (critic.log.play=model)", instead)
 
@@ -52,6 +41,8 @@ def make_critic(
     kind = config.critic.kind
     if kind == "none":
         return None
+    if config.critic.run is not None:
+        return taken_critic(config, run, world)
     player = model if config.critic.log.play == "model" else uniform_prior()
     if kind == "exact":
         return exact_critic(config, world, player)
@@ -76,36 +67,6 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     return log
 
 
-def learned_critic(
-    config: Config, run: Run, world: World[Any], log: StateLog, ordered: bool, suffix: str = ""
-) -> LearnedCritic:
-    """A critic fitted to a log, or as it was fitted before.
-
-    ordered: an `OrderedCritic`, which learns best and whose planner must know the model's probabilities; else a
-    `PrefixCritic`, for models that do not tell them.
-    """
-    asked = config.critic
-    sample = sample_of(log)
-    levels = run.once("levels" + suffix, lambda: levels_of(sample.obs.state))
-    spec = replace(world.spec, channels=("worth",), state_size=level_inputs(levels))
-    shape = CriticConfig(network=asked.network, output="team")
-    kind = OrderedCritic if ordered else PrefixCritic
-    critic = LevelCritic(kind(spec, shape, run.streams("critic" + suffix, members=asked.members)), levels, run.device)
-    learner = Regression(critic, asked.learner, run.streams("orders" + suffix, members=asked.members), asked.updates)
-    rows = source(log, asked.learner, run.streams("rows" + suffix, members=asked.members))
-    run.fit(STAGE + suffix, learner, rows, asked.updates, members=asked.members)
-    return LearnedCritic(learner, sample, pessimism=asked.pessimism)
-
-
-def sample_of(log: StateLog) -> Batch:
-    """Steps from all over a log, or all of a short one."""
-    if len(log) <= SAMPLE:
-        places = torch.arange(log.starts(1))
-    else:
-        places = torch.randint(log.starts(1), (SAMPLE,), generator=torch.Generator().manual_seed(0))
-    return log.take(places.to(log.reward.device), 1, 1)
-
-
 def exact_critic(config: Config, world: Any, player: LanguageModel) -> ExactCritic:
     """The truth about a model's own play. Raises InputError for a world whose states cannot be listed."""
     table = listed_table(world)
@@ -126,17 +87,6 @@ def listed_table(world: Any) -> Table:
         )
     with console.status("listing the world's states"):
         return world.table()
-
-
-def weights_of(config: Config, world: World[Any]) -> Float[Tensor, " K"]:
-    """Worth of each reward channel; of the first alone where the config says nothing."""
-    channels = world.spec.channels
-    given = config.critic.weights
-    if given is None:
-        return torch.tensor([1.0] + [0.0] * (len(channels) - 1))
-    if len(given) != len(channels):
-        raise InputError(f"critic.weights: expected a number for each of {', '.join(channels)}; got {list(given)}.")
-    return torch.tensor(given)
 
 
 def discount_of(config: Config) -> float:

@@ -64,5 +64,6 @@ def outlook(config: Config) -> str:
         "exact": f"lists all states for the values of {play}",
         "none": "takes no critic",
     }
+    does = critics[kind] if config.critic.run is None else f"takes the critic of {config.critic.run}"
     names = [config.planner.kind, *(asked.beside if kind != "none" else ())]
-    return f"Nothing was asked. A run {critics[kind]}, then plays {asked.episodes:,} episodes of {', '.join(names)}."
+    return f"Nothing was asked. A run {does}, then plays {asked.episodes:,} episodes of {', '.join(names)}."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
@@ -23,9 +24,11 @@ from planners.language.base import LanguageModel
 from planners.language.config import open_model
 from planners.language.deciding import deciding
 from planners.language.recorded import BudgetSpent, Recorded
+from planners.language.store import Spent
 from planners.planning.config import Config
-from planners.planning.critic import STAGE, discount_of, listed_table, make_critic, require_able
+from planners.planning.critic import discount_of, listed_table, make_critic, require_able
 from planners.planning.evaluation import Judge
+from planners.planning.learned import STAGE, kept, run_of_critic
 from planners.planning.preview import show_prompts
 from planners.planning.tabulated import joint_policy
 from planners.read.critics import PlanCritic
@@ -36,6 +39,7 @@ from planners.read.reweigh import ReweighingPlanner
 from planners.read.team import TeamPlanner
 
 RANDOM = "_of_random_play"  # after the names of stages of the critic of random play
+SPENT = "critic_spent"  # what was asked for the critic
 TRANSCRIPT, PAGE = "transcript.jsonl", "episode.html"
 COLUMNS = {
     "success": "success",
@@ -57,11 +61,10 @@ class PlanningRecipe(Recipe):
         """Everything, or as much as the budget allows."""
         world = world_of(config)
         with closing(model_of(config, run)) as model:
-            require_able(config, model)
+            require_able(config, run, model)
             run.begin()
             judge = Judge(config, run, world)
             metrics, tables = plan(config, run, world, model, judge)
-            metrics |= spent(model)
             metrics["budget_spent"] = Metric.exact(int(judge.budget_spent))
         return Report(config.recipe, config.seed, config.model_dump(mode="json"), metrics, tables)
 
@@ -78,38 +81,54 @@ class PlanningRecipe(Recipe):
 def plan(
     config: Config, run: Run, world: World[Any], model: Recorded, judge: Judge
 ) -> tuple[dict[str, Metric], Tables]:
-    """Episodes of the planner, and of those beside it."""
-    metrics: dict[str, Metric] = {}
-    rows = []
-    made: dict[str, TeamPlanner] = {}
+    """Episodes of the planner and of those beside it, with what they cost and, apart from that, what the critic did."""
     try:
-        for name, planner in planners(config, run, world, model):
-            made[name], own = planner, not made
-            episodes = judge.play(planner, name, tell=own)
-            if episodes is None:
-                break
-            found = judge.metrics(episodes)
-            metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
-            rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
-            if own:
-                tell_story(run, judge)
-    except BudgetSpent as end:  # while a critic was learned
+        critic = make_critic(config, run, world, model)
+    except BudgetSpent as end:
         console.print(str(end), markup=False)
         judge.budget_spent = True
-    metrics |= differences(metrics, config.evaluation.beside)
-    if config.evaluation.exact and not judge.budget_spent:
-        metrics |= truth(config, world, model, made)
-    if (run.folder / "checkpoints" / STAGE).exists() and run.unfinished(STAGE) is None:
-        metrics |= {f"critic/{key}": Metric.exact(run.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
+        return costs("critic", model.spent()), {}
+    of_critic = Spent(**run.once(SPENT, lambda: asdict(model.spent())))
+    with closing(model.transcribed(run.folder / TRANSCRIPT)) as asked:
+        made: dict[str, TeamPlanner] = {}
+        metrics, tables = episodes_of(planners(config, run, world, asked, critic), run, judge, made)
+        metrics |= differences(metrics, config.evaluation.beside)
+        metrics |= costs("model", asked.spent(), of_critic)
+        metrics["model/cached"] = Metric.exact(asked.spent().cached)
+        if config.evaluation.exact and not judge.budget_spent:
+            metrics |= truth(config, world, model, made)
+    return metrics | critic_metrics(config, run), tables
+
+
+def episodes_of(
+    planners: Iterable[tuple[str, TeamPlanner]], run: Run, judge: Judge, made: dict[str, TeamPlanner]
+) -> tuple[dict[str, Metric], Tables]:
+    """Episodes of each planner in turn, the first of which is the run's own, until the budget ends.
+
+    made: where the planners are kept by their names.
+    """
+    metrics: dict[str, Metric] = {}
+    rows: list[dict[str, Any]] = []
+    for name, planner in planners:
+        made[name], own = planner, not made
+        episodes = judge.play(planner, name, tell=own)
+        if episodes is None:
+            break
+        found = judge.metrics(episodes)
+        metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
+        rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
+        if own:
+            tell_story(run, judge)
     return metrics, {"planners": rows} if rows else {}
 
 
-def planners(config: Config, run: Run, world: World[Any], model: LanguageModel) -> Iterator[tuple[str, TeamPlanner]]:
+def planners(
+    config: Config, run: Run, world: World[Any], model: LanguageModel, critic: PlanCritic | None
+) -> Iterator[tuple[str, TeamPlanner]]:
     """The planner by its kind, then those beside it by their names, each made when it is wanted.
 
     Without a critic all others would be the same again, or no planners, and are left out.
     """
-    critic = make_critic(config, run, world, model)
     yield config.planner.kind, planner_of(config, world, model, critic)
     if critic is None:
         return
@@ -120,7 +139,7 @@ def planners(config: Config, run: Run, world: World[Any], model: LanguageModel) 
         yield "uniform", planner_of(config, world, uniform_prior(), critic)
     if "nobody" in beside:
         log = config.critic.log.model_copy(update={"play": "random"})
-        unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"log": log})})
+        unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"log": log, "run": None})})
         anybody = uniform_prior()
         yield "nobody", planner_of(config, world, anybody, make_critic(unasked, run, world, anybody, RANDOM))
 
@@ -172,11 +191,22 @@ def tell_story(run: Run, judge: Judge) -> None:
         write_page(run.folder / PAGE, f"{run.config.planner.kind}, seed {run.config.seed}", judge.story)
 
 
-def spent(model: Recorded) -> dict[str, Metric]:
-    """Cost of all that was asked, critic and comparisons included."""
-    cost = model.spent()
-    names = ("queries", "cached", "prompt_tokens", "completion_tokens", "seconds", "price")
-    return {f"model/{name}": Metric.exact(getattr(cost, name)) for name in names}
+def costs(prefix: str, spent: Spent, before: Spent | None = None) -> dict[str, Metric]:
+    """What was asked for, less what was before."""
+    names = ("queries", "prompt_tokens", "completion_tokens", "seconds", "price")
+    before = before or Spent()
+    return {f"{prefix}/{name}": Metric.exact(getattr(spent, name) - getattr(before, name)) for name in names}
+
+
+def critic_metrics(config: Config, run: Run) -> dict[str, Metric]:
+    """What the critic took to learn, in the run that has learned it."""
+    if config.critic.kind == "none":
+        return {}
+    learned_in = run if config.critic.run is None else run_of_critic(config, run)
+    found = costs("critic", Spent(**kept(learned_in, SPENT)))
+    if config.critic.kind == "learned":
+        found |= {f"critic/{key}": Metric.exact(learned_in.used(STAGE)[key]) for key in ("updates", "cpu_seconds")}
+    return found
 
 
 def world_of(config: Config) -> World[Any]:

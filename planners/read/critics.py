@@ -129,22 +129,27 @@ class LearnedCritic:
 
     learner: fitted; of an ensemble, all members judge. weights [K]: what a unit of each channel is worth; by default
     all count 1. batch: logged rows from which the scale is taken, the root mean square of a single agent's advantage:
-    by itself, or after the agents before it where the critic needs behavior.
+    by itself, or after the agents before it where the critic needs behavior. scale: given instead of a batch, where it
+    was taken before. Raises InputError for neither or both.
     """
 
     def __init__(
         self,
         learner: Regression,
-        batch: Batch,
+        batch: Batch | None = None,
         *,
         weights: Float[Tensor, " K"] | None = None,
         pessimism: float = 0.0,
+        scale: float | None = None,
     ):
         self.learner, self.pessimism = learner, pessimism
         self.needs_behavior = learner.critic.needs_behavior
         self.weights = torch.ones(learner.critic.channels) if weights is None else weights
-        self.scale = 1.0
-        self.scale = self._deviation(batch) or 1.0
+        if (batch is None) == (scale is None):
+            raise InputError("A learned critic takes its scale from a batch of logged rows, or as a number: give one.")
+        self.scale = scale or 1.0
+        if batch is not None:
+            self.scale = self._deviation(batch) or 1.0
 
     @torch.no_grad()
     def values(

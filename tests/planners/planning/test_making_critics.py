@@ -14,7 +14,8 @@ from envs.core import InputError
 from marl.models.ordered_critic import OrderedCritic
 from marl.models.prefix_critic import PrefixCritic
 from marl.training.run import Run
-from planners.planning.critic import STAGE, logged_play, make_critic, require_able, sample_of, weights_of
+from planners.planning.critic import logged_play, make_critic, require_able
+from planners.planning.learned import STAGE, sample_of, weights_of
 from planners.planning.recipe import world_of
 from planners.read.counted import CountedCritic
 from planners.read.critics import ExactCritic, LearnedCritic, PlanCritic
@@ -109,22 +110,24 @@ def test_the_exact_one_is_of_the_first_channel_and_of_a_table(tmp_path: Path) ->
         ({"planner__kind": "reweigh", "critic__kind": "none"}, r"planner\.kind=reweigh .*set planner\.kind=read"),
     ],
 )
-def test_a_model_that_cannot_score_is_refused_before_it_is_asked(overrides: Any, message: str) -> None:
+def test_a_model_that_cannot_score_is_refused_before_it_is_asked(overrides: Any, message: str, tmp_path: Path) -> None:
     config = small(**overrides)
-    require_able(config, walker(log_prob))
+    run = Run.create(tmp_path / "run", config)
+    require_able(config, run, walker(log_prob))
     with pytest.raises(InputError, match=message):
-        require_able(config, walker(None))
+        require_able(config, run, walker(None))
 
 
 @pytest.mark.parametrize("overrides", [{"critic__kind": "none"}, {"critic__log__play": "random"}])
-def test_what_needs_no_scores_takes_any_model(overrides: Any) -> None:
-    require_able(small(**overrides), walker(None))
+def test_what_needs_no_scores_takes_any_model(overrides: Any, tmp_path: Path) -> None:
+    config = small(**overrides)
+    require_able(config, Run.create(tmp_path / "run", config), walker(None))
 
 
 def test_a_long_log_is_measured_by_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small()
     log = logged_play(config, Run.create(tmp_path / "run", config), world_of(config), walker())
-    monkeypatch.setattr("planners.planning.critic.SAMPLE", 50)
+    monkeypatch.setattr("planners.planning.learned.SAMPLE", 50)
     assert len(sample_of(log).ended) == 50
-    monkeypatch.setattr("planners.planning.critic.SAMPLE", 64)
+    monkeypatch.setattr("planners.planning.learned.SAMPLE", 64)
     assert len(sample_of(log).ended) == len(log) == 64
