@@ -40,7 +40,7 @@ class Listed:
         """N."""
         return self.table.agents
 
-    def conditionals(self) -> list[Float[Tensor, "*prefix"]]:
+    def conditionals(self) -> list[Float[Tensor, "S ..."]]:
         """Probabilities of each agent's choices after those before it, [S,A], [S,A,A], …; any where nothing leads."""
         found = []
         for agent in range(self.agents):
@@ -50,7 +50,7 @@ class Listed:
             found.append(torch.where(total > 0, mass / total.clamp(min=1e-300), 1 / mass.shape[-1]))
         return found
 
-    def true_advantages(self) -> list[Float[Tensor, "*prefix"]]:
+    def true_advantages(self) -> list[Float[Tensor, "S ..."]]:
         """Advantage of each agent's choice after those before it, of the model's own play, in units of the goal."""
         value = self.table.evaluate(self.policy.flatten(1), self.discount)
         following = torch.cat([value, value.new_zeros(1)])[self.table.successor]
@@ -58,7 +58,7 @@ class Listed:
         known = [self._prefix(q, count) for count in range(self.agents + 1)]
         return [after - before.unsqueeze(-1) for before, after in pairwise(known)]
 
-    def learned_advantages(self, critic: PlanCritic) -> list[Float[Tensor, "*prefix"]]:
+    def learned_advantages(self, critic: PlanCritic) -> list[Float[Tensor, "S ..."]]:
         """The same as a critic has them, in units of its scale."""
         known = [self._judged(critic, count) for count in range(self.agents + 1)]
         return [(after - before.unsqueeze(-1)) / critic.scale for before, after in pairwise(known)]
@@ -90,11 +90,11 @@ class Listed:
             at[states] = 0
         return total / total.sum()
 
-    def _prefix(self, q: Float[Tensor, "*joint"], count: int) -> Float[Tensor, "*prefix"]:
+    def _prefix(self, q: Float[Tensor, "*joint"], count: int) -> Float[Tensor, "S ..."]:
         value = prefix_value(q, self.policy, self.agents, range(count))
         return value.view(value.shape[: count + 1])
 
-    def _judged(self, critic: PlanCritic, count: int) -> Float[Tensor, "*prefix"]:
+    def _judged(self, critic: PlanCritic, count: int) -> Float[Tensor, "S ..."]:
         """A critic's values of every prefix of so many choices, [S,A,…]."""
         choices, agents = self.table.choices, self.agents
         rows = len(self.table) * choices**count
@@ -127,8 +127,8 @@ class Listed:
 
 
 def executed(
-    listed: Listed, advantages: Sequence[Float[Tensor, "*prefix"]], config: MethodConfig
-) -> Float[Tensor, "*joint"]:
+    listed: Listed, advantages: Sequence[Float[Tensor, "S ..."]], config: MethodConfig
+) -> Float[Tensor, "S ..."]:
     """Joint policy that a planner executes where its model is not swayed by what it is told of plans sent back.
 
     Raises ValueError where it is not known in closed form (`is_closed`).
@@ -217,7 +217,7 @@ def exact_metrics(
     return found | agreements(listed, learned, steps)
 
 
-def in_scale(listed: Listed, advantages: Sequence[Float[Tensor, "*prefix"]]) -> list[Float[Tensor, "*prefix"]]:
+def in_scale(listed: Listed, advantages: Sequence[Float[Tensor, "S ..."]]) -> list[Float[Tensor, "S ..."]]:
     """True advantages in units of their root mean square over all states and the model's choices, as critics' are."""
     squares = []
     for agent, advantage in enumerate(advantages):
@@ -228,7 +228,7 @@ def in_scale(listed: Listed, advantages: Sequence[Float[Tensor, "*prefix"]]) -> 
     return [advantage / unit for advantage in advantages]
 
 
-def agreements(listed: Listed, learned: Sequence[Float[Tensor, "*prefix"]], steps: int) -> dict[str, float]:
+def agreements(listed: Listed, learned: Sequence[Float[Tensor, "S ..."]], steps: int) -> dict[str, float]:
     """Correlation and signs of a critic's advantages, of each agent's choice and of joint ones."""
     visits, true = listed.visits(steps), listed.true_advantages()
     found: dict[str, float] = {}
@@ -245,7 +245,7 @@ def agreements(listed: Listed, learned: Sequence[Float[Tensor, "*prefix"]], step
     return found | {"exact/correlation": joint.correlation, "exact/signs": joint.signs}
 
 
-def most_probable(listed: Listed) -> Float[Tensor, "*joint"]:
+def most_probable(listed: Listed) -> Float[Tensor, "S ..."]:
     """The joint policy of agents who take the most probable choice, one after the other: temperature 0."""
     joint: Tensor = torch.ones(len(listed.table), dtype=torch.float64)
     for share in listed.conditionals():

@@ -41,7 +41,7 @@ def test_every_field_is_described() -> None:
         ({"planner.kind": "reweigh", "planner.temperature": 0}, r"above 0, or critic\.kind=none"),
         ({"critic.kind": "guessed"}, "guessed"),
         ({"evaluation.episodes": 1}, "greater than or equal to 2"),
-        ({"evaluation.beside": ["nobody"]}, "nobody"),
+        ({"evaluation.beside": ["anybody"]}, "anybody"),
         ({"critic.members": 0}, "greater than or equal to 1"),
     ],
 )
