@@ -76,7 +76,15 @@ def _rehearse(config: RunConfig) -> None:
         follow(config, _Rehearsal.create(Path(folder), config))
 
 
-MAY_BE_SET = ("resume.", "evaluation.", "train.env_steps", "train.cpu_seconds", "compile", "cuda_graphs")
+MAY_BE_SET = (
+    "resume.",
+    "evaluation.",
+    "model.budget.",
+    "train.env_steps",
+    "train.cpu_seconds",
+    "compile",
+    "cuda_graphs",
+)
 
 
 def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
@@ -92,7 +100,7 @@ def resume_folder(folder: Path, assignments: Sequence[str] = ()) -> Report:
     if foreign:
         raise InputError(
             "A resumed run keeps its config; only train.env_steps and train.cpu_seconds, to train longer, compile, "
-            "cuda_graphs, resume.… and evaluation.… (but for evaluation.every) may be set, not "
+            "cuda_graphs, resume.…, model.budget.… and evaluation.… (but for evaluation.every) may be set, not "
             f"{foreign[0]}."
         )
     budget = {key: value for key, value in points[0].items() if key.startswith("train.")}

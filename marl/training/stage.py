@@ -24,9 +24,10 @@ from marl.training.checkpoints import checkpoints, load_checkpoint, remove_old, 
 from marl.training.population import Population
 from marl.training.tally import Tally
 
-# What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged. Seeds trained as one
-# share their checkpoints.
-MAY_CHANGE = ("seed", "device", "compile", "cuda_graphs", "threads", "train.", "evaluation.", "resume.", "env.workers")
+# What a resumed run may have otherwise than its checkpoint: how long, where, how fast, how judged, what it may spend.
+# Seeds trained as one share their checkpoints.
+MAY_CHANGE: tuple[str, ...] = ("seed", "device", "compile", "cuda_graphs", "threads", "env.workers")
+MAY_CHANGE += ("train.", "evaluation.", "resume.", "model.budget.")
 
 
 @runtime_checkable

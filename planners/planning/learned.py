@@ -29,16 +29,9 @@ STAGE = "critic"
 SAMPLE = 20_000  # steps of the log by which states and advantages are measured
 # What is kept beside the parameters: what the critic is made of, and its unit.
 MADE_OF, SCALE = "critic", "scale"
-# Settings that a critic depends on.
-WORLD = ("world", "args", "agents")
-PLANNING = ("mode", "plans")
-FITTING = (
-    "log",
-    "network",
-    "learner",
-    "updates",
-    "members",
-)  # settings of learning, which a taken critic has no use for
+# Settings that say what play a critic judges, and those of learning, which change nothing in one that is taken.
+WORLD, PLANNING = ("world", "args", "agents"), ("mode", "plans")
+FITTING = ("log", "network", "learner", "updates", "members")
 
 
 def learned_critic(
@@ -113,9 +106,7 @@ def run_of_critic(config: Config, run: Run) -> Run:
 
 def _require_alike(config: Config, other: Config, folder: Path) -> None:
     """Raise InputError for settings with which the other run's critic judges other play, or that it makes pointless."""
-    pairs = [
-        (f"env.{name}", getattr(config.env, name), getattr(other.env, name)) for name in ("world", "args", "agents")
-    ]
+    pairs = [(f"env.{name}", getattr(config.env, name), getattr(other.env, name)) for name in WORLD]
     pairs += [(f"planner.{name}", getattr(config.planner, name), getattr(other.planner, name)) for name in PLANNING]
     pairs += [("critic.weights", _weights(config), _weights(other))]
     wrong = [f"{name} is {own} here and {its} there" for name, own, its in pairs if own != its]

@@ -14,6 +14,7 @@ from walkers import RANDOM, log_prob, open_walker, say, small
 
 from envs.core import InputError
 from marl.commands.run import follow, run_training
+from marl.commands.sweep import resume_folder
 from marl.output.report import Report
 from marl.training.run import Run
 from planners.language.scripted import Scripted
@@ -160,7 +161,7 @@ def test_a_budget_that_ends_is_reported_and_can_be_raised(
     assert report.metrics["budget_spent"].value == 1
     assert report.tables == {}
     assert queries_of(tmp_path, tmp_path / "run") == queries
-    resumed = follow(small(), Run.open(tmp_path / "run"))
+    resumed = resume_folder(tmp_path / "run", ["model.budget.queries=null"])
     assert resumed.metrics["budget_spent"].value == 0
     assert [row["planner"] for row in resumed.tables["planners"]] == ["read", "alone", "uniform"]
 
