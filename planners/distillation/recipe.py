@@ -26,7 +26,7 @@ from planners.distillation.picture import by_round
 from planners.language.base import LanguageModel
 from planners.language.chat import Chat
 from planners.language.deciding import Deciding
-from planners.language.loading import Pretrained, load
+from planners.language.loading import Pretrained, load, quiet
 from planners.language.local import Local
 from planners.planning.critic import make_critic
 from planners.planning.evaluation import Judge
@@ -118,8 +118,9 @@ class Judges:
         console.print(f"round {number}: {len(lessons):,} lessons", markup=False)
         teach(self.config.distillation, self.run, found.model, Chat(found.tokenizer, []), lessons, suffix)
         folder = folder_of(self.run, number)
-        found.model.eval().save_pretrained(folder)
-        found.tokenizer.save_pretrained(folder)
+        with quiet():
+            found.model.eval().save_pretrained(folder)
+            found.tokenizer.save_pretrained(folder)
 
 
 def opened(config: Config, run: Run, number: int) -> Pretrained:
