@@ -157,7 +157,7 @@ def judged_by(rounds: Sequence[Mapping[str, Metric]]) -> str:
 def summary(rounds: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
     """The last model alone, what it has above the first, and its share of the first planner's success.
 
-    exact/rises: 1 where J rose in every round.
+    exact/rises: 1 where J rose for certain in every round.
     """
     key, first, last = judged_by(rounds), rounds[0], rounds[-1]
     alone, planner = last[f"alone/{key}"], first[f"planner/{key}"]
@@ -165,8 +165,8 @@ def summary(rounds: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
     if planner.low > 0:
         found["share_of_planner"] = ratio(alone, planner)
     if "exact/discounted" in last:
-        values = [each["exact/discounted"].value for each in rounds]
-        found["exact/rises"] = Metric.exact(int(all(a < b for a, b in itertools.pairwise(values))))
+        bounds = itertools.pairwise(each["exact/discounted"] for each in rounds)
+        found["exact/rises"] = Metric.exact(int(all(before.high < after.low for before, after in bounds)))
     return found
 
 
