@@ -30,7 +30,7 @@ class DistillationConfig(Section):
     learning_rate: float = Field(2e-3, gt=0, description="of Adam, at first; it falls to a hundredth in each round")
     max_grad_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     exact: bool = Field(
-        False, description="also the exact return of each round's model, by asking it in every state there is"
+        False, description="also certain bounds of each model's return alone, by following all that it may do"
     )
 
 

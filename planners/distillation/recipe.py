@@ -26,7 +26,7 @@ from planners.distillation.picture import by_round
 from planners.language.base import LanguageModel
 from planners.language.chat import Chat
 from planners.language.deciding import Deciding
-from planners.language.loading import Pretrained, load
+from planners.language.loading import Pretrained, load, quiet
 from planners.language.local import Local
 from planners.planning.critic import make_critic
 from planners.planning.evaluation import Judge
@@ -118,8 +118,9 @@ class Judges:
         console.print(f"round {number}: {len(lessons):,} lessons", markup=False)
         teach(self.config.distillation, self.run, found.model, Chat(found.tokenizer, []), lessons, suffix)
         folder = folder_of(self.run, number)
-        found.model.eval().save_pretrained(folder)
-        found.tokenizer.save_pretrained(folder)
+        with quiet():
+            found.model.eval().save_pretrained(folder)
+            found.tokenizer.save_pretrained(folder)
 
 
 def opened(config: Config, run: Run, number: int) -> Pretrained:
@@ -156,7 +157,7 @@ def judged_by(rounds: Sequence[Mapping[str, Metric]]) -> str:
 def summary(rounds: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
     """The last model alone, what it has above the first, and its share of the first planner's success.
 
-    exact/rises: 1 where J rose in every round.
+    exact/rises: 1 where J rose for certain in every round.
     """
     key, first, last = judged_by(rounds), rounds[0], rounds[-1]
     alone, planner = last[f"alone/{key}"], first[f"planner/{key}"]
@@ -164,8 +165,8 @@ def summary(rounds: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
     if planner.low > 0:
         found["share_of_planner"] = ratio(alone, planner)
     if "exact/discounted" in last:
-        values = [each["exact/discounted"].value for each in rounds]
-        found["exact/rises"] = Metric.exact(int(all(a < b for a, b in itertools.pairwise(values))))
+        bounds = itertools.pairwise(each["exact/discounted"] for each in rounds)
+        found["exact/rises"] = Metric.exact(int(all(before.high < after.low for before, after in bounds)))
     return found
 
 

@@ -60,7 +60,7 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     seed = run.stage_seeds("log" + suffix)[0]
     starts = from_random_play(world, asked.starts, asked.start_steps, seed)
     env = TensorEnv(starts, asked.num_envs, time_limit=asked.time_limit, device=run.device)
-    actor = Behavior(world, player, config.planner)
+    actor = Behavior(world, player, config.planner, asked.explore)
     with console.status(f"logging {asked.steps * asked.num_envs:,} steps of play"):
         log = record(env, actor, asked.steps, seed)
     console.print(f"logged {len(log):,} steps of play; {actor.asked:,} situations were scored", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from envs.core import Observation, tree_map
@@ -33,8 +33,12 @@ class HasDigits(Protocol):
         """What tells states apart."""
 
 
-def joint_policy(world: Any, table: Table, model: LanguageModel, config: TeamConfig) -> Float[Tensor, "*joint"]:
+def joint_policy(
+    world: Any, table: Table, model: LanguageModel, config: TeamConfig, places: Int[Tensor, " X"] | None = None
+) -> Float[Tensor, "*joint"]:
     """Probabilities [S,A,…,A] of the agents' joint choices in every state, as the model's plans are drawn.
+
+    places: of these states of the table alone, [X,A,…,A].
 
     Sequential, each agent is asked after every plan of those before it; joint, all at once. Raises InputError for a
     model that cannot score texts.
@@ -43,9 +47,10 @@ def joint_policy(world: Any, table: Table, model: LanguageModel, config: TeamCon
     book = Phrasebook(world, config.plans)
     asked = _joint if config.mode == "joint" else _sequential
     parts = []
-    for places in torch.arange(len(table)).split(CHUNK):
-        with console.status(f"asking in {len(table):,} states: {int(places[0]):,} done"):
-            obs: Observation = world.observe(tree_map(lambda leaf, rows=places: leaf[rows], table.states))
+    wanted = torch.arange(len(table)) if places is None else places
+    for done, part in enumerate(wanted.split(CHUNK)):
+        with console.status(f"asking in {len(wanted):,} states: {CHUNK * done:,} done"):
+            obs: Observation = world.observe(tree_map(lambda leaf, rows=part: leaf[rows], table.states))
             parts.append(asked(book, book.of(obs), model, config.temperature, table.choices))
     return torch.cat(parts)
 

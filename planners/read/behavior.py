@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from envs.core import Decision, Observation, Streams, Tree
+from envs.core import Decision, InputError, Observation, Streams, Tree
 from marl.learning.batch import take_rows
 from marl.models.action_critic import only_choice
 from planners.language.base import LanguageModel, Query
@@ -32,15 +32,22 @@ class Behavior:
     Sequential prompts tell the plans of those before: where several mean one choice (`plans: all`), probabilities are
     given these plans, which say more than the choices; where the two differ, joint ones are exact.
 
+    explore: the share of plans that are any plan, whatever the model would say: (1 - ε) μ + ε / |plans|. Of what is
+    hardly ever said a log tells nothing, and a critic that is fitted to it errs.
+
     world: one that describes itself, in words that follow from state, who is alive and what is legal alone. asked:
     situations that the model was asked about; agents with a single plan are not. All situations are kept, some 200
-    bytes each beside the state itself. Raises InputError for a model that cannot score texts.
+    bytes each beside the state itself. Raises InputError for a model that cannot score texts, and an `explore` that is
+    no share.
     """
 
-    def __init__(self, world: Any, model: LanguageModel, config: TeamConfig):
+    def __init__(self, world: Any, model: LanguageModel, config: TeamConfig, explore: float = 0.0):
         require_model(model)
         require_scores(model, "Play by a model's probabilities", "let ReadPlanner ask it for every decision")
+        if not 0 <= explore <= 1:
+            raise InputError(f"The share of plans that are any plan, explore, is in [0, 1]; got {explore}.")
         self.phrasebook, self.model, self.config = Phrasebook(world, config.plans), model, config
+        self.explore = explore
         self.agents, self.choices = self.phrasebook.agents, only_choice(world.spec.action)
         self.asked = 0
         self._first: dict[bytes, int] = {}  # situation of the first agent, by what is observed
@@ -143,8 +150,13 @@ class Behavior:
         scores = iter(score_all(self.model, wanted, [dict.fromkeys(COUNTS, 0) for _ in wanted]))
         temperature, certain = self.config.temperature, torch.ones(1, dtype=torch.float64)
         return [
-            certain if query is None else log_shares(self.model, next(scores), temperature).exp() for query in queries
+            certain if query is None else self._explored(log_shares(self.model, next(scores), temperature).exp())
+            for query in queries
         ]
+
+    def _explored(self, share: Float[Tensor, " plans"]) -> Float[Tensor, " plans"]:
+        """These probabilities, of which the share `explore` goes to any plan."""
+        return (1 - self.explore) * share + self.explore / len(share)
 
 
 def _keys(obs: Observation) -> list[bytes]:

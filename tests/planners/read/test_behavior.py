@@ -187,3 +187,22 @@ def test_a_critic_that_needs_behavior_learns_from_its_log() -> None:
 def test_a_model_that_cannot_score_is_refused() -> None:
     with pytest.raises(InputError, match=r"scripted:mute does not\. Take a local model, or let ReadPlanner ask it"):
         behavior(Scripted(lambda query, number: "", "mute"))
+
+
+@pytest.mark.parametrize("mode", ["sequential", "joint"])
+def test_a_share_of_plans_is_any_plan(mode: str) -> None:
+    actor = Behavior(KITCHEN, Counting(), TeamConfig(plans="steps", mode=mode), explore=0.3)
+    decision, _ = actor.act(seen(500), None, Streams([0]))
+    action, told = decision.action.squeeze(-1), decision.latent
+    if mode == "sequential":
+        first, second = 0.7 * FIRST + 0.05, 0.7 * SECOND + 0.05
+    else:
+        together = 0.7 * FIRST.unsqueeze(1) * SECOND + 0.3 / 36
+        first, second = together.sum(1), together / together.sum(1, keepdim=True)
+    assert_close(told[:, 0], first.float().expand(500, 6))
+    assert_close(told[:, 1], second.float()[action[:, 0]])
+
+
+def test_the_share_of_any_plan_is_a_share() -> None:
+    with pytest.raises(InputError, match="explore"):
+        Behavior(KITCHEN, Counting(), TeamConfig(plans="steps"), explore=1.5)
