@@ -163,7 +163,8 @@ def test_nothing_is_paid_twice_after_kill_9_beside_another_process(tmp_path: Pat
     assert 20 <= kept < 200
     with closing(Recorded(Scripted(answer, "slow"), store, transcript=tmp_path / "killed.jsonl")) as model:
         answers = in_order(model.complete([asking(number) for number in range(400)]))
-        assert sum(answer.cached for answer in answers) == 200 + kept
+        # What the other process asked, and one that was killed before it was written down in the transcript.
+        assert sum(answer.cached for answer in answers) in (200, 201)
         assert model.spent().queries == 200
         assert store.spent("other").queries == 200
     counts = Counter(asked.read_text().split("\n")[:-1])

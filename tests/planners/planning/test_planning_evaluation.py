@@ -44,7 +44,7 @@ def test_rounds_are_those_of_play_with_a_seed_each(tmp_path: Path) -> None:
     assert whole is not None
     parts = []
     for number in range(2):
-        env = TensorEnv(Meeting(), 2, time_limit=4)
+        env = TensorEnv(Meeting(), 2, time_limit=3)
         parts.append(play(env, planner(), 2, stage_seed(0, f"evaluation {number}")))
     assert whole.rows == 4
     np.testing.assert_array_equal(whole.returns, np.concatenate([part.returns for part in parts]))

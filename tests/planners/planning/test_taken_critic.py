@@ -134,7 +134,7 @@ def test_a_critic_of_other_play_is_refused_before_a_folder_is_taken(
     [
         {"critic__weights": [1.0]},
         {"critic__updates": 4000},
-        {"env__time_limit": 3},
+        {"env__time_limit": 5},
         {"env__num_envs": 3},
         {"critic__pessimism": 1.0},
     ],

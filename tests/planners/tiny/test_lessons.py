@@ -93,7 +93,7 @@ def test_each_situation_has_a_lesson_for_each_agent_and_one_for_all() -> None:
 
 
 def test_bob_is_told_what_ann_was_taught_to_say() -> None:
-    taught = lessons(600, mistakes=0, noise=0)
+    taught = lessons(300, mistakes=0, noise=0)
     for ann, bob in zip(taught[::3], taught[1::3]):
         (decided,) = re.findall(r"Decided already: ann: (.*?)\.", bob.messages[-1].content)
         likely = {plan for plan, odds in zip(ann.choices, ann.odds) if odds > 0} | set(sent_back(ann))
@@ -114,7 +114,7 @@ def test_what_was_sent_back_is_said_no_more() -> None:
 
 
 def test_nothing_is_sent_back_where_nothing_would_be_left() -> None:
-    for lesson in lessons(600, mistakes=1, noise=0):
+    for lesson in lessons(300, mistakes=1, noise=0):
         assert np.count_nonzero(lesson.odds) > 0
 
 
@@ -132,12 +132,13 @@ def test_large_teams_have_no_lessons_for_all_at_once(monkeypatch: pytest.MonkeyP
     assert {len(lesson.choices) for lesson in lessons(300)} == {5}
 
 
-def test_games_go_on_as_played_and_begin_anew_when_they_are_over() -> None:
-    taught = lessons(3 * 256 * 3, mistakes=0, noise=0)  # 256 games side by side
+def test_games_go_on_as_played_and_begin_anew_when_they_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planners.tiny.lessons.ROWS", 64)
+    taught = lessons(3 * 64 * 5, mistakes=0, noise=0)
     words = [lesson.messages[-1].content for lesson in taught[::3]]
     shown = [tuple(int(place) for place in re.findall(r"is at (\d)", text)) for text in words]
     assert set(shown) == {tuple(place) for place in TABLE.states.tolist()}
     gaps = [abs(ann - bob) for ann, bob in shown]
-    far = [(before, after) for before, after in zip(gaps, gaps[256:]) if before > 2]  # not over after a step
+    far = [(before, after) for before, after in zip(gaps, gaps[64:]) if before > 2]  # not over after a step
     nearer = sum(after < before for before, after in far)
     assert 0.9 * len(far) < nearer < len(far)  # a few are old, and begin anew
