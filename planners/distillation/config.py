@@ -26,7 +26,7 @@ class DistillationConfig(Section):
         0.5, ge=0, le=1, description="share of them that begin where play does; the others after random play"
     )
     rows: int = Field(64, ge=1, description="lessons of an update")
-    updates: int = Field(800, ge=1, description="steps of training in a round")
+    updates: int = Field(1000, ge=1, description="steps of training in a round")
     learning_rate: float = Field(2e-3, gt=0, description="of Adam, at first; it falls to a hundredth in each round")
     max_grad_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     exact: bool = Field(
