@@ -21,6 +21,7 @@ from envs.core import InputError
 from envs.kitchen import Kitchen
 from envs.particles import SimpleSpread
 from envs.pettingzoo import ParallelWorld, parallel_env
+from envs.restarts import from_random_play
 from envs.speaker_listener import SpeakerListener
 from envs.swarm import Vicsek
 from envs.world import TensorEnv, World
@@ -40,9 +41,12 @@ def native_worlds() -> dict[str, Callable[..., World[Any]]]:
 
 
 NATIVE = native_worlds()
+SHORT_KITCHEN = Kitchen("cramped_room", horizon=50)
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "MatrixGame": {"payoff": [[1.0, 0.0], [0.0, 2.0]]},
-    "Lapsing": {"world": Kitchen("cramped_room", horizon=50), "share": 1.0, "idle": 4},
+    "Lapsing": {"world": SHORT_KITCHEN, "share": 1.0, "idle": 4},
+    "Restarting": {"world": SHORT_KITCHEN, "pool": from_random_play(SHORT_KITCHEN, 5, 10, 0).pool},
+    "from_random_play": {"world": SHORT_KITCHEN, "starts": 5, "steps": 10, "seed": 0},
     "WithMemory": {"world": "envs.swarm:Aggregation", "agents": 20},
 }
 # PettingZoo's test lists by name who may see different sizes.
