@@ -99,7 +99,7 @@ def test_the_exact_one_is_of_the_first_channel_and_of_a_table(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"of the first reward channel alone; leave critic\.weights out"):
         made(tmp_path / "one", critic__kind="exact", critic__weights=[1, 1, 0], **THREE)
     with pytest.raises(InputError, match=r"Wordless has no table\. Let a critic be learned"):
-        made(tmp_path / "two", critic__kind="exact", env__world="meetings:Wordless")
+        made(tmp_path / "two", critic__kind="exact", env__world="worded_meetings:Wordless")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from meetings import Meeting
 from scipy.stats import binomtest
 from walkers import log_prob, say, small, toward
+from worded_meetings import Meeting
 
 from envs.world import TensorEnv
 from marl.evaluation.episodes import Episodes, play
@@ -95,7 +95,7 @@ def test_a_goal_is_reached_to_rounding() -> None:
     assert succeeded(episodes([-2.0, -2.1]), -2.0).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("env", [{"env__args": {"starts": "anywhere"}}, {"env__world": "meetings:Wordless"}])
+@pytest.mark.parametrize("env", [{"env__args": {"starts": "anywhere"}}, {"env__world": "worded_meetings:Wordless"}])
 def test_the_fewest_steps_are_told_of_a_table_whose_start_is_plays(env: Any, tmp_path: Path) -> None:
     found = judge(tmp_path / "run", **env)
     assert found.fewest_steps is None

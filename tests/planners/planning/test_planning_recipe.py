@@ -173,7 +173,7 @@ def test_a_budget_that_ends_is_reported_and_can_be_raised(
         ({"env__world": "worlds:TabularGame"}, "needs a world with the methods words, plans and parse"),
         ({"model__scripted": "walkers:say"}, r"critic\.log\.play=random"),
         ({"critic__weights": [1, 2], **FREE}, r"critic\.weights: expected a number for each of meeting"),
-        ({"critic__kind": "exact", "env__world": "meetings:Wordless", **FREE}, "has no table"),
+        ({"critic__kind": "exact", "env__world": "worded_meetings:Wordless", **FREE}, "has no table"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(overrides: Any, message: str, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from meetings import Meeting
 from scipy.stats import chisquare
 from torch import Tensor
 from torch.testing import assert_close
 from walkers import log_prob, say, walker
+from worded_meetings import Meeting
 
 from envs.core import InputError, Streams, tree_map
 from envs.kitchen import Kitchen

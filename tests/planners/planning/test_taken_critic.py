@@ -112,7 +112,10 @@ def test_a_critic_of_random_play_serves_a_model_that_cannot_score(tmp_path: Path
     ("overrides", "message"),
     [
         ({"env__args": {"starts": "anywhere"}}, r"env\.args is {'starts': 'anywhere'} here and {} there"),
-        ({"env__world": "meetings:Wordless"}, r"env\.world is meetings:Wordless here and meetings:Meeting there"),
+        (
+            {"env__world": "worded_meetings:Wordless"},
+            r"env\.world is worded_meetings:Wordless here and worded_meetings:Meeting there",
+        ),
         ({"planner__mode": "joint"}, r"planner\.mode is joint here and sequential there"),
         ({"planner__plans": "all"}, r"planner\.plans is all here and steps there"),
         ({"critic__weights": [2.0]}, r"critic\.weights is \[2\.0\] here and \[1\.0\] there"),

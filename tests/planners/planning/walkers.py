@@ -20,7 +20,7 @@ from planners.language.store import Store
 SMALL: dict[str, Any] = {
     "recipe": "planners.planning.recipe",
     "device": "cpu",
-    "env": {"world": "meetings:Meeting", "time_limit": 3},
+    "env": {"world": "worded_meetings:Meeting", "time_limit": 3},
     "planner": {"plans": "steps", "rounds": 2},
     "critic": {
         "log": {"num_envs": 8, "steps": 8, "time_limit": 8, "starts": 32, "start_steps": 4},

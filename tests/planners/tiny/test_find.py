@@ -23,7 +23,7 @@ from planners.tiny.find import config_of, find_or_train, fingerprint
 from planners.tiny.imitation import Imitation
 
 TINY = TinyConfig(lessons=90, rows=8, updates=12, hidden=8, layers=1, vocabulary=400)
-MEETING = EnvConfig(world="meetings:Meeting", time_limit=8)
+MEETING = EnvConfig(world="worded_meetings:Meeting", time_limit=8)
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_one_that_was_killed_before_it_took_its_folder_begins_anew(home: Path) -
 
 def test_another_world_wording_or_setting_is_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def of(tiny: TinyConfig = TINY, plans: Any = "all", **env: Any) -> str:
-        return fingerprint(config_of(tiny, EnvConfig(world="meetings:Meeting", **env), plans))
+        return fingerprint(config_of(tiny, EnvConfig(world="worded_meetings:Meeting", **env), plans))
 
     first = of()
     assert first == of(num_envs=5, time_limit=3)
@@ -146,7 +146,7 @@ def test_another_world_wording_or_setting_is_another_folder(monkeypatch: pytest.
         of(plans="steps"),
         of(args={"wording": "Five places."}),
         of(args={"starts": "anywhere"}),
-        fingerprint(config_of(TINY, EnvConfig(world="meetings:Wordless"), "all")),
+        fingerprint(config_of(TINY, EnvConfig(world="worded_meetings:Wordless"), "all")),
     ]
     monkeypatch.setattr("planners.read.prompts.RULES", "Answer with {form}. You are {agents}.")
     monkeypatch.setattr("planners.tiny.find.ask_one", lambda *given: [Message("user", "asked otherwise")])
@@ -156,7 +156,7 @@ def test_another_world_wording_or_setting_is_another_folder(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (EnvConfig(world="meetings:Wordless"), "a table of all states, and Wordless has none .* model.local"),
+        (EnvConfig(world="worded_meetings:Wordless"), "a table of all states, and Wordless has none .* model.local"),
         (EnvConfig(world="worlds:TabularGame"), "needs a world with the methods words, plans and parse"),
         (EnvConfig(pettingzoo="mpe2.simple_spread_v3:parallel_env"), "set env.world, or ask another model"),
     ],

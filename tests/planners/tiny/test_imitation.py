@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from meetings import Meeting
+from worded_meetings import Meeting
 
 from envs.core import Streams
 from marl.learning.batch import Batch

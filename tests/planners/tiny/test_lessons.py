@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from meetings import Meeting
 from torch import Tensor
+from worded_meetings import Meeting
 
 from envs.core import Observation, Streams
 from planners.language.base import Message, Query

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from meetings import Meeting
+from worded_meetings import Meeting
 
 from planners.read.phrases import Phrasebook, Phrases
 from planners.tiny.config import TinyConfig
