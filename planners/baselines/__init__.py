@@ -1,4 +1,4 @@
-"""What a planner is compared with: the same loop without a part of it, and other people's loops."""
+"""Planners to compare with: the same loop without a part of it, and other people's loops."""
 
 from planners.baselines.uniform import uniform_prior
 

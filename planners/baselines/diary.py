@@ -45,7 +45,7 @@ class Diary:
         self.steps.append(Noted(self.count, tuple(_told(one) for one in decisions)))
 
     def hear(self, earned: Mapping[str, float]) -> None:
-        """What the latest step earned."""
+        """Note of the latest step's earnings."""
         for channel, reward in earned.items():
             self.earned[channel] = self.earned.get(channel, 0.0) + reward
         if self.steps:
@@ -56,7 +56,7 @@ class Diary:
         return [noted.line() for noted in self.steps]
 
     def outcome(self) -> str:
-        """How long the episode was and what it earned, in a sentence or two."""
+        """Sentences that tell the episode's length and earnings."""
         earned = f" {_earned(self.earned)}" if self.earned else ""
         return f"The episode took {self.count} steps.{earned}"
 

@@ -1,1 +1,1 @@
-"""What a planner with a critic would say, taught to its language model, which then says so by itself."""
+"""Plans that a critic accepts, taught to its language model, which then makes them by itself."""

@@ -87,7 +87,7 @@ class AskedPolicy:
 
 
 def follow(table: Table, policy: AskedPolicy, discount: float, steps: int | None) -> tuple[float, float]:
-    """What play from the start earns as far as it is followed, and the probability, discounted, of all that is left.
+    """Earnings of play from the start as far as it is followed, and the discounted probability of all that is left.
 
     Of no number of steps, it ends where the rest has less than `LEAST`. Play is left where it gets too rarely.
     """

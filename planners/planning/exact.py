@@ -147,7 +147,7 @@ def executed(
 
 
 def is_closed(config: MethodConfig, plans: int) -> bool:
-    """Whether what a planner executes is known in closed form: it may ask until nothing is left, at one threshold."""
+    """True where the policy that a planner executes is known: it may ask until nothing is left, at one threshold."""
     if config.plans != "steps":
         return False
     if config.kind == "reweigh":

@@ -133,7 +133,7 @@ def _weights(config: Config) -> list[float]:
 
 
 def kept(run: Run, name: str) -> Any:
-    """What a run has computed once. Raises InputError where it is gone."""
+    """Value that a run has computed once. Raises InputError where it is gone."""
     path = run.folder / "once" / f"{name}.json"
     try:
         return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What a run that plans will ask, shown before anything is asked."""
+"""Prompts of a run that plans, shown before anything is asked."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def title_of(one: Open) -> str:
 
 
 def outlook(config: Config) -> str:
-    """What the run would do beside these prompts, in words."""
+    """Sentence that says all that the run would do beside these prompts."""
     kind, log, asked = config.critic.kind, config.critic.log, config.evaluation
     play = "random play" if log.play == "random" else "the model's own play"
     critics = {

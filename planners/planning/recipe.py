@@ -17,7 +17,6 @@ from marl.evaluation.policy_report import optional
 from marl.output.console import console
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import number, print_table
-from marl.training.environments import make_env
 from marl.training.run import Run
 from planners.baselines import uniform_prior
 from planners.language.base import LanguageModel
@@ -37,6 +36,7 @@ from planners.read.phrases import require_words
 from planners.read.planner import ReadPlanner
 from planners.read.reweigh import ReweighingPlanner
 from planners.read.team import TeamPlanner
+from planners.tiny.recipe import native_world
 
 RANDOM = "_of_random_play"  # after the names of stages of the critic of random play
 SPENT = "critic_spent"  # what was asked for the critic
@@ -169,7 +169,7 @@ def planner_of(config: Config, world: World[Any], model: LanguageModel, critic: 
 
 
 def differences(metrics: dict[str, Metric], beside: tuple[str, ...]) -> dict[str, Metric]:
-    """What the planner has above those beside it: in success where that is told, else in return."""
+    """Differences of the planner to those beside it: in success where that is told, else in return."""
     key = "success" if "success" in metrics else "return_per_agent"
     found = {}
     for name in beside:
@@ -192,14 +192,14 @@ def tell_story(run: Run, judge: Judge) -> None:
 
 
 def costs(prefix: str, spent: Spent, before: Spent | None = None) -> dict[str, Metric]:
-    """What was asked for, less what was before."""
+    """Cost of what was asked for, less what was before."""
     names = ("queries", "prompt_tokens", "completion_tokens", "seconds", "price")
     before = before or Spent()
     return {f"{prefix}/{name}": Metric.exact(getattr(spent, name) - getattr(before, name)) for name in names}
 
 
 def critic_metrics(config: Config, run: Run) -> dict[str, Metric]:
-    """What the critic took to learn, in the run that has learned it."""
+    """Cost of learning the critic, in the run that has learned it."""
     if config.critic.kind == "none":
         return {}
     learned_in = run if config.critic.run is None else run_of_critic(config, run)
@@ -211,10 +211,7 @@ def critic_metrics(config: Config, run: Run) -> dict[str, Metric]:
 
 def world_of(config: Config) -> World[Any]:
     """The world that is planned in. Raises InputError for one that does not describe itself, or never ends."""
-    env = make_env(config.env, num_envs=1)
-    world = getattr(env, "world", None)
-    if not isinstance(world, World):
-        raise InputError("Planning needs a native world, whose states can be told: set env.world.")
+    world = native_world(config)
     require_words(world)
     return world
 

@@ -30,7 +30,7 @@ class HasDigits(Protocol):
         """States of observed ones."""
 
     def digits(self, state: Any) -> Digits:
-        """What tells states apart."""
+        """Numbers that tell states apart."""
 
 
 def joint_policy(

@@ -100,7 +100,7 @@ def _proposed(one: Open, judged: bool) -> tuple[Proposal, ...]:
 
 
 def _verdict(one: Open, plan: int, last_time: bool, latest: bool) -> Verdict:
-    """What became of a plan. last_time: it was not proposed again. latest: nothing was proposed after it."""
+    """Fate of a plan. last_time: it was not proposed again. latest: nothing was proposed after it."""
     refused = any(back.plan == one.plans[plan] for back in one.refused)
     if plan != one.chosen or not last_time:
         return "sent back" if refused or not last_time else "too low"

@@ -10,7 +10,7 @@ THOUGHT = re.compile(r"^[^\w\n]*thought[^\w\n]*:[*_\s]*", re.IGNORECASE | re.MUL
 
 
 class Thought(NamedTuple):
-    """What a model wrote: its reasons, and its plan."""
+    """Text of a model in two parts: its reasons, and its plan."""
 
     thought: str
     plan: str

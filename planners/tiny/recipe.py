@@ -151,7 +151,7 @@ def next_tokens(paths: Sequence[Sequence[int]], odds: Sequence[float], answer: S
 
 
 def texts(lessons: list[Lesson]) -> list[str]:
-    """What the tokenizer shall write in few tokens: messages, and answers as they stand alone."""
+    """Texts that the tokenizer shall write in few tokens: messages, and answers as they stand alone."""
     chats = ["".join(f"{message.content}\n" for message in lesson.messages) for lesson in lessons]
     return chats + [choice for lesson in lessons for choice in lesson.choices]
 

@@ -121,7 +121,10 @@ def test_a_model_that_cannot_score_is_refused_before_it_is_asked(overrides: Any,
 @pytest.mark.parametrize("overrides", [{"critic__kind": "none"}, {"critic__log__play": "random"}])
 def test_what_needs_no_scores_takes_any_model(overrides: Any, tmp_path: Path) -> None:
     config = small(**overrides)
-    require_able(config, Run.create(tmp_path / "run", config), walker(None))
+    run = Run.create(tmp_path / "run", config)
+    require_able(config, run, walker(None))
+    critic = make_critic(config, run, world_of(config), walker(None))
+    assert critic is None or not critic.needs_behavior
 
 
 def test_a_long_log_is_measured_by_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
