@@ -138,9 +138,8 @@ def planners(
     if "uniform" in beside:
         yield "uniform", planner_of(config, world, uniform_prior(), critic)
     if "nobody" in beside:
-        log = config.critic.log.model_copy(update={"play": "random"})
-        unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"log": log, "run": None})})
-        anybody = uniform_prior()
+        unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"run": None})})
+        anybody = uniform_prior()  # whose own play is random
         yield "nobody", planner_of(config, world, anybody, make_critic(unasked, run, world, anybody, RANDOM))
 
 

@@ -25,6 +25,7 @@ from marl.training.environments import make_env
 from marl.training.run import Run
 from planners.language.base import Query, in_order
 from planners.language.chat import Chat
+from planners.language.loading import quiet
 from planners.language.local import Local
 from planners.read.phrases import Phrasebook, require_words
 from planners.tiny.config import Config, TinyConfig
@@ -53,8 +54,9 @@ class TinyRecipe(Recipe):
         run.begin()
         model, tokenizer = train(config, run, lessons)
         folder = run.folder / MODEL
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         metrics = {name: Metric.exact(value) for name, value in run.used(STAGE).items()}
         metrics |= {"parameters": Metric.exact(sum(p.numel() for p in model.parameters()))}
         metrics |= judge(folder, Lessons(lessons.teacher, run.stage_seeds("examination")[0]))

@@ -39,6 +39,12 @@ def episodes(returns: list[float], lengths: list[int] | None = None) -> Episodes
     )
 
 
+def test_success_is_of_the_first_channel_alone() -> None:
+    earned = np.array([[1.0, 0.0], [0.5, 5.0], [1.0, -3.0]])
+    played = Episodes(earned, np.full(3, 5.0), agents=2)
+    assert succeeded(played, 1.0).tolist() == [True, False, True]
+
+
 def test_rounds_are_those_of_play_with_a_seed_each(tmp_path: Path) -> None:
     whole = judge(tmp_path / "run").play(planner(), "alone")
     assert whole is not None

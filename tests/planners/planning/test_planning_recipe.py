@@ -62,6 +62,20 @@ def test_a_function_plans_with_each_critic_of_random_play(kind: str, tmp_path: P
     assert Report.load(tmp_path / "run" / "report.json").metrics == report.metrics
 
 
+def test_nobody_plans_by_a_critic_of_random_play_and_asks_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_walker(monkeypatch, cache(tmp_path))
+    beside = {"evaluation__beside": ["nobody"]}
+    report = run_training(small(**beside), tmp_path / "one")
+    assert [row["planner"] for row in report.tables["planners"]] == ["read", "nobody"]
+    # Whoever the model is and whatever it plays, nobody plans alike.
+    other = run_training(small(critic__log__play="random", planner__rounds=2, **beside), tmp_path / "two")
+    shared = [name for name in report.metrics if name.startswith("nobody/")]
+    assert shared
+    assert all(report.metrics[name] == other.metrics[name] for name in shared)
+
+
 def test_the_exact_critic_makes_anybody_meet(tmp_path: Path) -> None:
     config = small(critic__kind="exact", planner__rounds=15, env__time_limit=8, **FREE)
     report = run_training(config, tmp_path / "run")
