@@ -7,7 +7,8 @@ varying fastest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -144,13 +145,21 @@ class Table:
 
     def within(self, policy: Float[Tensor, "S J"], steps: int) -> Float[Tensor, " S"]:
         """The expected undiscounted return of a policy within so many steps, from each state."""
+        return deque(self._by_steps(policy, steps), maxlen=1).pop()
+
+    def by_steps(self, policy: Float[Tensor, "S J"], steps: int) -> Float[Tensor, " steps+1"]:
+        """The same from the first state alone, within 0, 1, … steps."""
+        return torch.stack([value[0] for value in self._by_steps(policy, steps)])
+
+    def _by_steps(self, policy: Float[Tensor, "S J"], steps: int) -> Iterator[Float[Tensor, " S"]]:
         if steps < 0:
             raise InputError(f"A return is of 0 steps or more; got {steps}.")
         moves, reward = self._chain(policy)
         value = self._zero()
+        yield value
         for _ in range(steps):
             value = reward + torch.from_numpy(moves @ value.numpy())
-        return value
+            yield value
 
     def best_response(
         self, partners: Float[Tensor, "S N A"], agent: int, steps: int

@@ -44,6 +44,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "startup": training.startup,
     "cuda": training.cuda,
     "ope": elsewhere("recsys.bench:ope", "Offline evaluation: scans, sequences, a bootstrap by user, and memory."),
+    "planning": elsewhere("planners.bench:planning", "Plans of the small model in 256 kitchens together, and in one."),
     "physics-compiled": stepping.physics_compiled,
     "step-compiled": stepping.step_compiled,
     "swarm-compiled": swarm.swarm_compiled,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ope-large": elsewhere("recsys.bench:large", "Offline evaluation of 100 million rows on disk: memory, time, bits."),
 }
 SLOW = (
+    "planning",
     "physics-compiled",
     "step-compiled",
     "swarm-compiled",

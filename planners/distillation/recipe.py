@@ -28,9 +28,10 @@ from planners.language.chat import Chat
 from planners.language.deciding import Deciding
 from planners.language.loading import Pretrained, load, quiet
 from planners.language.local import Local
+from planners.planning.beside import planner_of
 from planners.planning.critic import make_critic
 from planners.planning.evaluation import Judge
-from planners.planning.recipe import planner_of, short, world_of
+from planners.planning.recipe import short, world_of
 from planners.read.critics import PlanCritic
 from planners.read.reweigh import ReweighingPlanner
 from planners.tiny.find import find_or_train
@@ -100,7 +101,7 @@ class Judges:
         """The model alone, at one query a decision; planner and critic with it; and the truth, where it is wanted."""
         planners = {
             "alone": ReweighingPlanner(self.world, model, None, self.config.planner),
-            "planner": planner_of(self.config, self.world, model, critic),
+            "planner": planner_of(self.config.planner, self.world, model, critic),
         }
         found: dict[str, Metric] = {}
         for name, planner in planners.items():

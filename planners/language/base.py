@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from envs.core import ConcordError, InputError
@@ -120,6 +120,13 @@ class Scores:
     def per_token(self) -> tuple[float, ...]:
         """The mean over the tokens of each choice, its end left out (TWOSOME, Tan et al., ICLR 2024, eq. 4)."""
         return tuple(math.fsum(parts[:-1]) / max(1, len(parts) - 1) for parts in self.token_log_probs)
+
+    def among(self, choices: Sequence[int]) -> Scores:
+        """The same of these choices alone."""
+        tokens, log_probs = self.tokens, self.token_log_probs
+        return replace(
+            self, tokens=tuple(tokens[n] for n in choices), token_log_probs=tuple(log_probs[n] for n in choices)
+        )
 
     def constrained(self, temperature: int | float = 1.0) -> tuple[float, ...]:
         """Log-probability that each choice is drawn where a model may write nothing but the choices.

@@ -11,6 +11,7 @@ from envs.core import InputError
 from planners.language.base import Message
 
 TREES_KEPT = 256  # sets of choices whose tokens are remembered; a world has few of them, and asks each many times
+PROMPTS_KEPT = 50_000  # of their tokens, some kilobytes each
 
 MARK = "mark"  # an answer by which one sees how a template closes it
 
@@ -74,11 +75,18 @@ class Chat:
             )
         self.end = self.ends[0]
         self._opening = self._generation_prompt()
+        self._prompts: dict[tuple[Message, ...], list[int]] = {}  # who is asked again reads the same
         self.choices = lru_cache(TREES_KEPT)(self._choices)
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Tokens of each chat, up to where the model's answer begins."""
-        return self.encode([self._render(chat, True) for chat in chats])
+        told = [tuple(chat) for chat in chats]
+        new = [chat for chat in dict.fromkeys(told) if chat not in self._prompts]
+        if len(self._prompts) + len(new) > PROMPTS_KEPT:
+            self._prompts.clear()
+            new = list(dict.fromkeys(told))
+        self._prompts |= zip(new, self.encode([self._render(chat, True) for chat in new]) if new else (), strict=True)
+        return [self._prompts[chat] for chat in told]
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text that these tokens write, without special ones."""

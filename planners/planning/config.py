@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,21 @@ from marl.models.layers import NetworkConfig
 from planners.language.config import ModelConfig
 from planners.read.planner import PlannerConfig
 from planners.read.reweigh import ReweighConfig
+
+Name = Literal[
+    "alone",
+    "uniform",
+    "nobody",
+    "asked_again",
+    "blind",
+    "reweighed",
+    "best_of_n",
+    "central",
+    "saycan",
+    "twosome",
+    "react",
+    "reflexion",
+]
 
 
 class MethodConfig(PlannerConfig, ReweighConfig):
@@ -84,10 +99,22 @@ class PlayConfig(Section):
         description="tell exact success too, and how right the critic is, where all states can be listed: the model is "
         "asked in every one of them",
     )
-    beside: tuple[Literal["alone", "uniform", "nobody"], ...] = Field(
+    beside: tuple[Name, ...] = Field(
         ("alone", "uniform"),
         description="planners that are judged too: the model alone; uniform, the same planner and critic with a model "
-        "to which all plans are alike; nobody, such a model and a critic of random play, without any language model",
+        "to which all plans are alike; nobody, such a model and a critic of random play, without any language model; "
+        "asked_again, blind, reweighed, best_of_n with the same critic; central, saycan, twosome, react, reflexion "
+        "without one",
+    )
+    rounds: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="of kind=read: a curve of success against queries, of the planner and of blind, each with so many "
+        "proposals a decision at most",
+    )
+    resets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="steps after each of which the world silently begins anew, once an episode: the planner is judged "
+        "there too, with as many more steps to the time limit",
     )
 
 
@@ -109,6 +136,15 @@ class Config(LearningConfig):
                 "evaluation.exact needs evaluation.goal, and a model on this machine: it is asked in every state there "
                 "is, beside the budget"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _judges_what_there_is(self) -> Config:
+        asked, planner = self.evaluation, self.planner
+        if asked.rounds and (planner.kind != "read" or self.critic.kind == "none"):
+            raise ValueError("evaluation.rounds needs planner.kind=read and a critic, which sends plans back")
+        if asked.resets and self.env.time_limit is None:
+            raise ValueError("evaluation.resets needs env.time_limit, which they lengthen")
         return self
 
     @model_validator(mode="after")

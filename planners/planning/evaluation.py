@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from envs.core import leaves
+from envs.interrupted import Interrupted
 from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
 from marl.evaluation.episodes import Episodes, play
@@ -35,18 +36,18 @@ class Judge:
         self.story: list[StoryStep] = []
         self.budget_spent = False
 
-    def play(self, planner: TeamPlanner, name: str, *, tell: bool = False) -> Episodes | None:
+    def play(self, planner: TeamPlanner, name: str, *, reset: int | None = None, tell: bool = False) -> Episodes | None:
         """Episodes of a planner, in rounds; those of whole rounds before a budget ended, None where it allowed none.
 
-        tell: print its first episode as it happens, and keep its `story`.
+        reset: after so many steps the world silently begins anew, and episodes may take as many more. tell: print its
+        first episode as it happens, and keep its `story`.
         """
         asked = self.config.evaluation
         rounds: list[Episodes] = []
         while (done := sum(len(each.returns) for each in rounds)) < asked.episodes and not self.budget_spent:
             console.print(f"{name}: {done} of {asked.episodes} episodes", markup=False)
             seed = stage_seed(self.run.config.seed, f"evaluation {len(rounds)}")
-            limit, device = self.config.env.time_limit, self.run.device
-            env: Any = TensorEnv(self.world, asked.num_envs, time_limit=limit, device=device)
+            env: Any = self._env(reset)
             if tell and not rounds:
                 env = Witness(env, planner, tell=print_step)
             with closing(env):
@@ -58,6 +59,13 @@ class Judge:
             if isinstance(env, Witness):
                 self.story = env.steps
         return joined(rounds) if rounds else None
+
+    def _env(self, reset: int | None) -> TensorEnv:
+        limit, num_envs, device = self.config.env.time_limit, self.config.evaluation.num_envs, self.run.device
+        if reset is None:
+            return TensorEnv(self.world, num_envs, time_limit=limit, device=device)
+        assert limit is not None  # the config says so
+        return TensorEnv(Interrupted(self.world, reset), num_envs, time_limit=limit + reset, device=device)
 
     def metrics(self, episodes: Episodes, prefix: str = "") -> dict[str, Metric]:
         """Returns, lengths and costs of episodes; where a goal is named, how many reach it, and in how many steps."""

@@ -76,6 +76,12 @@ class Listed:
         """Share of episodes of at most so many steps that reach the goal, where one that does is over."""
         return float(self.table.within(policy.flatten(1), steps)[0]) / self.goal
 
+    def steps(self, policy: Float[Tensor, "*joint"], steps: int) -> float:
+        """Expected steps of episodes that reach the goal within so many; nan where none does."""
+        reached = self.table.by_steps(policy.flatten(1), steps)
+        share = reached.diff() / reached[-1]
+        return float((share * torch.arange(1, steps + 1)).sum())
+
     def visits(self, steps: int) -> Float[Tensor, " S"]:
         """Share of an episode's steps, of at most so many, that the model alone spends in each state."""
         states = len(self.table)
@@ -205,16 +211,24 @@ def exact_metrics(
         return found
     learned = listed.learned_advantages(critic)
     if is_closed(config, listed.table.choices**listed.agents):
-        found["exact/success"] = listed.success(executed(listed, learned, config), steps)
-        found["truth/exact/success"] = listed.success(
-            executed(listed, in_scale(listed, listed.true_advantages()), config), steps
-        )
+        found |= successes(listed, executed(listed, learned, config), steps)
+        best = executed(listed, in_scale(listed, listed.true_advantages()), config)
+        found |= {f"truth/{name}": value for name, value in successes(listed, best, steps).items()}
         nobody = replace(listed, policy=torch.full_like(listed.policy, 1 / listed.policy[0].numel()))
         for name, judge in others.items():
             assert judge is not None
             judged = nobody.learned_advantages(judge)
             found[f"{name}/exact/success"] = nobody.success(executed(nobody, judged, config), steps)
     return found | agreements(listed, learned, steps)
+
+
+def successes(listed: Listed, policy: Float[Tensor, "S ..."], steps: int) -> dict[str, float]:
+    """Success of a policy, and how many steps its successes take beyond the fewest there are."""
+    found = {"exact/success": listed.success(policy, steps)}
+    if found["exact/success"] > 0:
+        fewest = listed.table.steps_to(listed.goal)
+        found["exact/steps_above_fewest"] = listed.steps(policy, steps) - fewest
+    return found
 
 
 def in_scale(listed: Listed, advantages: Sequence[Float[Tensor, "S ..."]]) -> list[Float[Tensor, "S ..."]]:

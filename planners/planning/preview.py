@@ -14,6 +14,7 @@ from marl.training.run import stage_seed
 from planners.baselines import uniform_prior
 from planners.language.base import Message
 from planners.language.counting import counter_of
+from planners.planning.beside import all_judged
 from planners.planning.config import Config
 from planners.read.planner import ReadPlanner
 from planners.read.prompts import Refused
@@ -65,5 +66,5 @@ def outlook(config: Config) -> str:
         "none": "takes no critic",
     }
     does = critics[kind] if config.critic.run is None else f"takes the critic of {config.critic.run}"
-    names = [config.planner.kind, *(asked.beside if kind != "none" else ())]
+    names = [judged.name for judged in all_judged(config)]
     return f"Nothing was asked. A run {does}, then plays {asked.episodes:,} episodes of {', '.join(names)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from types import MappingProxyType
@@ -18,34 +18,31 @@ from marl.output.console import console
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import number, print_table
 from marl.training.run import Run
-from planners.baselines import uniform_prior
-from planners.language.base import LanguageModel
 from planners.language.config import open_model
 from planners.language.deciding import deciding
 from planners.language.recorded import BudgetSpent, Recorded
 from planners.language.store import Spent
+from planners.planning.beside import Made, all_judged
 from planners.planning.config import Config
 from planners.planning.critic import discount_of, listed_table, make_critic, require_able
 from planners.planning.evaluation import Judge
 from planners.planning.learned import STAGE, kept, run_of_critic
+from planners.planning.picture import by_queries
 from planners.planning.preview import show_prompts
 from planners.planning.tabulated import joint_policy
-from planners.read.critics import PlanCritic
 from planners.read.page import write_page
 from planners.read.phrases import require_words
-from planners.read.planner import ReadPlanner
-from planners.read.reweigh import ReweighingPlanner
 from planners.read.team import TeamPlanner
 from planners.tiny.recipe import native_world
 
-RANDOM = "_of_random_play"  # after the names of stages of the critic of random play
 SPENT = "critic_spent"  # what was asked for the critic
-TRANSCRIPT, PAGE = "transcript.jsonl", "episode.html"
+TRANSCRIPT, PAGE, PICTURE = "transcript.jsonl", "episode.html", "planners.png"
 COLUMNS = {
     "success": "success",
     "return_per_agent": "return",
     "episode_length": "steps",
     "count/queries": "queries",
+    "count/proposals": "proposals",
     "count/sent_back": "sent back",
     "count/tokens_read": "tokens read",
 }
@@ -55,7 +52,9 @@ class PlanningRecipe(Recipe):
     """Open the model, learn the critic, plan; then the model alone, and the critic with a model that knows nothing."""
 
     config = Config
-    files = MappingProxyType({"transcript": TRANSCRIPT, "episode": PAGE, "its film": "episode.gif"})
+    files = MappingProxyType(
+        {"transcript": TRANSCRIPT, "episode": PAGE, "its film": "episode.gif", "planners": PICTURE}
+    )
 
     def run(self, config: Config, run: Run) -> Report:
         """Everything, or as much as the budget allows."""
@@ -90,60 +89,49 @@ def plan(
         return costs("critic", model.spent()), {}
     of_critic = Spent(**run.once(SPENT, lambda: asdict(model.spent())))
     with closing(model.transcribed(run.folder / TRANSCRIPT)) as asked:
-        made: dict[str, TeamPlanner] = {}
-        metrics, tables = episodes_of(planners(config, run, world, asked, critic), run, judge, made)
-        metrics |= differences(metrics, config.evaluation.beside)
+        made = Made(config, run, world, asked, critic)
+        planners: dict[str, TeamPlanner] = {}
+        metrics, tables = episodes_of(made, judge, planners)
+        metrics |= differences(metrics, [judged.name for judged in all_judged(config)])
         metrics |= costs("model", asked.spent(), of_critic)
         metrics["model/cached"] = Metric.exact(asked.spent().cached)
         if config.evaluation.exact and not judge.budget_spent:
-            metrics |= truth(config, world, model, made)
+            metrics |= truth(config, world, model, planners)
     return metrics | critic_metrics(config, run), tables
 
 
-def episodes_of(
-    planners: Iterable[tuple[str, TeamPlanner]], run: Run, judge: Judge, made: dict[str, TeamPlanner]
-) -> tuple[dict[str, Metric], Tables]:
+def episodes_of(made: Made, judge: Judge, planners: dict[str, TeamPlanner]) -> tuple[dict[str, Metric], Tables]:
     """Episodes of each planner in turn, the first of which is the run's own, until the budget ends.
 
-    made: where the planners are kept by their names.
+    One beside it that cannot play, as with prompts too long for the model, is told and left out. planners: where they
+    are kept by their names.
     """
     metrics: dict[str, Metric] = {}
     rows: list[dict[str, Any]] = []
-    for name, planner in planners:
-        made[name], own = planner, not made
-        episodes = judge.play(planner, name, tell=own)
+    points: dict[str, dict[str, Metric]] = {}
+    for judged in all_judged(made.config):
+        name, own = judged.name, not planners
+        try:
+            planners[name] = judged.make(made)
+            episodes = judge.play(planners[name], name, reset=judged.reset, tell=own)
+        except InputError as error:
+            if own:
+                raise
+            console.print(f"{name} is left out: {error}", markup=False)
+            continue
         if episodes is None:
             break
-        found = judge.metrics(episodes)
+        found = points[name] = judge.metrics(episodes)
         metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
         rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
         if own:
-            tell_story(run, judge)
+            tell_story(made.run, judge)
+    with optional("picture of the planners"):
+        by_queries(points, made.run.folder / PICTURE)
     return metrics, {"planners": rows} if rows else {}
 
 
-def planners(
-    config: Config, run: Run, world: World[Any], model: LanguageModel, critic: PlanCritic | None
-) -> Iterator[tuple[str, TeamPlanner]]:
-    """The planner by its kind, then those beside it by their names, each made when it is wanted.
-
-    Without a critic all others would be the same again, or no planners, and are left out.
-    """
-    yield config.planner.kind, planner_of(config, world, model, critic)
-    if critic is None:
-        return
-    beside = config.evaluation.beside
-    if "alone" in beside:
-        yield "alone", ReadPlanner(world, model, None, config.planner)
-    if "uniform" in beside:
-        yield "uniform", planner_of(config, world, uniform_prior(), critic)
-    if "nobody" in beside:
-        unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"run": None})})
-        anybody = uniform_prior()  # whose own play is random
-        yield "nobody", planner_of(config, world, anybody, make_critic(unasked, run, world, anybody, RANDOM))
-
-
-def truth(config: Config, world: World[Any], model: Recorded, made: Mapping[str, TeamPlanner]) -> dict[str, Metric]:
+def truth(config: Config, world: World[Any], model: Recorded, planners: Mapping[str, TeamPlanner]) -> dict[str, Metric]:
     """Exact figures. The model itself is asked, beside cache, ledger and budget."""
     from planners.planning.exact import Listed, exact_metrics
 
@@ -155,25 +143,19 @@ def truth(config: Config, world: World[Any], model: Recorded, made: Mapping[str,
     policy = joint_policy(world, table, deciding(model.model), config.planner)
     listed = Listed(world, table, policy, goal, discount_of(config))
     listed.require_success(steps)
-    others = {name: made[name].critic for name in ("uniform", "nobody") if name in made}
+    others = {name: planners[name].critic for name in ("uniform", "nobody") if name in planners}
     with console.status("computing exact success"):
-        found = exact_metrics(listed, made[config.planner.kind].critic, config.planner, steps, others)
+        found = exact_metrics(listed, planners[config.planner.kind].critic, config.planner, steps, others)
     return {name: Metric.exact(value) for name, value in found.items()}
 
 
-def planner_of(config: Config, world: World[Any], model: LanguageModel, critic: PlanCritic | None) -> TeamPlanner:
-    """A planner of the config's kind."""
-    made = ReweighingPlanner if config.planner.kind == "reweigh" else ReadPlanner
-    return made(world, model, critic, config.planner)
-
-
-def differences(metrics: dict[str, Metric], beside: tuple[str, ...]) -> dict[str, Metric]:
-    """Differences of the planner to those beside it: in success where that is told, else in return."""
-    key = "success" if "success" in metrics else "return_per_agent"
+def differences(metrics: dict[str, Metric], names: Sequence[str]) -> dict[str, Metric]:
+    """Differences of the planner to those beside it: in success where that is told, else in return; and in queries."""
     found = {}
-    for name in beside:
-        if key in metrics and f"{name}/{key}" in metrics:
-            found[f"above_{name}/{key}"] = Metric.difference(metrics[key], metrics[f"{name}/{key}"])
+    for key in ("success" if "success" in metrics else "return_per_agent", "count/queries"):
+        for name in names:
+            if key in metrics and f"{name}/{key}" in metrics:
+                found[f"above_{name}/{key}"] = Metric.difference(metrics[key], metrics[f"{name}/{key}"])
     return found
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Bool
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from envs.core import Observation
 from planners.language.base import LanguageModel, Query
 from planners.read.critics import PlanCritic
+from planners.read.prior import draw, log_shares, require_scores
 from planners.read.prompts import Refused
 from planners.read.proposals import propose, take_anything
 from planners.read.team import Open, TeamConfig, TeamPlanner
+
+SEEDS = 2**32  # above those of decisions: each proposal that is drawn has random numbers of its own
 
 
 class PlannerConfig(TeamConfig):
@@ -26,8 +29,21 @@ class PlannerConfig(TeamConfig):
     )
     relax: float = Field(0.0, ge=0, description="how much lower the threshold is after each proposal sent back")
     repeats: bool = Field(False, description="whether what was sent back may be proposed again for the same decision")
+    propose: Literal["written", "scored"] = Field(
+        "written",
+        description="written: a query for each proposal; scored: drawn as often, from probabilities of all plans that "
+        "one query a decision tells, so that nothing can be told of what was sent back",
+    )
     tell: bool = Field(True, description="whether the prompt tells what was sent back, with its score")
     max_tokens: int = Field(128, ge=1, description="tokens of a proposal, at most")
+
+    @model_validator(mode="after")
+    def _tells_a_writer(self) -> PlannerConfig:
+        if self.propose == "scored" and self.tell:
+            raise ValueError(
+                "propose=scored asks no second time, so that a model cannot be told what was sent back; set tell=false"
+            )
+        return self
 
     def threshold_of(self, number: int) -> float:
         """The threshold of a round, counted from 0; it never rises."""
@@ -54,6 +70,9 @@ class ReadPlanner(TeamPlanner):
     def __init__(self, world: Any, model: LanguageModel, critic: PlanCritic | None, config: PlannerConfig):
         super().__init__(world, model, critic, config)
         self.config = config
+        self.reads_scores = config.propose == "scored"
+        if self.reads_scores:
+            require_scores(model, "Drawing plans from probabilities (propose=scored)", "leave it at written")
 
     def settle(
         self, asked: Sequence[Open], obs: Observation, before: Bool[Tensor, " N"], given: Bool[Tensor, " N"]
@@ -76,14 +95,26 @@ class ReadPlanner(TeamPlanner):
 
     def _propose(self, asked: Sequence[Open], number: int) -> list[int | None]:
         """A plan of each decision by its number; None where the model said something else, which is sent back."""
+        if self.config.propose == "scored":
+            return [self._drawn(one, number) for one in asked]
         queries = [self._query(one, number) for one in asked]
         return [plan for (plan,) in propose(self.model, asked, queries)]
+
+    def _drawn(self, one: Open, number: int) -> int:
+        """The next proposal, with the probability with which the model would write it."""
+        assert one.told is not None
+        left = one.left(self.config.repeats)
+        share = log_shares(self.model, one.told.among(left), self.config.temperature).exp()
+        plan = left[draw(share, one.seed + (number + 1) * SEEDS)]
+        one.counts["proposals"] += 1
+        one.proposed.append((one.plans[plan], plan))
+        return plan
 
     def _query(self, one: Open, number: int) -> Query:
         """A query for the next proposal."""
         return Query(
             self.messages(one, one.refused if self.config.tell else ()),
-            choices=one.left(self.config.repeats),
+            choices=tuple(one.plans[plan] for plan in one.left(self.config.repeats)),
             temperature=self.config.temperature,
             max_tokens=self.config.max_tokens,
             seed=one.seed if self.config.temperature else 0,  # what is not drawn is one query, whoever asks

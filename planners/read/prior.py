@@ -37,6 +37,13 @@ def log_shares(model: LanguageModel, scores: Scores, temperature: float) -> Floa
     return finite(torch.tensor(scores.constrained(temperature), dtype=torch.float64), model)
 
 
+def draw(share: Float[Tensor, " plans"], seed: int) -> int:
+    """A plan's number drawn by these probabilities, from random numbers of its own (Gumbel-max)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.empty_like(share).exponential_(generator=generator).log()
+    return int((share.log() - noise).argmax())
+
+
 def finite(logits: Float[Tensor, " plans"], model: LanguageModel) -> Float[Tensor, " plans"]:
     """Logits of which some plan can be drawn. Raises ModelError for others."""
     most = float(logits.max())

@@ -33,6 +33,7 @@ def propose(
         count_answer(one.counts, answer)
         found: list[int | None] = []
         for completion in answer.completions:
+            one.counts["proposals"] += 1
             told = plan_of(completion.text, one)
             plan = read_plan(told, one.plans, one.names)
             if plan is None:

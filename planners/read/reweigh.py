@@ -15,7 +15,7 @@ from envs.core import InputError, Observation
 from planners.language.base import LanguageModel, Scores
 from planners.read.advantages import reweighed
 from planners.read.critics import PlanCritic
-from planners.read.prior import finite, log_shares, require_scores
+from planners.read.prior import draw, finite, log_shares, require_scores
 from planners.read.team import Open, TeamConfig, TeamPlanner
 
 Improve = Callable[[Tensor, Tensor], Tensor]  # probabilities of plans, from those of the model and advantages
@@ -80,7 +80,7 @@ class ReweighingPlanner(TeamPlanner):
             gain = value - (prior * value).sum()
             one.scores = dict(enumerate(gain.tolist()))
             one.policy = prior if self.critic is None else self.improve(prior, gain)
-            one.chosen = _draw(one.policy, one.seed)
+            one.chosen = draw(one.policy, one.seed)
 
     def _log_prior(self, scores: Scores) -> Float[Tensor, " plans"]:
         """The model's log-probabilities of the plans."""
@@ -102,10 +102,3 @@ class ReweighingPlanner(TeamPlanner):
         ones = [one for one in asked for _ in one.plans]
         plans = [plan for size in sizes for plan in range(size)]
         return list(self.worth(ones, plans, obs, given).split(sizes))
-
-
-def _draw(share: Float[Tensor, " plans"], seed: int) -> int:
-    """A number drawn by these probabilities, from random numbers of its own (Gumbel-max)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.empty_like(share).exponential_(generator=generator).log()
-    return int((share.log() - noise).argmax())

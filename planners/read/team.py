@@ -23,7 +23,16 @@ from planners.read.phrases import Phrasebook, Phrases
 from planners.read.prior import choice_shares, conditionals, log_shares, require_scores, score_all
 from planners.read.prompts import Refused, ask_all, ask_one, joint_plans
 
-COUNTS = ("queries", "asked", "sent_back", "illegal", "nothing_acceptable", "tokens_read", "tokens_written")
+COUNTS = (
+    "queries",
+    "asked",
+    "proposals",
+    "sent_back",
+    "illegal",
+    "nothing_acceptable",
+    "tokens_read",
+    "tokens_written",
+)
 
 
 class TeamConfig(Section):
@@ -70,9 +79,9 @@ class Open:
         """The best plan so far, of equals the first in the list; None where none was scored."""
         return max(self.scores, key=lambda plan: (self.scores[plan], -plan), default=None)
 
-    def left(self, repeats: bool) -> tuple[str, ...]:
-        """Plans that may still be proposed."""
-        return self.plans if repeats else tuple(p for n, p in enumerate(self.plans) if n not in self.scores)
+    def left(self, repeats: bool) -> list[int]:
+        """Numbers of the plans that may still be proposed."""
+        return [plan for plan in range(len(self.plans)) if repeats or plan not in self.scores]
 
 
 class TeamPlanner(ABC):
