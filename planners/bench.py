@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from envs.world import TensorEnv
 from marl.bench.timing import Effort, Findings, Work, over_rounds, speeds, take_turns
 from marl.config.schema import EnvConfig
 from marl.evaluation.episodes import play
+from marl.output.report import Metric
 from planners.baselines import uniform_prior
 from planners.language.local import Local
 from planners.planning.tabulated import joint_policy
@@ -20,7 +22,7 @@ from planners.tiny.config import TinyConfig
 from planners.tiny.find import find_or_train
 
 TOGETHER = 256
-ARGS = {"layout": "cramped_room_small", "horizon": None, "soups": 1, "counter_items": 0}
+ARGS: dict[str, Any] = {"layout": "cramped_room_small", "horizon": None, "soups": 1, "counter_items": 0}
 STEPS = 4  # of an episode here: what is timed is planning, which is alike in all steps
 PLANNER = PlannerConfig(plans="steps", tell=False, max_tokens=16)
 
@@ -36,7 +38,7 @@ def planning(effort: Effort) -> Findings:
     planner = ReadPlanner(kitchen, model, critic, PLANNER)
     rates = take_turns({str(num): plans(planner, kitchen, num) for num in (1, TOGETHER)}, effort)
     loops = rates.pop("calibrate")
-    found = {}
+    found: dict[str, Metric] = {}
     for num, proposals in rates.items():
         found |= speeds(f"planning/{num}", proposals, loops)
     return Findings(found | {"planning/together_over_alone": over_rounds(rates[str(TOGETHER)] / rates["1"])})

@@ -40,6 +40,11 @@ class Made:
         """Settings that all planners share."""
         return {name: getattr(self.config.planner, name) for name in ("mode", "plans", "temperature")}
 
+    @property
+    def writers(self) -> dict[str, Any]:
+        """The same of those that let the model write."""
+        return self.team | {"max_tokens": self.config.planner.max_tokens}
+
     def own(self, model: LanguageModel, critic: PlanCritic | None, **changes: Any) -> TeamPlanner:
         """A planner of the config's kind, with changes to its settings."""
         return planner_of(self.config.planner.model_copy(update=changes), self.world, model, critic)
@@ -91,9 +96,7 @@ def reweighed(made: Made) -> TeamPlanner:
 
 def best_of_n(made: Made) -> TeamPlanner:
     """One query for five plans, of which the critic takes the best."""
-    return BestOfN(
-        made.world, made.model, made.critic, BestOfNConfig(**made.team, max_tokens=made.config.planner.max_tokens)
-    )
+    return BestOfN(made.world, made.model, made.critic, BestOfNConfig(**made.writers))
 
 
 def central(made: Made) -> TeamPlanner:
@@ -114,12 +117,12 @@ def twosome(made: Made) -> TeamPlanner:
 
 def react(made: Made) -> TeamPlanner:
     """Thought and plan in free text."""
-    return ReAct(made.world, made.model, ReActConfig(**made.team, max_tokens=made.config.planner.max_tokens))
+    return ReAct(made.world, made.model, ReActConfig(**made.writers))
 
 
 def reflexion(made: Made) -> TeamPlanner:
     """The same, looking back at each episode."""
-    return Reflexion(made.world, made.model, ReflexionConfig(**made.team, max_tokens=made.config.planner.max_tokens))
+    return Reflexion(made.world, made.model, ReflexionConfig(**made.writers))
 
 
 Maker = Callable[[Made], TeamPlanner]
