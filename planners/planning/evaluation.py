@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.core import leaves
+from envs.core import InputError, leaves
 from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
 from marl.evaluation.episodes import Episodes, play
@@ -33,6 +33,7 @@ class Judge:
     def __init__(self, config: Config, run: Run, world: World[Any]):
         self.config, self.run, self.world = config, run, world
         self.story: list[StoryStep] = []
+        self.played: dict[str, Episodes] = {}  # by the planners' names
         self.budget_spent = False
 
     def play(self, planner: TeamPlanner, name: str, *, tell: bool = False) -> Episodes | None:
@@ -57,7 +58,10 @@ class Judge:
                     console.print(str(end), markup=False)
             if isinstance(env, Witness):
                 self.story = env.steps
-        return joined(rounds) if rounds else None
+        if not rounds:
+            return None
+        self.played[name] = joined(rounds)
+        return self.played[name]
 
     def metrics(self, episodes: Episodes, prefix: str = "") -> dict[str, Metric]:
         """Returns, lengths and costs of episodes; where a goal is named, how many reach it, and in how many steps."""
@@ -65,13 +69,32 @@ class Judge:
         goal = self.config.evaluation.goal
         if goal is not None:
             success = succeeded(episodes, goal)
-            found["success"] = Metric.proportion(int(success.sum()), len(success))
+            found["success"] = share_of(success)
             if success.any():
                 steps = episodes.lengths[success]
                 found["steps_of_successes"] = Metric.mean(steps)
                 if (best := self.fewest_steps) is not None:
                     found["steps_above_fewest"] = Metric.mean(steps - best)
         return {prefix + name: metric for name, metric in found.items()}
+
+    def above(self, name: str, other: str) -> dict[str, Metric]:
+        """What one planner has above another, in success where a goal is named, else in return; {} of one not played.
+
+        Both began in the same states, and who does well where the other does badly makes the difference less certain:
+        the interval knows. That both do well in the same is not counted on, and makes it no narrower.
+        """
+        if name not in self.played or other not in self.played:
+            return {}
+        one, two = self.played[name], self.played[other]
+        goal = self.config.evaluation.goal
+        if goal is None:
+            key, pair = "return_per_agent", (one.per_agent, two.per_agent)
+            told = [Metric.mean(each) for each in pair]
+        else:
+            key, pair = "success", (succeeded(one, goal), succeeded(two, goal))
+            told = [share_of(each) for each in pair]
+        against = min(0.0, correlation(*pair))
+        return {f"above_{other}/{key}": Metric.difference(told[0], told[1], against)}
 
     @cached_property
     def fewest_steps(self) -> int | None:
@@ -90,9 +113,30 @@ def begins_in(world: World[Any], table: Table) -> bool:
     return all(bool((starts == states[:1]).all()) for starts, states in pairs)
 
 
+def require_first(world: World[Any], table: Table, setting: str) -> None:
+    """Raise InputError where episodes begin elsewhere than in the table's first state, of which `setting` is."""
+    if not begins_in(world, table):
+        raise InputError(
+            f"{setting} is of play from the first state of a world's table, and episodes of this "
+            f"{type(world).__name__} begin in others. Let all begin there, or leave it out: episodes are played anyway."
+        )
+
+
 def succeeded(episodes: Episodes, goal: float) -> np.ndarray:
     """Of each episode, whether the first channel's return is at least the goal, to rounding."""
     return episodes.returns[:, 0] >= goal - 1e-6 * max(1.0, abs(goal))
+
+
+def share_of(success: np.ndarray) -> Metric:
+    """The share of episodes that succeeded."""
+    return Metric.proportion(int(success.sum()), len(success))
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of pairs; 0 where they are none, as there are not equally many, or where either is all alike."""
+    if len(one) != len(other) or not (one.std() and other.std()):
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def joined(rounds: Sequence[Episodes]) -> Episodes:
