@@ -109,7 +109,7 @@ def play_policies(
     obs = env.reset(list(seeds) if policies > 1 else seeds[0])
     seats = Seats(env, actor, Streams([stage_seed(seed, "actions") for seed in seeds], env.device))
     score, book = Score(env, discount), Book(env.num_envs, math.ceil(episodes * policies / env.num_envs))
-    quiet, chunk = 0, 1 if env.device.type == "cpu" else CHUNK
+    quiet, chunk = 0, 1
     while True:
         trail = []
         for _ in range(chunk):
@@ -123,7 +123,7 @@ def play_policies(
         finished, news = book.enter(*(torch.stack(column).cpu().numpy() for column in zip(*trail)))
         if book.full:
             return score.episodes(book.rows, policies)
-        quiet = 0 if news else quiet + chunk
+        quiet, chunk = 0 if news else quiet + chunk, steps_between_looks(env.device, decision)
         if quiet > patience:
             raise InputError(
                 f"Some environments did not end an episode within {patience:,} steps, so there is no return to report. "
@@ -132,6 +132,11 @@ def play_policies(
             )
         if finished:
             seats.keep(torch.from_numpy(book.playing).to(env.device))
+
+
+def steps_between_looks(device: torch.device, decision: Decision) -> int:
+    """Steps until the next look at who has ended; one where a look is free, or decisions count what they take."""
+    return 1 if device.type == "cpu" or decision.counts else CHUNK
 
 
 def _require_some(env: VectorEnv, episodes: int, policies: int, discount: Tensor | None) -> None:

@@ -71,14 +71,14 @@ class Metric:
         return cls(successes / trials, float(interval.low), float(interval.high), trials)
 
     @classmethod
-    def difference(cls, one: Metric, other: Metric) -> Metric:
-        """one - other of independent samples, with the 95 % interval that theirs make.
+    def difference(cls, one: Metric, other: Metric, correlation: float = 0.0) -> Metric:
+        """one - other, with the 95 % interval that theirs make; of independent samples, unless they are correlated.
 
         Each end of it comes from the ends that pull there (Zou and Donner, Statistics in Medicine 27, 2008).
         """
         gap = one.value - other.value
-        below = math.hypot(one.value - one.low, other.high - other.value)
-        above = math.hypot(one.high - one.value, other.value - other.low)
+        below = _third_side(one.value - one.low, other.high - other.value, correlation)
+        above = _third_side(one.high - one.value, other.value - other.low, correlation)
         return cls(gap, gap - below, gap + above, min(one.n, other.n))
 
     @property
@@ -127,6 +127,13 @@ class Report:
             ) from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} is not a report that Concord wrote: {error}") from None
+
+
+def _third_side(one: float, other: float, cosine: float) -> float:
+    """The third side of a triangle, by two and the cosine between them."""
+    if not cosine:
+        return math.hypot(one, other)
+    return math.sqrt(max(0.0, one**2 + other**2 - 2 * cosine * one * other))
 
 
 def _strict(x: Any) -> Any:

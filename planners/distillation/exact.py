@@ -16,6 +16,7 @@ from marl.output.report import Metric
 from planners.distillation.config import Config
 from planners.language.base import LanguageModel
 from planners.planning.critic import discount_of
+from planners.planning.evaluation import require_first
 from planners.planning.exact import earned_once
 from planners.planning.tabulated import joint_policy
 from planners.read.team import TeamConfig
@@ -29,7 +30,7 @@ class Exact:
     A model is asked where it gets with more than `LEAST`; what else may happen earns at least nothing and at most the
     most there is, and what that leaves open is the interval, which is certain. A model that is nearly sure of its plans
     is asked in some hundreds of states out of tens of thousands. Raises InputError for a world whose states cannot be
-    listed, or where rewards are below 0.
+    listed, whose episodes begin in several of them, or where rewards are below 0.
     """
 
     def __init__(self, config: Config, world: World[Any]):
@@ -41,6 +42,7 @@ class Exact:
         self.config, self.world = config, world
         with console.status("listing the world's states"):
             self.table: Table = world.table()
+        require_first(world, self.table, "distillation.exact")
         if bool((self.table.reward < 0).any()):
             raise InputError(
                 f"distillation.exact is for worlds without rewards below 0, and {type(world).__name__} has some. Leave "
@@ -89,7 +91,7 @@ class AskedPolicy:
 def follow(table: Table, policy: AskedPolicy, discount: float, steps: int | None) -> tuple[float, float]:
     """Earnings of play from the start as far as it is followed, and the discounted probability of all that is left.
 
-    Of no number of steps, it ends where the rest has less than `LEAST`. Play is left where it gets too rarely.
+    It ends after so many steps, or where the rest has less than `LEAST`. Play is left where it gets too rarely.
     """
     place = torch.zeros(len(table), dtype=torch.float64)
     place[0] = 1
@@ -101,7 +103,7 @@ def follow(table: Table, policy: AskedPolicy, discount: float, steps: int | None
         earned += weight * float((flow * table.reward).sum())
         place = _moved(table, flow)
         weight, step = weight * discount, step + 1
-    return earned, left + (weight * float(place.sum()) if steps is None else 0.0)
+    return earned, left + (weight * float(place.sum()) if step != steps else 0.0)
 
 
 def _moved(table: Table, flow: Float[Tensor, "S J"]) -> Float[Tensor, " S"]:

@@ -172,8 +172,10 @@ def summary(rounds: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
 
 
 def ratio(one: Metric, other: Metric) -> Metric:
-    """one / other, both above 0, with the widest interval that theirs allow: never too narrow."""
-    return Metric(one.value / other.value, one.low / other.high, one.high / other.low, min(one.n, other.n))
+    """one / other, the latter above 0, with the widest interval that theirs allow: never too narrow."""
+    low = one.low / (other.high if one.low >= 0 else other.low)
+    high = one.high / (other.low if one.high >= 0 else other.high)
+    return Metric(one.value / other.value, low, high, min(one.n, other.n))
 
 
 def table_row(number: int, found: Mapping[str, Metric]) -> dict[str, Any]:

@@ -44,7 +44,11 @@ class LogConfig(Section):
         "model", description="whose: the model's, asked once in each situation; random costs no query"
     )
     explore: float = Field(
-        0.0, ge=0, le=1, description="share of plans that are any plan; a model that is nearly sure needs some"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of plans that are any plan, in the play that the critic then judges; a model that is nearly "
+        "sure needs some",
     )
     num_envs: int = Field(1024, ge=1, description="environments stepped together")
     steps: int = Field(200, ge=1, description="steps of each of them")

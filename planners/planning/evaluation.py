@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.core import leaves
+from envs.core import InputError, leaves
 from envs.interrupted import Interrupted
 from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
@@ -34,6 +34,7 @@ class Judge:
     def __init__(self, config: Config, run: Run, world: World[Any]):
         self.config, self.run, self.world = config, run, world
         self.story: list[StoryStep] = []
+        self.played: dict[str, Episodes] = {}  # by the planners' names
         self.budget_spent = False
 
     def play(self, planner: TeamPlanner, name: str, *, reset: int | None = None, tell: bool = False) -> Episodes | None:
@@ -58,7 +59,10 @@ class Judge:
                     console.print(str(end), markup=False)
             if isinstance(env, Witness):
                 self.story = env.steps
-        return joined(rounds) if rounds else None
+        if not rounds:
+            return None
+        self.played[name] = joined(rounds)
+        return self.played[name]
 
     def _env(self, reset: int | None) -> TensorEnv:
         limit, num_envs, device = self.config.env.time_limit, self.config.evaluation.num_envs, self.run.device
@@ -73,13 +77,31 @@ class Judge:
         goal = self.config.evaluation.goal
         if goal is not None:
             success = succeeded(episodes, goal)
-            found["success"] = Metric.proportion(int(success.sum()), len(success))
+            found["success"] = share_of(success)
             if success.any():
                 steps = episodes.lengths[success]
                 found["steps_of_successes"] = Metric.mean(steps)
                 if (best := self.fewest_steps) is not None:
                     found["steps_above_fewest"] = Metric.mean(steps - best)
         return {prefix + name: metric for name, metric in found.items()}
+
+    def above(self, name: str, other: str) -> dict[str, Metric]:
+        """What one planner has above another, in success where a goal is named, else in return, and in queries.
+
+        {} of one not played. Both began in the same states, and who does well where the other does badly makes the
+        difference less certain: the interval knows. That both do well in the same is not counted on, and makes it no
+        narrower.
+        """
+        if name not in self.played or other not in self.played:
+            return {}
+        one, two = self.played[name], self.played[other]
+        goal = self.config.evaluation.goal
+        if goal is None:
+            found = {"return_per_agent": gap(Metric.mean, one.per_agent, two.per_agent)}
+        else:
+            found = {"success": gap(share_of, succeeded(one, goal), succeeded(two, goal))}
+        found["count/queries"] = gap(Metric.mean, one.counts["queries"], two.counts["queries"])
+        return {f"above_{other}/{key}": metric for key, metric in found.items()}
 
     @cached_property
     def fewest_steps(self) -> int | None:
@@ -98,9 +120,35 @@ def begins_in(world: World[Any], table: Table) -> bool:
     return all(bool((starts == states[:1]).all()) for starts, states in pairs)
 
 
+def require_first(world: World[Any], table: Table, setting: str) -> None:
+    """Raise InputError where episodes begin elsewhere than in the table's first state, of which `setting` is."""
+    if not begins_in(world, table):
+        raise InputError(
+            f"{setting} is of play from the first state of a world's table, and episodes of this "
+            f"{type(world).__name__} begin in others. Let all begin there, or leave it out: episodes are played anyway."
+        )
+
+
 def succeeded(episodes: Episodes, goal: float) -> np.ndarray:
     """Of each episode, whether the first channel's return is at least the goal, to rounding."""
     return episodes.returns[:, 0] >= goal - 1e-6 * max(1.0, abs(goal))
+
+
+def share_of(success: np.ndarray) -> Metric:
+    """The share of episodes that succeeded."""
+    return Metric.proportion(int(success.sum()), len(success))
+
+
+def gap(tell: Callable[[np.ndarray], Metric], one: np.ndarray, other: np.ndarray) -> Metric:
+    """Difference of what is told of two samples whose episodes began alike; see `Judge.above`."""
+    return Metric.difference(tell(one), tell(other), min(0.0, correlation(one, other)))
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of pairs; 0 where they are none, as there are not equally many, or where either is all alike."""
+    if len(one) != len(other) or not (one.std() and other.std()):
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def joined(rounds: Sequence[Episodes]) -> Episodes:

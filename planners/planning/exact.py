@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -27,13 +28,19 @@ MATTERS = 0.01  # of the goal: advantages below it have no sign worth telling
 
 @dataclass(frozen=True)
 class Listed:
-    """A world's table, and a model's joint policy in it, [S,A,…,A]. goal: what an episode earns that succeeds."""
+    """A world's table, and a model's joint policy in it, [S,A,…,A]. goal: what an episode earns that succeeds.
+
+    at_once: the model decides for a plan with one token. Where it writes several, which plans were sent back changes
+    the probabilities of those left: a constraint takes token by token, and who begins with a plan that was sent back
+    goes on with another that begins so.
+    """
 
     world: Any
     table: Table
     policy: Float[Tensor, "*joint"]
     goal: float
     discount: float
+    at_once: bool = True
 
     @property
     def agents(self) -> int:
@@ -52,25 +59,24 @@ class Listed:
 
     def true_advantages(self) -> list[Float[Tensor, "S ..."]]:
         """Advantage of each agent's choice after those before it, of the model's own play, in units of the goal."""
+        known = [self._prefix(range(count)) for count in range(self.agents + 1)]
+        return [after - before.unsqueeze(-1) for before, after in pairwise(known)]
+
+    def advantage_of(self, agent: int) -> Float[Tensor, "S A"]:
+        """Advantage of an agent's choice where nobody else's is known, of the model's own play, in the same units."""
+        return self._prefix([agent]) - self._prefix([]).unsqueeze(-1)
+
+    @cached_property
+    def _q(self) -> Float[Tensor, "*joint"]:
+        """Values of joint choices, of the model's own play, in units of the goal."""
         value = self.table.evaluate(self.policy.flatten(1), self.discount)
         following = torch.cat([value, value.new_zeros(1)])[self.table.successor]
-        q = (self.table.reward + self.discount * following).view(self.policy.shape) / self.goal
-        known = [self._prefix(q, count) for count in range(self.agents + 1)]
-        return [after - before.unsqueeze(-1) for before, after in pairwise(known)]
+        return (self.table.reward + self.discount * following).view(self.policy.shape) / self.goal
 
     def learned_advantages(self, critic: PlanCritic) -> list[Float[Tensor, "S ..."]]:
         """The same as a critic has them, in units of its scale."""
         known = [self._judged(critic, count) for count in range(self.agents + 1)]
         return [(after - before.unsqueeze(-1)) / critic.scale for before, after in pairwise(known)]
-
-    def require_success(self, steps: int) -> None:
-        """Raise InputError where an episode's return does not say whether it succeeded."""
-        if not earned_once(self.table, self.goal, steps):
-            raise InputError(
-                f"evaluation.exact needs a task in which evaluation.goal={self.goal:g} is earned at once and but once, "
-                "so that the expected return is the share of successes; here it is not. In the kitchen, set "
-                "env.args.soups=1 and the goal to what the soup earns."
-            )
 
     def success(self, policy: Float[Tensor, "*joint"], steps: int) -> float:
         """Share of episodes of at most so many steps that reach the goal, where one that does is over."""
@@ -96,9 +102,10 @@ class Listed:
             at[states] = 0
         return total / total.sum()
 
-    def _prefix(self, q: Float[Tensor, "*joint"], count: int) -> Float[Tensor, "S ..."]:
-        value = prefix_value(q, self.policy, self.agents, range(count))
-        return value.view(value.shape[: count + 1])
+    def _prefix(self, given: Sequence[int]) -> Float[Tensor, "S ..."]:
+        """Values of the choices of these agents, without the axes of the others."""
+        value = prefix_value(self._q, self.policy, self.agents, given)
+        return value.view(len(value), *(self.table.choices,) * len(given))
 
     def _judged(self, critic: PlanCritic, count: int) -> Float[Tensor, "S ..."]:
         """A critic's values of every prefix of so many choices, [S,A,…]."""
@@ -139,7 +146,7 @@ def executed(
 
     Raises ValueError where it is not known in closed form (`is_closed`).
     """
-    if not is_closed(config, listed.table.choices**listed.agents):
+    if not is_closed(config, listed):
         raise ValueError("no closed form")
     if config.mode == "joint":
         total: Any = 0
@@ -152,13 +159,19 @@ def executed(
     return joint
 
 
-def is_closed(config: MethodConfig, plans: int) -> bool:
-    """True where the policy that a planner executes is known: it may ask until nothing is left, at one threshold."""
+def is_closed(config: MethodConfig, listed: Listed) -> bool:
+    """True where the policy that a planner executes is known: it may ask until nothing is left, at one threshold.
+
+    At temperature 0 a model proposes the next plan after the one that it is sure of, of which its policy says nothing.
+    """
     if config.plans != "steps":
         return False
     if config.kind == "reweigh":
         return config.probabilities == "constrained"
-    return config.relax == 0 and not config.repeats and config.rounds >= (plans if config.mode == "joint" else 0)
+    if config.temperature == 0 or not (listed.at_once or config.propose == "scored"):
+        return False
+    plans = listed.table.choices ** (listed.agents if config.mode == "joint" else 1)
+    return config.relax == 0 and not config.repeats and config.rounds >= plans
 
 
 def _changed(
@@ -210,13 +223,15 @@ def exact_metrics(
     if critic is None:
         return found
     learned = listed.learned_advantages(critic)
-    if is_closed(config, listed.table.choices**listed.agents):
+    if is_closed(config, listed):
         found |= successes(listed, executed(listed, learned, config), steps)
-        best = executed(listed, in_scale(listed, listed.true_advantages()), config)
-        found |= {f"truth/{name}": value for name, value in successes(listed, best, steps).items()}
-        nobody = replace(listed, policy=torch.full_like(listed.policy, 1 / listed.policy[0].numel()))
-        for name, judge in others.items():
-            assert judge is not None
+        true = in_scale(listed, listed.true_advantages(), critic.needs_behavior)
+        best = successes(listed, executed(listed, true, config), steps)
+        found |= {f"truth/{name}": value for name, value in best.items()}
+    nobody = replace(listed, policy=torch.full_like(listed.policy, 1 / listed.policy[0].numel()), at_once=True)
+    for name, judge in others.items():
+        assert judge is not None
+        if is_closed(config, nobody):
             judged = nobody.learned_advantages(judge)
             found[f"{name}/exact/success"] = nobody.success(executed(nobody, judged, config), steps)
     return found | agreements(listed, learned, steps)
@@ -231,12 +246,20 @@ def successes(listed: Listed, policy: Float[Tensor, "S ..."], steps: int) -> dic
     return found
 
 
-def in_scale(listed: Listed, advantages: Sequence[Float[Tensor, "S ..."]]) -> list[Float[Tensor, "S ..."]]:
-    """True advantages in units of their root mean square over all states and the model's choices, as critics' are."""
+def in_scale(
+    listed: Listed, advantages: Sequence[Float[Tensor, "S ..."]], in_order: bool
+) -> list[Float[Tensor, "S ..."]]:
+    """True advantages in units of the root mean square of agents' own, over all states and the model's choices.
+
+    in_order: of agents' choices after those before them, as critics that need behavior have it, or by themselves.
+    """
     squares = []
     for agent, advantage in enumerate(advantages):
-        later = tuple(range(agent + 2, listed.agents + 1))
-        mass = listed.policy.sum(later) if later else listed.policy
+        own = [*range(agent + 1)] if in_order else [agent]
+        others = tuple(other + 1 for other in range(listed.agents) if other not in own)
+        mass = listed.policy.sum(others) if others else listed.policy
+        if not in_order:
+            advantage = listed.advantage_of(agent)
         squares.append((mass * advantage.square()).sum() / len(listed.table))
     unit = torch.stack(squares).mean().sqrt()
     return [advantage / unit for advantage in advantages]
@@ -266,6 +289,16 @@ def most_probable(listed: Listed) -> Float[Tensor, "S ..."]:
         likeliest = nn.functional.one_hot(share.argmax(-1), share.shape[-1]).double()
         joint = joint.unsqueeze(-1) * likeliest
     return joint
+
+
+def require_success(table: Table, goal: float, steps: int) -> None:
+    """Raise InputError where an episode's return does not say whether it succeeded."""
+    if not earned_once(table, goal, steps):
+        raise InputError(
+            f"evaluation.exact needs a task in which evaluation.goal={goal:g} is earned at once and but once, so that "
+            "the expected return is the share of successes; here it is not. In the kitchen, set env.args.soups=1 and "
+            "the goal to what the soup earns."
+        )
 
 
 def earned_once(table: Table, goal: float, steps: int) -> bool:

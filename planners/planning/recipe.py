@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from types import MappingProxyType
@@ -25,11 +25,11 @@ from planners.language.store import Spent
 from planners.planning.beside import Made, all_judged
 from planners.planning.config import Config
 from planners.planning.critic import discount_of, listed_table, make_critic, require_able
-from planners.planning.evaluation import Judge
+from planners.planning.evaluation import Judge, require_first
 from planners.planning.learned import STAGE, kept, run_of_critic
 from planners.planning.picture import by_queries
 from planners.planning.preview import show_prompts
-from planners.planning.tabulated import joint_policy
+from planners.planning.tabulated import decided_at_once, joint_policy
 from planners.read.page import write_page
 from planners.read.phrases import require_words
 from planners.read.team import TeamPlanner
@@ -61,6 +61,7 @@ class PlanningRecipe(Recipe):
         world = world_of(config)
         with closing(model_of(config, run)) as model:
             require_able(config, run, model)
+            require_truth(config, world)
             run.begin()
             judge = Judge(config, run, world)
             metrics, tables = plan(config, run, world, model, judge)
@@ -92,7 +93,8 @@ def plan(
         made = Made(config, run, world, asked, critic)
         planners: dict[str, TeamPlanner] = {}
         metrics, tables = episodes_of(made, judge, planners)
-        metrics |= differences(metrics, [judged.name for judged in all_judged(config)])
+        for name in list(planners)[1:]:
+            metrics |= judge.above(config.planner.kind, name)
         metrics |= costs("model", asked.spent(), of_critic)
         metrics["model/cached"] = Metric.exact(asked.spent().cached)
         if config.evaluation.exact and not judge.budget_spent:
@@ -137,26 +139,31 @@ def truth(config: Config, world: World[Any], model: Recorded, planners: Mapping[
 
     goal, steps = config.evaluation.goal, config.env.time_limit
     assert goal is not None
-    if steps is None:
-        raise InputError("evaluation.exact is of episodes of so many steps: set env.time_limit.")
+    assert steps is not None
     table = listed_table(world)
-    policy = joint_policy(world, table, deciding(model.model), config.planner)
-    listed = Listed(world, table, policy, goal, discount_of(config))
-    listed.require_success(steps)
+    asked = deciding(model.model)
+    policy = joint_policy(world, table, asked, config.planner)
+    at_once = decided_at_once(world, table, asked, config.planner)
+    listed = Listed(world, table, policy, goal, discount_of(config), at_once)
     others = {name: planners[name].critic for name in ("uniform", "nobody") if name in planners}
     with console.status("computing exact success"):
         found = exact_metrics(listed, planners[config.planner.kind].critic, config.planner, steps, others)
     return {name: Metric.exact(value) for name, value in found.items()}
 
 
-def differences(metrics: dict[str, Metric], names: Sequence[str]) -> dict[str, Metric]:
-    """Differences of the planner to those beside it: in success where that is told, else in return; and in queries."""
-    found = {}
-    for key in ("success" if "success" in metrics else "return_per_agent", "count/queries"):
-        for name in names:
-            if key in metrics and f"{name}/{key}" in metrics:
-                found[f"above_{name}/{key}"] = Metric.difference(metrics[key], metrics[f"{name}/{key}"])
-    return found
+def require_truth(config: Config, world: World[Any]) -> None:
+    """Raise InputError, before anything is asked, where exact figures are wanted and cannot be told."""
+    from planners.planning.exact import require_success
+
+    goal, steps = config.evaluation.goal, config.env.time_limit
+    if not config.evaluation.exact:
+        return
+    assert goal is not None
+    if steps is None:
+        raise InputError("evaluation.exact is of episodes of so many steps: set env.time_limit.")
+    table = listed_table(world)
+    require_first(world, table, "evaluation.exact")
+    require_success(table, goal, steps)
 
 
 def short(metric: Metric) -> str:

@@ -55,6 +55,21 @@ def joint_policy(
     return torch.cat(parts)
 
 
+def decided_at_once(world: Any, table: Table, model: LanguageModel, config: TeamConfig) -> bool:
+    """True where a plan's first token tells it from all others, as far as those of the first agent at the start tell.
+
+    Jointly a local model writes one agent's plan after the other's, so that it is not.
+    """
+    book = Phrasebook(world, config.plans)
+    (here,) = book.of(world.observe(tree_map(lambda leaf: leaf[:1], table.states)))
+    if config.mode == "joint":
+        query = Query(ask_all(book.agents, here.words, here.plans), choices=tuple(joint_plans(book.agents, here.plans)))
+    else:
+        query = Query(_messages(book, here, 0, ()), choices=here.plans[0])
+    (scores,) = score_all(model, [query], [dict.fromkeys(COUNTS, 0)])
+    return len({path[0] for path in scores.tokens}) == len(scores.tokens)
+
+
 def _sequential(
     book: Phrasebook, phrases: list[Phrases], model: LanguageModel, temperature: float, choices: int
 ) -> Float[Tensor, "*joint"]:

@@ -33,7 +33,8 @@ class Behavior:
     given these plans, which say more than the choices; where the two differ, joint ones are exact.
 
     explore: the share of plans that are any plan, whatever the model would say: (1 - ε) μ + ε / |plans|. Of what is
-    hardly ever said a log tells nothing, and a critic that is fitted to it errs.
+    hardly ever said a log tells nothing, and a critic that is fitted to it errs. Probabilities that are told are those
+    of such play, and a critic of the log values it, not the model's own.
 
     world: one that describes itself, in words that follow from state, who is alive and what is legal alone. asked:
     situations that the model was asked about; agents with a single plan are not. All situations are kept, some 200

@@ -12,7 +12,7 @@ from torch import Tensor
 from envs.core import Observation
 from planners.language.base import LanguageModel, Query
 from planners.read.critics import PlanCritic
-from planners.read.prior import draw, log_shares, require_scores
+from planners.read.prior import draw, finite, log_shares, require_scores
 from planners.read.prompts import Refused
 from planners.read.proposals import propose, take_anything
 from planners.read.team import Open, TeamConfig, TeamPlanner
@@ -101,10 +101,14 @@ class ReadPlanner(TeamPlanner):
         return [plan for (plan,) in propose(self.model, asked, queries)]
 
     def _drawn(self, one: Open, number: int) -> int:
-        """The next proposal, with the probability with which the model would write it."""
+        """The next proposal, by the model's probabilities of the plans that are left."""
         assert one.told is not None
         left = one.left(self.config.repeats)
-        share = log_shares(self.model, one.told.among(left), self.config.temperature).exp()
+        told = one.told.among(left) if self.config.temperature == 0 else one.told
+        log_share = log_shares(self.model, told, self.config.temperature)
+        if self.config.temperature > 0:
+            log_share = log_share[left]
+        share = finite(log_share, self.model).softmax(0)
         plan = left[draw(share, one.seed + (number + 1) * SEEDS)]
         one.counts["proposals"] += 1
         one.proposed.append((one.plans[plan], plan))

@@ -16,7 +16,7 @@ from envs.core import Actor, Decision, Discrete, EnvSpec, InputError, Observatio
 from envs.games import Constant
 from envs.team import Team
 from envs.world import RandomActor, Scripted, TensorEnv, Transition, World
-from marl.evaluation.episodes import CHUNK, play, play_policies
+from marl.evaluation.episodes import CHUNK, play, play_policies, steps_between_looks
 from marl.models.distributions import ActionUnits, IndependentGaussian
 from marl.models.policies import IndependentPolicy, PolicyConfig
 from marl.output.report import Metric
@@ -351,6 +351,14 @@ class Listener:
         self.shapes.append((len(self.shown), len(step.ended)))
         if self.keeps_rows:
             self.heard += step.reward[..., 0].sum(-1) * self.shown
+
+
+def test_rows_that_have_ended_take_no_decision_that_counts_on_any_device() -> None:
+    costly = Decision(torch.zeros(1, 1, 1), counts={"queries": torch.ones(1)})
+    free = Decision(torch.zeros(1, 1, 1))
+    assert steps_between_looks(torch.device("cuda"), free) == CHUNK
+    assert steps_between_looks(torch.device("cuda"), costly) == 1
+    assert steps_between_looks(torch.device("cpu"), free) == 1
 
 
 @pytest.mark.parametrize("keeps_rows", [False, True])

@@ -47,3 +47,12 @@ def test_two_values_are_covered_as_far_as_either_interval_reaches() -> None:
 def test_a_difference_takes_each_end_from_the_ends_that_pull_there() -> None:
     gap = Metric.difference(Metric(5.0, 4.0, 8.0, 10), Metric(1.0, -3.0, 5.0, 9))
     assert (gap.value, gap.low, gap.high, gap.n) == (4, 4 - math.hypot(1, 4), 4 + math.hypot(3, 4), 9)
+
+
+def test_a_difference_of_what_rises_together_is_more_certain() -> None:
+    pair = Metric(5.0, 4.0, 8.0, 10), Metric(1.0, -3.0, 5.0, 9)
+    together, against = Metric.difference(*pair, 1.0), Metric.difference(*pair, -1.0)
+    assert (together.low, together.high) == (4 - 3, 4 + 1)
+    assert (against.low, against.high) == (4 - 5, 4 + 7)
+    half = Metric.difference(*pair, -0.5)
+    assert against.low < half.low < Metric.difference(*pair).low

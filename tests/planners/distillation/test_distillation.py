@@ -136,6 +136,16 @@ def test_what_is_not_followed_widens_the_interval(monkeypatch: pytest.MonkeyPatc
     assert vague["exact/asked"].value < sure["exact/asked"].value
 
 
+def test_the_rest_of_play_that_is_followed_no_further_is_enclosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.model_validate(raw(env={"time_limit": 5}))
+    policy = torch.full((len(WORLD.table()), 9), 1 / 9, dtype=torch.float64)
+    success = float(WORLD.table().within(policy, 5)[0]) / PRIZE
+    for least in (0.95, 0.5, 0.2):  # after one step 8 of 9 are left
+        monkeypatch.setattr("planners.distillation.exact.LEAST", least)
+        found = Exact(config, WORLD).judge(uniform_prior())["exact/success"]
+        assert found.low <= success <= found.high
+
+
 def test_success_is_exact_only_where_the_goal_is_earned_at_once_and_but_once() -> None:
     def table(successor: int, reward: float) -> Table:
         return Table(
@@ -156,6 +166,17 @@ def test_a_world_without_a_table_has_no_exact_figures() -> None:
 
     with pytest.raises(InputError, match="has none"):
         Exact(Config.model_validate(raw()), Endless())
+
+
+def test_a_world_that_begins_in_several_states_has_no_exact_figures() -> None:
+    class Anywhere(FirstMeeting):
+        def initial(self, noise: torch.Tensor) -> torch.Tensor:
+            state = super().initial(noise)
+            state[1::2, 0] = 1
+            return state
+
+    with pytest.raises(InputError, match="from the first state"):
+        Exact(Config.model_validate(raw()), Anywhere())
 
 
 @pytest.mark.parametrize(
@@ -204,6 +225,13 @@ def test_the_summary_compares_the_last_model_with_the_first_and_with_its_planner
 def test_a_ratio_is_as_uncertain_as_both() -> None:
     found = ratio(Metric(0.8, 0.7, 0.9, 50), Metric(0.5, 0.4, 0.6, 100))
     assert (found.value, found.low, found.high, found.n) == pytest.approx((1.6, 0.7 / 0.6, 0.9 / 0.4, 50))
+
+
+def test_a_ratio_of_what_may_be_below_0_is_no_narrower() -> None:
+    found = ratio(Metric(1.0, -1.0, 3.0, 50), Metric(1.0, 0.5, 2.0, 50))
+    assert (found.low, found.high) == (-2.0, 6.0)
+    loss = ratio(Metric(-2.0, -3.0, -1.0, 50), Metric(1.0, 0.5, 2.0, 50))
+    assert (loss.low, loss.high) == (-6.0, -0.5)
 
 
 def test_the_table_has_a_row_for_each_round() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from envs.core import InputError, Observation
-from envs.tabular import Table
+from envs.tabular import Digits, Table
 from planners.planning.config import MethodConfig
 from planners.planning.exact import (
     Listed,
@@ -21,8 +22,10 @@ from planners.planning.exact import (
     in_scale,
     is_closed,
     most_probable,
+    require_success,
 )
 from planners.read.advantages import advantages, filtered
+from planners.read.critics import ExactCritic
 
 STATES, CHOICES, GOAL, DISCOUNT = 9, 3, 20.0, 0.9
 
@@ -141,16 +144,29 @@ def test_success_is_the_share_of_episodes_that_reach_the_goal_in_time() -> None:
 
 
 def test_what_is_not_known_in_closed_form_is_not_told() -> None:
-    assert is_closed(MethodConfig(plans="steps"), 9)
-    assert not is_closed(MethodConfig(plans="all"), 9)
-    assert not is_closed(MethodConfig(plans="steps", relax=0.1), 9)
-    assert not is_closed(MethodConfig(plans="steps", repeats=True), 9)
-    assert not is_closed(MethodConfig(plans="steps", mode="joint", rounds=8), 9)
-    assert not is_closed(MethodConfig(plans="steps", kind="reweigh", probabilities="whole"), 9)
+    assert is_closed(MethodConfig(plans="steps"), listed())
+    assert is_closed(MethodConfig(plans="steps", rounds=3), listed())
+    assert is_closed(MethodConfig(plans="steps", kind="reweigh", rounds=1), listed())
+    assert not is_closed(MethodConfig(plans="all"), listed())
+    assert not is_closed(MethodConfig(plans="steps", relax=0.1), listed())
+    assert not is_closed(MethodConfig(plans="steps", repeats=True), listed())
+    assert not is_closed(MethodConfig(plans="steps", rounds=2), listed())
+    assert not is_closed(MethodConfig(plans="steps", temperature=0), listed())
+    assert not is_closed(MethodConfig(plans="steps", mode="joint", rounds=8), listed())
+    assert not is_closed(MethodConfig(plans="steps", kind="reweigh", probabilities="whole"), listed())
+    assert not is_closed(MethodConfig(plans="steps"), replace(listed(), at_once=False))
+    assert is_closed(MethodConfig(plans="steps", kind="reweigh"), replace(listed(), at_once=False))
     with pytest.raises(ValueError, match="closed form"):
         executed(listed(), listed().true_advantages(), MethodConfig(plans="all"))
     found = exact_metrics(listed(), Known(known_values(listed())), MethodConfig(plans="all"), 5, {})
     assert "exact/success" not in found
+    slow, critic = replace(listed(), at_once=False), Known(known_values(listed()))
+    told = exact_metrics(slow, critic, MethodConfig(plans="steps"), 5, {"uniform": critic})
+    assert {name for name in told if name.endswith("success")} == {
+        "alone/exact/success",
+        "alone/exact/most_probable/success",
+        "uniform/exact/success",
+    }
     assert "exact/correlation" in found
 
 
@@ -191,9 +207,31 @@ def test_agreement_of_joint_advantages_adds_up_the_agents() -> None:
 
 def test_true_advantages_in_a_critics_unit_have_a_mean_square_of_one() -> None:
     one = listed()
-    first, second = in_scale(one, one.true_advantages())
+    first, second = in_scale(one, one.true_advantages(), in_order=True)
     squares = [(one.policy.sum(2) * first.square()).sum(), (one.policy * second.square()).sum()]
     assert float(sum(squares)) / 2 / STATES == pytest.approx(1)
+
+
+def test_the_truth_beside_the_exact_critic_is_the_same_at_any_threshold() -> None:
+    one = listed()
+
+    class Numbers:
+        """States are their numbers."""
+
+        def state_of(self, code: Tensor) -> Tensor:
+            return code[:, 0].long()
+
+        def digits(self, state: Tensor) -> Digits:
+            return Digits(state.unsqueeze(1), (STATES,))
+
+    world = Numbers()
+    critic = ExactCritic(one.table, one.policy, DISCOUNT, state_of=world.state_of, digits=world.digits)
+    alone = in_scale(one, one.true_advantages(), in_order=False)
+    for found, wanted in zip(one.learned_advantages(critic), alone, strict=True):
+        torch.testing.assert_close(found, wanted)
+    for threshold in (-1.0, 0.7, 1.5):
+        metrics = exact_metrics(one, critic, MethodConfig(plans="steps", threshold=threshold), 5, {})
+        assert metrics["exact/success"] == pytest.approx(metrics["truth/exact/success"])
 
 
 def test_at_temperature_0_the_likeliest_is_taken_one_after_the_other() -> None:
@@ -219,4 +257,4 @@ def test_success_follows_from_returns_only_where_the_goal_is_earned_once() -> No
     )
     assert not earned_once(again, GOAL, 5)
     with pytest.raises(InputError, match="earned at once and but once"):
-        Listed(one.world, again, one.policy, GOAL, DISCOUNT).require_success(5)
+        require_success(again, GOAL, 5)

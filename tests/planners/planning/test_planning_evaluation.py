@@ -11,13 +11,15 @@ from scipy.stats import binomtest
 from walkers import log_prob, say, small, toward
 from worded_meetings import Meeting
 
+from envs.core import InputError
 from envs.world import TensorEnv
 from marl.evaluation.episodes import Episodes, play
+from marl.output.report import Metric
 from marl.training.run import Run, stage_seed
 from planners.language.recorded import Budget, Recorded
 from planners.language.scripted import Scripted
 from planners.language.store import IN_MEMORY, Store
-from planners.planning.evaluation import Judge, joined, succeeded
+from planners.planning.evaluation import Judge, joined, require_first, succeeded
 from planners.planning.recipe import world_of
 from planners.read.planner import PlannerConfig, ReadPlanner
 
@@ -92,6 +94,52 @@ def test_without_any_success_nothing_is_told_of_its_steps(tmp_path: Path) -> Non
     assert not any("steps" in name for name in found)
 
 
+def of_two(folder: Path, one: list[float], other: list[float], **overrides: Any) -> Metric:
+    """What one has above the other, who have played these returns."""
+    found = judge(folder, **overrides)
+    found.played = {"read": episodes(one), "alone": episodes(other)}
+    (metric,) = found.above("read", "alone").values()
+    return metric
+
+
+def test_who_succeeds_where_the_other_fails_is_above_it_with_less_certainty(tmp_path: Path) -> None:
+    half = Metric.proportion(10, 20)
+    apart = Metric.difference(half, half)
+    same = of_two(tmp_path / "same", [1, 0] * 10, [1, 0] * 10)
+    against = of_two(tmp_path / "against", [1, 0] * 10, [0, 1] * 10)
+    unequal = of_two(tmp_path / "unequal", [1, 0] * 10, [0, 1] * 5)
+    assert same == apart
+    assert against.value == 0
+    assert (against.low, against.high) == (pytest.approx(2 * (half.low - 0.5)), pytest.approx(2 * (half.high - 0.5)))
+    assert unequal == Metric.difference(half, Metric.proportion(5, 10))
+
+
+def test_returns_above_those_of_another_are_as_uncertain_as_both(tmp_path: Path) -> None:
+    one, other = [3.0, 5.0, 4.0, 9.0], [1.0, 3.0, 2.5, 8.0]
+    found = of_two(tmp_path / "run", one, other, evaluation__goal=None)
+    assert found == Metric.difference(Metric.mean(one), Metric.mean(other))
+    against = of_two(tmp_path / "against", one, [-x for x in other], evaluation__goal=None)
+    wide = Metric.difference(Metric.mean(one), Metric.mean([-x for x in other]))
+    assert against.low < wide.low < wide.high < against.high
+
+
+def test_nothing_is_above_who_has_not_played(tmp_path: Path) -> None:
+    found = judge(tmp_path / "run")
+    found.play(planner(toward), "read")
+    assert found.above("read", "alone") == {}
+
+
+def test_the_cover_of_differences_where_starts_favor_one_or_the_other(tmp_path: Path) -> None:
+    found, generator = judge(tmp_path / "run"), np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        start = generator.random(50)
+        found.played = {name: episodes(list(won)) for name, won in (("read", start < 0.5), ("alone", start > 0.6))}
+        gap = found.above("read", "alone")["above_alone/success"]
+        covered += gap.low <= 0.5 - 0.4 <= gap.high
+    assert covered >= 0.92 * 300  # independent samples would make it .84
+
+
 def test_without_a_goal_nothing_is_a_success(tmp_path: Path) -> None:
     assert "success" not in judge(tmp_path / "run", evaluation__goal=None).metrics(episodes([1, 0]))
 
@@ -108,6 +156,13 @@ def test_the_fewest_steps_are_told_of_a_table_whose_start_is_plays(env: Any, tmp
     metrics = found.metrics(episodes([1, 1]))
     assert "steps_of_successes" in metrics
     assert "steps_above_fewest" not in metrics
+
+
+def test_what_is_told_of_the_first_state_needs_all_to_begin_there(tmp_path: Path) -> None:
+    require_first(Meeting(), Meeting().table(), "this")
+    anywhere = Meeting("anywhere")
+    with pytest.raises(InputError, match="this is of play from the first state"):
+        require_first(anywhere, anywhere.table(), "this")
 
 
 def test_the_best_planner_needs_the_fewest_steps(tmp_path: Path) -> None:

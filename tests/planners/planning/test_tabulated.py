@@ -18,7 +18,7 @@ from envs.core import InputError, Streams, tree_map
 from envs.kitchen import Kitchen
 from planners.language.base import Query, Scores
 from planners.language.scripted import Scripted
-from planners.planning.tabulated import HasDigits, joint_policy
+from planners.planning.tabulated import HasDigits, decided_at_once, joint_policy
 from planners.read.behavior import Behavior
 from planners.read.phrases import Phrasebook
 from planners.read.prompts import ask_all, ask_one, joint_plan
@@ -120,3 +120,24 @@ def test_a_model_that_cannot_score_is_refused() -> None:
 def test_worlds_with_tables_say_what_tells_their_states_apart() -> None:
     assert isinstance(MEETING, HasDigits)
     assert isinstance(Kitchen("cramped_room_small", horizon=None, soups=1, counter_items=0), HasDigits)
+
+
+class ByLine(Scripted):
+    """Writes a line after the other, each a token."""
+
+    def score(self, queries: Sequence[Query]) -> Iterator[tuple[int, Scores]]:
+        for place, query in enumerate(queries):
+            lines = [choice.split("\n") for choice in query.choices]
+            known = {line: number for number, line in enumerate(sorted({line for each in lines for line in each}))}
+            tokens = tuple((*(known[line] for line in each), -1) for each in lines)
+            yield place, Scores(tokens, tuple((0.0,) * len(path) for path in tokens), 1, 0.0)
+
+
+def test_a_plan_of_several_tokens_is_not_decided_at_once() -> None:
+    by_line = ByLine(say, "by line", log_prob)
+    for mode, model, wanted in (
+        ("sequential", by_line, True),
+        ("joint", by_line, False),
+        ("joint", walker(), True),
+    ):
+        assert decided_at_once(MEETING, TABLE, model, TeamConfig(mode=mode, plans="steps")) is wanted
