@@ -12,9 +12,11 @@ from rich.console import Console
 from walkers import RANDOM, SMALL, say, small
 
 from envs.core import InputError
+from envs.world import TensorEnv
 from marl.__main__ import main
 from marl.commands.run import run_training
 from marl.config.load import dump, resolve
+from marl.training.run import stage_seed
 from planners.language.base import Query
 from planners.language.config import ModelConfig
 from planners.language.counting import counter_of
@@ -63,6 +65,14 @@ def test_prompts_are_those_of_the_run(tmp_path: Path) -> None:
     assert not ASKED
     run_training(config, tmp_path / "run")
     assert prompts[0] in {query.messages for query in ASKED}
+
+
+def test_they_are_of_the_first_episode_wherever_it_begins() -> None:
+    config = small(**FREE, env__args={"starts": "anywhere"})
+    world: Any = world_of(config)
+    obs = TensorEnv(world, config.evaluation.num_envs).reset(stage_seed(config.seed, "evaluation 0"))
+    _, messages = first_prompts(config, world)[0]
+    assert messages[-1].content.startswith(world.words(obs, 0))
 
 
 @pytest.mark.parametrize(
