@@ -163,3 +163,8 @@ def test_every_state_of_a_pool_is_a_start() -> None:
     world = Restarting(TabularGame(), torch.tensor([4, 2]))
     starts = world.initial(world.initial_noise(50, torch.Generator().manual_seed(0)))
     assert starts.unique().tolist() == [2, 4]
+
+
+def test_a_name_of_something_else_than_a_world_is_refused() -> None:
+    with pytest.raises(InputError, match=r"must name a World, module:Class; fractions:Fraction gave a Fraction"):
+        restarting("fractions:Fraction")

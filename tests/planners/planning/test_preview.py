@@ -24,6 +24,7 @@ from planners.planning.preview import first_prompts, outlook
 from planners.planning.recipe import recipe, world_of
 from planners.tiny.config import TinyConfig
 from planners.tiny.find import find, find_or_train
+from planners.tiny.tokenizer import train_tokenizer
 
 ASKED: list[Query] = []
 FREE = {name.replace(".", "__"): value for name, value in RANDOM.items()}
@@ -115,6 +116,18 @@ def test_a_server_is_not_asked_and_a_folder_that_is_not_there_is_told() -> None:
     assert counter_of(server, small().env, "steps").told([]) == "tokens not counted, which the server does"
     with pytest.raises(InputError, match="There is no folder /nowhere"):
         counter_of(ModelConfig(local="/nowhere"), small().env, "steps")
+
+
+def test_tokens_are_counted_by_the_revision_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[Any, ...]] = []
+
+    def opened(*given: Any) -> Any:
+        read.append(given)
+        return train_tokenizer(["left"], 300)
+
+    monkeypatch.setattr("planners.language.loading.load_tokenizer", opened)
+    counter_of(ModelConfig(local="some/model", revision="abc"), small().env, "steps")
+    assert read == [("some/model", None, "abc")]
 
 
 def concord(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
