@@ -113,6 +113,7 @@ def test_the_clock_begins_with_the_episode() -> None:
     world = from_random_play(Walk(horizon=5), 50, 4, seed=0)
     env = TensorEnv(world, 20)
     assert bool((env.reset(0).state[:, 0] == 0).all())
+    assert env.reset(0).agent.shape == TensorEnv(Walk(horizon=5), 20).reset(0).agent.shape
     for _ in range(4):
         assert not bool(env.step(torch.zeros(20, 2, 2)).truncated.any())
 
@@ -156,3 +157,14 @@ def test_a_pool_is_states_of_one_number() -> None:
         Restarting(TabularGame(), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match=r"got lengths \[1, 2\]"):
         Restarting(TabularGame(), (torch.zeros(1), torch.zeros(2)))
+
+
+def test_every_state_of_a_pool_is_a_start() -> None:
+    world = Restarting(TabularGame(), torch.tensor([4, 2]))
+    starts = world.initial(world.initial_noise(50, torch.Generator().manual_seed(0)))
+    assert starts.unique().tolist() == [2, 4]
+
+
+def test_a_name_of_something_else_than_a_world_is_refused() -> None:
+    with pytest.raises(InputError, match=r"must name a World, module:Class; fractions:Fraction gave a Fraction"):
+        restarting("fractions:Fraction")

@@ -92,3 +92,15 @@ def test_several_plans_need_a_critic_and_a_temperature() -> None:
     with pytest.raises(InputError, match="all the same"):
         planner(lambda query, number: "", Linear(), temperature=0)
     planner(lambda query, number: "", n=1, temperature=0)
+
+
+def test_a_plan_is_told_by_what_it_has_above_its_own_rows_value() -> None:
+    class Worth(Linear):
+        """A row is worth its number, whatever is planned in it."""
+
+        def values(self, obs: Observation, action: Tensor, given: Tensor, behavior: Tensor | None = None) -> Tensor:
+            return super().values(obs, action, given) + 10 * torch.arange(len(action))
+
+    best = planner(lambda query, number: query.choices[4], Worth(), n=1)
+    best.act(seen(3), None, Streams([0]))
+    assert [row[0].scores for row in best.latest] == [{4: 2.0}] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from envs.core import InputError, KeepsRows, Streams
 from envs.team import Team
 from envs.world import RandomActor, TensorEnv, Transition
 from marl.evaluation.episodes import Episodes, play
+from planners.baselines.diary import Diary
 from planners.baselines.react import ReAct, ReActConfig
 from planners.baselines.reflexion import Reflexion, ReflexionConfig
 from planners.language.base import Query
@@ -237,3 +239,39 @@ def test_rows_that_it_does_not_know_are_refused() -> None:
     obs = TensorEnv(meeting()(), 2).reset(0)
     with pytest.raises(InputError, match=r"Call initial_memory\(2\) first"):
         actor.act(obs, torch.zeros(2, 1, dtype=torch.int64), Streams([0]))
+
+
+def test_thoughts_stand_in_later_prompts_as_plain_words() -> None:
+    model = Model(lambda query: f"Thought: <|im_end|> go\x1b {500 * 'x'}\nPlan: right")
+    played(react(model))
+    later = text(model.plans[-1])
+    assert "(thought: im_end go xxx" in later
+    assert "<|" not in later
+    assert "\x1b" not in later
+    assert 241 * "x" not in later
+
+
+def test_earlier_reflections_come_first_and_the_earliest_is_forgotten() -> None:
+    model = Model()
+    actor = reflexion(model, reflections=2)
+    actor.initial_memory(1)
+    for number in range(3):
+        model.reflection = f"Lesson {number}."
+        actor.look_back([0])
+    assert actor.lessons(0)[1:-1] == ["- Lesson 1.", "- Lesson 2."]
+
+
+def test_a_reflection_is_drawn_by_its_own_rows_random_numbers() -> None:
+    model = Model()
+    actor = reflexion(model)
+    obs, begun = TensorEnv(meeting()(), 5).reset(0), actor.initial_memory(5)
+    for _ in range(2):
+        actor.act(obs, begun, Streams([0]))
+    assert len({query.seed for query in model.reflections}) == 5
+
+
+def test_an_episode_s_earnings_are_told_in_sum() -> None:
+    diary = Diary(deque(maxlen=2))
+    for reward in (1.0, 0.5):
+        diary.hear({"meeting": reward, "time": -1.0})
+    assert diary.outcome() == "The episode took 0 steps. Earned: meeting 1.5, time -2."

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from first_meeting import PRIZE, FirstMeeting, save_small_model
+from matplotlib.axes import Axes
 from pydantic import ValidationError
+from torch import Tensor
 
 from envs.core import InputError
 from envs.tabular import Table
@@ -16,7 +18,7 @@ from marl.output.report import REPORT, Metric
 from marl.training.run import Run
 from planners.baselines import uniform_prior
 from planners.distillation.config import Config
-from planners.distillation.exact import Exact, earned_once
+from planners.distillation.exact import AskedPolicy, Exact, earned_once, follow
 from planners.distillation.picture import by_round
 from planners.distillation.recipe import Judges, ratio, recipe, summary, table_row
 from planners.language.local import Local
@@ -244,3 +246,37 @@ def test_the_table_has_a_row_for_each_round() -> None:
 def test_the_picture_is_drawn_of_what_is_known(tmp_path: Path) -> None:
     for found in (rounds(0.0, 0.5), [{"alone/success": Metric.exact(0.1)}]):
         assert by_round(found, "success", tmp_path / "rounds.png").stat().st_size > 0
+
+
+def test_the_share_of_the_planner_is_of_the_first_one() -> None:
+    found = rounds(0.0, 0.45)
+    found[1]["planner/success"] = Metric.proportion(50, 100)
+    assert summary(found)["share_of_planner"].value == pytest.approx(0.5)
+
+
+def test_bars_in_the_picture_reach_from_low_to_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    draw = Axes.errorbar
+
+    def spied(self: Axes, x: Any, y: Any, bars: Any, **given: Any) -> Any:
+        drawn.extend((y, *bars))
+        return draw(self, x, y, bars, **given)
+
+    monkeypatch.setattr(Axes, "errorbar", spied)
+    by_round([{"alone/success": Metric(0.5, 0.2, 0.6)}], "success", tmp_path / "rounds.png")
+    assert [number for (number,) in drawn] == pytest.approx([0.5, 0.3, 0.1])
+
+
+def test_what_is_left_open_counts_as_much_as_the_step_at_which_it_is_left() -> None:
+    class FirstKnown(AskedPolicy):
+        """Knows what is done in the first of two states, which leads to the second."""
+
+        def __init__(self) -> None:
+            self.known, self.joint = torch.tensor([True, False]), torch.tensor([[1.0], [0.0]]).double()
+
+        def ask(self, wanted: Tensor) -> None:
+            """Nobody answers."""
+
+    reward = torch.tensor([[3.0], [5.0]]).double()
+    table = Table(torch.arange(2), torch.zeros(2).long(), torch.tensor([[1], [1]]), reward, 1, 1)
+    assert follow(table, FirstKnown(), 0.5, None) == (3.0, 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from envs.core import Observation
 from envs.world import TensorEnv
+from marl.training.run import Run
 from planners.distillation.config import Config
-from planners.distillation.lessons import improvement, lessons_of_play
+from planners.distillation.lessons import improved_lessons, improvement, lessons_of_play
 from planners.language.base import Query
 from planners.language.scripted import Scripted
 from planners.read.advantages import filtered, reweighed
@@ -112,3 +114,20 @@ def test_equal_seeds_give_equal_lessons() -> None:
     first, second = played(envs=8), played(envs=8)
     assert [lesson.messages for lesson in first] == [lesson.messages for lesson in second]
     assert all(np.array_equal(one.odds, other.odds) for one, other in zip(first, second, strict=True))
+
+
+def test_lessons_begin_where_play_does_and_after_random_play(tmp_path: Path) -> None:
+    def begun(from_start: float) -> list[str]:
+        asked = {"from_start": from_start, "num_envs": 16, "steps": 1}
+        env = {"world": "first_meeting:FirstMeeting"}
+        raw = {"recipe": "planners.distillation.recipe", "device": "cpu", "env": env, "distillation": asked}
+        config = Config.model_validate(raw)
+        run = Run.create(tmp_path / str(from_start), config)
+        lessons = improved_lessons(config, run, WORLD, model(), ByChoice(), " 1")
+        return ["\n".join(lesson.messages[-1].content.split("\n")[:2]) for lesson in lessons[::2]]
+
+    start = "Ann is at 0.\nBob is at 2."
+    assert begun(1.0) == [start] * 16
+    half = begun(0.5)
+    assert (len(half), half[:8]) == (16, [start] * 8)
+    assert len(set(half[8:])) > 1

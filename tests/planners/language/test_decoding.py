@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from small_language_models import query, small_model
 
+from planners.language.base import Message, Query
 from planners.language.chat import Choices
 from planners.language.decoding import HOTTEST, Draw, generator_of
 
@@ -100,3 +101,9 @@ def test_numbers_of_completions_hang_on_the_query_alone_and_look_independent() -
     assert kstest(first, "uniform").pvalue > 0.01
     assert abs(np.corrcoef(first, others)[0, 1]) < 0.15
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.15
+
+
+def test_numbers_of_completions_hang_on_every_message_its_role_and_their_own_number() -> None:
+    chats = [(Message(role, text), Message("user", "w2")) for role in ("system", "user") for text in ("w0", "w1")]
+    drawn = [generator_of(Query(chat), number).random() for chat in chats for number in range(2)]
+    assert len(set(drawn)) == 8

@@ -127,3 +127,18 @@ def test_a_constraint_that_is_named_is_not_looked_for() -> None:
         with closing(model_of(server, constraint="none")) as plain:
             assert plain.identity.endswith(":m:none")
     assert len(server.bodies) == 2
+
+
+def test_one_completion_after_the_other_is_no_sign_that_several_are_too_many() -> None:
+    with fake_server(echo) as server:
+        ask(server, asking("a"), asking("b", n=3), concurrency=1)
+    assert [body.get("n") for body in server.bodies] == [None, 3]
+
+
+def test_a_text_that_was_cut_says_nothing_against_a_constraint_whatever_follows_it() -> None:
+    def respond(body: dict[str, Any], number: int) -> Response:
+        return completion("mo", finish="length") if number == 0 else completion("wait")
+
+    with fake_server(respond) as server:
+        ask(server, asking(choices=CHOICES, n=2))
+    assert ["structured_outputs" in body for body in server.bodies] == [True, True]

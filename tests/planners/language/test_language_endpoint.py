@@ -7,15 +7,16 @@ import logging
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 from fake_language_server import Response, ask, asking, completion, echo, fake_server, model_of
 
 from envs.core import ConcordError, InputError
 from planners.language.base import ModelError
-from planners.language.endpoint import Endpoint
+from planners.language.endpoint import QUOTED, Endpoint
 from planners.language.recorded import Recorded
-from planners.language.server import Server
+from planners.language.server import LONGEST_TEXT, Server
 from planners.language.store import Store
 
 SECRET = "sk-never/written-4711"
@@ -129,3 +130,68 @@ def test_a_redirect_is_not_followed() -> None:
     with fake_server(lambda body, number: away) as server, pytest.raises(InputError, match=r"\(status 307\)"):
         ask(server)
     assert len(server.bodies) == 1
+
+
+def test_the_shortest_key_that_is_no_placeholder_is_cut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k-471147")
+    with fake_server(lambda body, number: completion("your key is k-471147")) as server:
+        assert ask(server)[0].completions[0].text == "your key is ***"
+
+
+def test_no_part_of_a_key_stays_where_a_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    with fake_server(lambda body, number: completion("x" * (LONGEST_TEXT - 9) + SECRET)) as server:
+        assert "sk-never" not in ask(server)[0].completions[0].text
+    spaces = Response(" " * (10 * QUOTED - 9) + SECRET, 404)
+    with fake_server(lambda body, number: spaces) as server, pytest.raises(InputError, match="404") as refused:
+        ask(server)
+    assert "sk-never" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("status", "message"), [(403, "wants a key"), (422, "refuses the query")])
+def test_a_refusal_is_told_by_what_its_status_means(status: int, message: str) -> None:
+    with fake_server(lambda body, number: Response("no", status)) as server, pytest.raises(InputError, match=message):
+        ask(server)
+
+
+class Waits(Event):
+    """Keeps the pauses that are asked for, and makes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("pause", "headers", "seconds"),
+    [(1.0, {}, [1, 2, 4]), (50.0, {}, [50, 100, 120]), (1.0, {"Retry-After": "120"}, [120, 120, 120])],
+)
+def test_pauses_double_up_to_the_longest_unless_the_server_says(
+    pause: float, headers: dict[str, str], seconds: list[float]
+) -> None:
+    stop = Waits()
+    with fake_server(lambda body, number: Response("", 429, headers)) as server:
+        endpoint = Endpoint(server.url, None, 5.0, 3, pause)
+        with closing(endpoint), pytest.raises(ModelError, match="in 4 tries"):
+            endpoint.post({}, lambda raw: raw, stop)
+    assert stop.seconds == seconds
+
+
+def test_a_server_that_has_answered_before_is_tried_again_where_nobody_listens_any_more() -> None:
+    with fake_server(lambda body, number: Response(hang_up=True) if number else echo(body, number)) as server:
+        model = model_of(server, retries=1)
+        assert len(list(model.complete([asking()]))) == 1
+    with closing(model), pytest.raises(ModelError, match="gave no answer of use in 2 tries"):
+        list(model.complete([asking("again")]))
+
+
+def test_a_proxy_is_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with fake_server(echo) as server:
+        assert len(ask(server, retries=0)) == 1

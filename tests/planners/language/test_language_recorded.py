@@ -271,6 +271,27 @@ def test_a_torn_last_line_is_cut_and_the_run_goes_on_without_a_cache(
     assert path.read_bytes() == whole
 
 
+def test_a_transcript_that_goes_on_pays_neither_twice_nor_for_what_was_cached(
+    record: Recording, tmp_path: Path
+) -> None:
+    cache, path = tmp_path / "cache.sqlite", tmp_path / "transcript.jsonl"
+    list(record(cache, "before").complete([asking("a")]))
+    list(record(cache, "run", transcript=path).complete([asking("a"), asking("b")]))
+    for resumed in (record(cache, "run", transcript=path), record(transcript=path)):
+        assert resumed.spent().queries == 1
+
+
+def test_a_replay_tells_an_answer_as_it_was_when_it_was_asked_first(
+    record: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planners.language.recorded.KEPT", 1)
+    path, queries = tmp_path / "transcript.jsonl", [asking("a"), asking("b")]
+    recorded = record(tmp_path / "cache.sqlite", transcript=path)
+    wanted = in_order(recorded.complete(queries))
+    assert next(recorded.complete(queries[:1]))[1].cached
+    assert in_order(Replay(path).complete(queries)) == wanted
+
+
 def test_a_transcript_torn_in_its_first_line_begins_anew(record: Recording, tmp_path: Path) -> None:
     path = tmp_path / "transcript.jsonl"
     path.write_text('{"concord_tr')
@@ -305,10 +326,11 @@ def test_a_file_that_is_no_transcript_is_refused(tmp_path: Path, text: str, mess
 
 
 def test_a_transcript_of_another_model_is_not_continued(record: Recording, tmp_path: Path) -> None:
-    path = tmp_path / "transcript.jsonl"
-    Transcript(path, "scripted:other", False).close()
-    with pytest.raises(InputError, match="is of another model"):
-        record(transcript=path)
+    for identity in ("scripted:other", "scripted:echo:other"):
+        path = tmp_path / f"{identity}.jsonl"
+        Transcript(path, identity, False).close()
+        with pytest.raises(InputError, match="is of another model"):
+            record(transcript=path)
     with pytest.raises(InputError, match="Cannot read the transcript"):
         Replay(tmp_path / "none.jsonl")
 

@@ -55,7 +55,14 @@ def test_another_attempt_has_another_seed() -> None:
     assert len({body["seed"] for body in server.bodies}) == 3
 
 
+def test_what_is_asked_for_after_a_first_completion_is_not_what_another_attempt_says() -> None:
+    with fake_server(lambda body, number: completion("a")) as server:
+        ask(server, asking(n=3), asking(attempt=1), asking(attempt=2), concurrency=1)
+    assert len({body["seed"] for body in server.bodies}) == 5
+
+
 PASSING = {
+    "408": Response("too late", 408),
     "429": Response('{"error": "slow down"}', 429),
     "429 with seconds": Response("", 429, {"Retry-After": "0"}),
     "500": Response("oops", 500),
@@ -244,3 +251,13 @@ def test_any_json_is_read_or_refused(raw: Any) -> None:
     assert reply.texts
     assert all(isinstance(text, str) for text in reply.texts)
     assert min(reply.prompt_tokens, reply.completion_tokens) >= 0
+
+
+def test_the_failure_that_ends_a_run_is_told_and_not_that_others_were_stopped() -> None:
+    def respond(body: dict[str, Any], number: int) -> Response:
+        if body["messages"][-1]["content"] == "late":
+            return Response("", 429, {"Retry-After": "60"})
+        return Response("no", 404, delay=0.1)
+
+    with fake_server(respond) as server, pytest.raises(InputError, match="status 404"):
+        ask(server, asking("late"), asking("bad"))

@@ -172,3 +172,17 @@ def test_nothing_is_paid_twice_after_kill_9_beside_another_process(tmp_path: Pat
     assert len(counts) == 400
     assert len(twice) <= 1  # that which was asked, and not yet answered, when the process was killed
     assert not {f"number {number}" for number in range(kept)} & set(twice)
+
+
+def test_where_another_process_was_faster_its_answer_is_given_and_both_are_paid(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    other = Recorded(Scripted(lambda query, number: "early", "echo"), Store(path, "other"))
+
+    def late(query: Query, number: int) -> str:
+        list(other.complete([query]))
+        return "late"
+
+    with closing(other), closing(Recorded(Scripted(late, "echo"), Store(path, "one"))) as one:
+        (answer,) = in_order(one.complete([asking(0)]))
+        assert (answer.completions[0].text, answer.cached) == ("early", False)
+        assert (one.spent().queries, other.spent().queries) == (1, 1)

@@ -178,6 +178,8 @@ def test_agreement_is_weighted_and_counts_signs_only_where_they_matter() -> None
     assert agreement(true, -true, weight).correlation == pytest.approx(-1)
     wrong_small = torch.tensor([0.5, -0.5, -0.001, 0.3]).double()
     assert agreement(true, wrong_small, weight).signs == 1
+    blind_first = torch.tensor([-0.001, -0.5, 0.001, 0.3]).double()
+    assert agreement(true, blind_first, weight).signs == pytest.approx(0.75)
     wrong_last = torch.tensor([0.5, -0.5, 0.001, -0.3]).double()
     assert agreement(true, wrong_last, weight).signs == pytest.approx(0.5)
 

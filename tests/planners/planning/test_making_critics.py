@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from walkers import log_prob, small, walker
 
 from envs.core import InputError
+from marl.learning.state_log import StateLog
 from marl.models.ordered_critic import OrderedCritic
 from marl.models.prefix_critic import PrefixCritic
 from marl.training.run import Run
@@ -134,3 +135,29 @@ def test_a_long_log_is_measured_by_a_sample(tmp_path: Path, monkeypatch: pytest.
     assert len(sample_of(log).ended) == 50
     monkeypatch.setattr("planners.planning.learned.SAMPLE", 64)
     assert len(sample_of(log).ended) == len(log) == 64
+
+
+def logged(folder: Path, **overrides: Any) -> StateLog:
+    config = small(**overrides)
+    return logged_play(config, Run.create(folder, config), world_of(config), walker())
+
+
+def test_a_log_begins_where_random_play_led(tmp_path: Path) -> None:
+    log = logged(tmp_path / "run")
+    begun = log.observe(log.states(torch.arange(log.rows))[0]).state
+    assert len(begun.unique(dim=0)) > 1
+
+
+def test_a_log_has_the_share_of_any_plan_and_the_time_limit_that_it_is_given(tmp_path: Path) -> None:
+    log = logged(tmp_path / "run", critic__log__explore=1, critic__log__time_limit=5)
+    assert log.latent is not None
+    assert bool(((log.latent - 1 / 3).abs() < 1e-6).all())
+    cut = log.truncated.view(8, -1).any(1)
+    assert int(cut.nonzero()[0]) == 4
+
+
+def test_a_channel_may_count_against_a_plan(tmp_path: Path) -> None:
+    options = {"critic__kind": "counted", **THREE}
+    free = made(tmp_path / "one", **options)
+    paid = made(tmp_path / "two", **options, critic__weights=[1, -1, 0])  # it earns -1 a step
+    assert float(paid.value.sum()) > float(free.value.sum())

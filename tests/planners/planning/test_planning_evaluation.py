@@ -178,7 +178,9 @@ def test_the_first_episode_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     played = found.play(planner(toward), "toward", tell=True)
     assert played is not None
     assert len(found.story) == played.lengths[0] == 2
-    assert "toward: 2 of 4 episodes" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "toward: 2 of 4 episodes" in told
+    assert told.count(" → ") == 2  # its steps alone
 
 
 def limited(queries: int) -> Recorded:

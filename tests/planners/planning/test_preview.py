@@ -12,9 +12,11 @@ from rich.console import Console
 from walkers import RANDOM, SMALL, say, small
 
 from envs.core import InputError
+from envs.world import TensorEnv
 from marl.__main__ import main
 from marl.commands.run import run_training
 from marl.config.load import dump, resolve
+from marl.training.run import stage_seed
 from planners.language.base import Query
 from planners.language.config import ModelConfig
 from planners.language.counting import counter_of
@@ -22,6 +24,7 @@ from planners.planning.preview import first_prompts, outlook
 from planners.planning.recipe import recipe, world_of
 from planners.tiny.config import TinyConfig
 from planners.tiny.find import find, find_or_train
+from planners.tiny.tokenizer import train_tokenizer
 
 ASKED: list[Query] = []
 FREE = {name.replace(".", "__"): value for name, value in RANDOM.items()}
@@ -65,6 +68,14 @@ def test_prompts_are_those_of_the_run(tmp_path: Path) -> None:
     assert prompts[0] in {query.messages for query in ASKED}
 
 
+def test_they_are_of_the_first_episode_wherever_it_begins() -> None:
+    config = small(**FREE, env__args={"starts": "anywhere"})
+    world: Any = world_of(config)
+    obs = TensorEnv(world, config.evaluation.num_envs).reset(stage_seed(config.seed, "evaluation 0"))
+    _, messages = first_prompts(config, world)[0]
+    assert messages[-1].content.startswith(world.words(obs, 0))
+
+
 @pytest.mark.parametrize(
     ("overrides", "titles"),
     [
@@ -105,6 +116,18 @@ def test_a_server_is_not_asked_and_a_folder_that_is_not_there_is_told() -> None:
     assert counter_of(server, small().env, "steps").told([]) == "tokens not counted, which the server does"
     with pytest.raises(InputError, match="There is no folder /nowhere"):
         counter_of(ModelConfig(local="/nowhere"), small().env, "steps")
+
+
+def test_tokens_are_counted_by_the_revision_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[Any, ...]] = []
+
+    def opened(*given: Any) -> Any:
+        read.append(given)
+        return train_tokenizer(["left"], 300)
+
+    monkeypatch.setattr("planners.language.loading.load_tokenizer", opened)
+    counter_of(ModelConfig(local="some/model", revision="abc"), small().env, "steps")
+    assert read == [("some/model", None, "abc")]
 
 
 def concord(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

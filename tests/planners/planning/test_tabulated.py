@@ -92,6 +92,13 @@ def test_states_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(joint_policy(MEETING, TABLE, walker(), config), whole)
 
 
+@pytest.mark.parametrize(("mode", "plans"), CASES)
+def test_some_states_are_as_they_are_among_all(mode: Any, plans: Any) -> None:
+    config, places = TeamConfig(mode=mode, plans=plans), torch.tensor([19, 0, 7])
+    some = joint_policy(MEETING, TABLE, walker(), config, places)
+    assert_close(some, joint_policy(MEETING, TABLE, walker(), config)[places])
+
+
 @pytest.mark.parametrize("mode", ["sequential", "joint"])
 def test_nobody_is_asked_who_has_a_single_plan(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world, model = Meeting(), Counting()

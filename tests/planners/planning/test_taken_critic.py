@@ -16,6 +16,7 @@ from marl.training.run import Run
 from planners.language.replay import Replay
 from planners.language.transcript import read_transcript
 from planners.planning.critic import make_critic
+from planners.planning.learned import _require_alike, _weights
 from planners.planning.preview import outlook
 from planners.planning.recipe import world_of
 from planners.read.critics import LearnedCritic
@@ -174,3 +175,15 @@ def test_a_scale_is_given_or_measured(learned: Path) -> None:
     assert LearnedCritic(own.learner, scale=2.5).scale == 2.5
     with pytest.raises(InputError, match="from a batch of logged rows, or as a number: give one"):
         LearnedCritic(own.learner)
+
+
+def test_channels_at_the_end_that_count_nothing_change_no_weights() -> None:
+    assert _weights(small(critic__weights=[1.0, 0.0, 0.0])) == _weights(small()) == [1.0]
+    assert _weights(small(critic__weights=[0.0, 1.0])) == [0.0, 1.0]
+
+
+def test_a_critic_of_other_agents_judges_other_play() -> None:
+    other = small()
+    more = other.model_copy(update={"env": other.env.model_copy(update={"agents": 3})})
+    with pytest.raises(InputError, match=r"env\.agents is None here and 3 there"):
+        _require_alike(small(), more, Path("run"))

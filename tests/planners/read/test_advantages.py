@@ -177,3 +177,9 @@ def test_waiting_is_no_stand_in_for_the_value_while_soup_cooks() -> None:
 def test_what_makes_no_sense_is_refused(act, told: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=told):
         act()
+
+
+def test_what_is_as_good_as_the_threshold_does_not_pass() -> None:
+    alike, gain = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 1.0])
+    assert filtered(alike, gain, 0.25).tolist() == [0, 1]
+    assert filtered(alike, gain, 0.2).tolist() == [0.5, 0.5]

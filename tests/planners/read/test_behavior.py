@@ -25,6 +25,7 @@ from planners.language.base import Query, Scores
 from planners.language.scripted import Scripted
 from planners.read.behavior import Behavior
 from planners.read.planner import PlannerConfig, ReadPlanner
+from planners.read.situations import Situations
 from planners.read.team import TeamConfig
 
 
@@ -189,3 +190,22 @@ def test_a_share_of_plans_is_any_plan(mode: str) -> None:
 def test_the_share_of_any_plan_is_a_share() -> None:
     with pytest.raises(InputError, match="explore"):
         Behavior(KITCHEN, Counting(), TeamConfig(plans="steps"), explore=1.5)
+
+
+def test_situations_are_told_apart_by_who_is_there_and_by_what_is_legal() -> None:
+    actor, obs = behavior(), seen(20)
+    actor.act(obs, None, Streams([0]))
+    alone = dataclasses.replace(obs, alive=torch.tensor([[True, False]]).expand(20, 2))
+    assert bool((actor.act(alone, None, Streams([0]))[0].action[:, 1] == 0).all())
+    for only in (4, 5):
+        legal = (torch.arange(6) == only).expand(20, 2, 6)
+        decision, _ = actor.act(dataclasses.replace(obs, legal=legal), None, Streams([0]))
+        assert bool((decision.action == only).all())
+
+
+def test_what_has_no_chance_is_drawn_by_no_number() -> None:
+    situations = Situations(2)
+    share = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    place = situations.add(share, torch.arange(2), share.float())
+    branch, _, _ = situations.draw(torch.tensor([place]), torch.zeros(1, dtype=torch.float64))
+    assert branch.tolist() == [1]

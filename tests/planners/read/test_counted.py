@@ -210,3 +210,16 @@ def test_a_log_of_no_choices_and_a_discount_of_one_are_refused() -> None:
     real = StateLog(log.observe, torch.arange(3), torch.zeros(3, 1, 1), log.reward, torch.arange(3), *ends, rows=1)
     with pytest.raises(InputError, match="one whole number an agent"):
         CountedCritic(real, 0.9)
+
+
+def test_a_choice_that_nobody_ever_made_is_not_taken_for_one_of_another_state() -> None:
+    values = values_by_hand(by_hand(NEVER, NEVER, [0, 0, 0]), [1] * 5)
+    assert values == pytest.approx([3.0, 4.0, 4.0, 0.0, 0.0], abs=1e-5)
+    assert all(value < known for value, known in zip(values, [3.0, 4.0, 4.0, 0.0, 0.0], strict=True))
+
+
+def test_minus_0_and_0_are_one_number_in_a_state() -> None:
+    log = by_hand(NEVER, NEVER, [0, 0, 0])
+    critic = CountedCritic(log, 0.5)
+    nobody = torch.zeros(1, 1, dtype=torch.bool)
+    assert critic.values(log.observe(torch.tensor([-0.0])), torch.zeros(1, 1, 1).long(), nobody).tolist() == [3.0]

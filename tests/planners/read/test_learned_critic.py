@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -135,3 +136,13 @@ def test_a_planner_scores_for_one_that_needs_behavior() -> None:
     decision, _ = planner.act(TensorEnv(KITCHEN, 5).reset(0), None, Streams([0]))
     assert decision.counts is not None
     assert bool((decision.counts["queries"] >= 4).all())
+
+
+def test_what_somebody_who_is_gone_would_choose_counts_for_nothing() -> None:
+    learner, batch = fitted()
+    critic = LearnedCritic(learner, scale=1.0)
+    first = torch.tensor([[True, False]]).expand(100, 2)
+    alone = dataclasses.replace(batch.obs, alive=first)
+    of_first = critic.values(alone, batch.decision.action, first)
+    assert torch.equal(critic.values(alone, batch.decision.action, torch.ones_like(first)), of_first)
+    assert not torch.equal(values(critic, batch), of_first)

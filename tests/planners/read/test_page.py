@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from envs.core import InputError
-from planners.read.page import MOST, page, safe, write_page
+from planners.read.page import MOST, page, safe, save_film, write_page
 from planners.read.story import Choice, Proposal, StoryStep
 from planners.read.team import COUNTS
 
@@ -186,3 +186,23 @@ def test_no_steps_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"name ends with \.html; got 'episode\.gif'"):
         write_page(tmp_path / "episode.gif", "x", [told()])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bars_are_as_long_as_advantages_are_large_and_the_largest_fills_half() -> None:
+    proposals = (Proposal("east", -2.0, "sent back"), Proposal("stay", 0.5, "accepted"))
+    choice = Choice(("ann",), proposals, "stay", "accepted", counts())
+    read = Read(page("x", [dataclasses.replace(told(), choices=(choice,))]))
+    bars = [(attributes["class"], attributes["style"]) for tag, attributes in read.tags if tag == "i"]
+    assert bars == [("down", "width:50.0%"), ("up", "width:12.5%")]
+
+
+def test_a_film_ends_with_its_last_picture(tmp_path: Path) -> None:
+    path = save_film(tmp_path / "film.gif", [told(number, picture=picture(60 * number)) for number in (1, 2, 3)])
+    assert path is not None
+    with Image.open(path) as film:
+        film.seek(film.n_frames - 1)  # type: ignore[attr-defined]
+        assert np.asarray(film.convert("L")).mean() == pytest.approx(180, abs=5)
+
+
+def test_what_would_turn_a_line_around_is_not_shown() -> None:
+    assert safe("\u202e\u2066\u200f") == "\N{REPLACEMENT CHARACTER}" * 3

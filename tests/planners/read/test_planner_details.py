@@ -72,6 +72,8 @@ def test_quotes_hold_words_alone_and_are_short() -> None:
         ("bob: left", 0),
         ("carl: left", None),
         ("left\nstay", None),
+        ("bob: left\nthen jump", None),
+        ("  ```text\nleft\n  ```", 0),
         ("", None),
         ("le", None),
     ],

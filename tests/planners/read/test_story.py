@@ -16,7 +16,7 @@ from planners.language.base import Query
 from planners.language.scripted import Scripted
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.read.reweigh import ReweighConfig, ReweighingPlanner
-from planners.read.story import Choice, choice_of, signed
+from planners.read.story import WEIGHED, Choice, choice_of, signed
 from planners.read.team import TeamPlanner
 
 KITCHEN = Kitchen("cramped_room_small", horizon=None, soups=1, counter_items=0)
@@ -164,3 +164,12 @@ def test_small_scores_keep_digits_that_tell_something() -> None:
         "+0.00042",
         "-2.9e-05",
     ]
+
+
+def test_of_many_plans_that_were_weighed_the_best_are_told() -> None:
+    config = ReweighConfig(plans="steps", mode="joint", beta=100.0)
+    planner = ReweighingPlanner(KITCHEN, uniform_prior(), Rising(), config)
+    ((choice,),) = stories(planner)
+    ((one,),) = planner.latest
+    others = sorted((score for plan, score in one.scores.items() if plan != one.chosen), reverse=True)
+    assert [each.score for each in choice.proposals if not each.taken] == others[:WEIGHED]

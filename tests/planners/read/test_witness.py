@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from marl.evaluation.episodes import Episodes, play, play_policies
 from planners.baselines import uniform_prior
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.read.story import StoryStep
-from planners.read.witness import Witness, require_players
+from planners.read.witness import Witness, _ending, require_players
 
 PAGE = (Path(__file__).parents[3] / "docs" / "planning.md").read_text()
 MOVES = {"left": -1, "stay": 0, "right": 1}
@@ -195,3 +196,13 @@ def test_whoever_has_left_executes_nothing() -> None:
     assert [list(step.executed) for step in witness.steps] == [["ann", "bob"]] + [["bob"]] * 7
     assert [len(step.choices) for step in witness.steps] == [2] + [1] * 7
     assert witness.steps[-1].ending == "terminated"
+
+
+def test_only_the_rows_own_end_counts() -> None:
+    env = TensorEnv(Parting(), 2)
+    env.reset(0)
+    step = env.step(torch.ones(2, 2, 1, dtype=torch.int64))
+    over = torch.tensor([[True, True], [False, False]])
+    ended = torch.ones(2, dtype=torch.bool)
+    assert _ending(replace(step, ended=ended, terminated=over, truncated=~over)) == "terminated"
+    assert _ending(replace(step, ended=ended, terminated=~over, truncated=over)) == "truncated"

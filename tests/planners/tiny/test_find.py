@@ -21,6 +21,8 @@ from planners.tiny import find
 from planners.tiny.config import Config, TinyConfig
 from planners.tiny.find import config_of, find_or_train, fingerprint
 from planners.tiny.imitation import Imitation
+from planners.tiny.lessons import Lessons
+from planners.tiny.recipe import MODEL
 
 TINY = TinyConfig(lessons=90, rows=8, updates=12, hidden=8, layers=1, vocabulary=400)
 MEETING = EnvConfig(world="worded_meetings:Meeting", time_limit=8)
@@ -72,8 +74,17 @@ def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_second_call_trains_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    begin = Lessons.__init__
+
+    def spied(self: Lessons, teacher: Any, seed: int) -> None:
+        seeds.append(seed)
+        begin(self, teacher, seed)
+
+    monkeypatch.setattr(Lessons, "__init__", spied)
     folder = find_or_train(TINY, MEETING, "all")
     assert folder.parent.parent == home
+    assert len(set(seeds)) == len(seeds) == 2  # it is examined in what it was not taught
     report = Report.load(folder.parent / REPORT)
     assert report.metrics["updates"].value == 12
     assert 0 < report.metrics["legal"].value <= 1
@@ -182,3 +193,8 @@ def test_where_no_model_is_named_it_is_the_small_one(home: Path) -> None:
     model.close()
     with pytest.raises(InputError, match="give open_model its env"):
         open_model(ModelConfig(tiny=TINY, cache="none"), "run")
+
+
+def test_a_training_that_was_not_finished_is_not_found(home: Path) -> None:
+    (find.folder_of(config_of(TINY, MEETING, "all")) / MODEL).mkdir(parents=True)
+    assert find.find(TINY, MEETING, "all") is None

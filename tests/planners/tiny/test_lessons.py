@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 from worded_meetings import Meeting
 
@@ -17,7 +18,7 @@ from planners.language.scripted import Scripted
 from planners.read.phrases import Phrasebook
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.tiny.config import TinyConfig
-from planners.tiny.lessons import Lesson, Lessons
+from planners.tiny.lessons import LIMIT, Lesson, Lessons
 from planners.tiny.teacher import Teacher
 
 MEETING = Meeting()
@@ -142,3 +143,11 @@ def test_games_go_on_as_played_and_begin_anew_when_they_are_over(monkeypatch: py
     far = [(before, after) for before, after in zip(gaps, gaps[64:]) if before > 2]  # not over after a step
     nearer = sum(after < before for before, after in far)
     assert 0.9 * len(far) < nearer < len(far)  # a few are old, and begin anew
+
+
+def test_a_game_that_begins_anew_is_as_young_as_any_other() -> None:
+    teacher = Teacher(MEETING, TABLE, Phrasebook(MEETING, "all"), TinyConfig())
+    age = np.array([LIMIT - 1, 0])
+    stay = torch.ones(2, 2, dtype=torch.int64)
+    Lessons(teacher, 0)._next(torch.zeros(2, dtype=torch.int64), stay, age)
+    assert age.tolist() == [0, 1]

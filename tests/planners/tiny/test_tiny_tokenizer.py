@@ -58,3 +58,8 @@ def test_a_chat_ends_where_the_answer_begins() -> None:
 @pytest.mark.parametrize("text", ["left", "go right"])
 def test_answers_are_written_in_one_token(text: str) -> None:
     assert len(encode(text)) == 1
+
+
+def test_an_answer_in_a_chat_ends_as_one_that_is_written() -> None:
+    chat = [{"role": "user", "content": "What does ann do?"}, {"role": "assistant", "content": "left"}]
+    assert TOKENIZER.apply_chat_template(chat, tokenize=False) == f"What does ann do?\n{ANSWER}left{END}"
