@@ -147,7 +147,7 @@ class Table:
         """The expected undiscounted return of a policy within so many steps, from each state."""
         return deque(self._by_steps(policy, steps), maxlen=1).pop()
 
-    def by_steps(self, policy: Float[Tensor, "S J"], steps: int) -> Float[Tensor, " steps+1"]:
+    def by_steps(self, policy: Float[Tensor, "S J"], steps: int) -> Float[Tensor, " lengths"]:
         """The same from the first state alone, within 0, 1, … steps."""
         return torch.stack([value[0] for value in self._by_steps(policy, steps)])
 

@@ -91,6 +91,7 @@ class Recorded:
         self._scoring = _Asking("score", model.score)
         self._cached = 0
         self._transcript = Transcript(transcript, model.identity, model.scores) if transcript else None
+        self._transcribed: set[str] = set()  # keys of what stands in the transcript, memory or no memory
         if self._transcript:
             self._recall(self._transcript.earlier)
 
@@ -160,7 +161,7 @@ class Recorded:
         """The answer in the store, now in memory too; None where there is none."""
         found = self.store.find(asking.kind, key)
         if found is not None:
-            self._remember(asking, query, found)
+            self._remember(asking, query, key, found)
         return found
 
     def _asked(self, asking: _Asking, sent: Sequence[Query], keys: dict[Query, str]) -> Iterator[tuple[Query, Any]]:
@@ -183,14 +184,15 @@ class Recorded:
         """Write the answer and its cost, at once; a replayed one that cost nothing then costs nothing now."""
         cost = Spent() if answer.cached else self._cost(asking.kind, answer)
         kept = self.store.keep(asking.kind, key, answer, cost)
-        self._remember(asking, query, kept)
+        self._remember(asking, query, key, kept)
         return kept
 
-    def _remember(self, asking: _Asking, query: Query, answer: Any) -> None:
+    def _remember(self, asking: _Asking, query: Query, key: str, answer: Any) -> None:
         if len(asking.known) >= KEPT:
             asking.known.clear()  # the store has them all
         asking.known[query] = replace(answer, cached=True)
-        if self._transcript:
+        if self._transcript and key not in self._transcribed:
+            self._transcribed.add(key)
             self._transcript.add(Exchange(asking.kind, query, answer))
 
     def _recall(self, exchanges: Sequence[Exchange]) -> None:
@@ -199,8 +201,9 @@ class Recorded:
             asking = self._completing if exchange.kind == "complete" else self._scoring
             asking.known[exchange.query] = replace(exchange.answer, cached=True)
             asking.recalled[exchange.query] = exchange.answer
+            key = exchange.query.key(exchange.kind, self.identity)
+            self._transcribed.add(key)
             if self.store.path == IN_MEMORY and not exchange.answer.cached:
-                key = exchange.query.key(exchange.kind, self.identity)
                 cost = self._cost(exchange.kind, exchange.answer)
                 self.store.keep(exchange.kind, key, exchange.answer, cost)
 

@@ -100,7 +100,8 @@ class Judge:
             found = {"return_per_agent": gap(Metric.mean, one.per_agent, two.per_agent)}
         else:
             found = {"success": gap(share_of, succeeded(one, goal), succeeded(two, goal))}
-        found["count/queries"] = gap(Metric.mean, one.counts["queries"], two.counts["queries"])
+        if "queries" in one.counts:
+            found["count/queries"] = gap(Metric.mean, one.counts["queries"], two.counts["queries"])
         return {f"above_{other}/{key}": metric for key, metric in found.items()}
 
     @cached_property

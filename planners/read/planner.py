@@ -12,12 +12,12 @@ from torch import Tensor
 from envs.core import Observation
 from planners.language.base import LanguageModel, Query
 from planners.read.critics import PlanCritic
-from planners.read.prior import draw, finite, log_shares, require_scores
+from planners.read.prior import draw, log_shares, require_scores
 from planners.read.prompts import Refused
 from planners.read.proposals import propose, take_anything
 from planners.read.team import Open, TeamConfig, TeamPlanner
 
-SEEDS = 2**32  # above those of decisions: each proposal that is drawn has random numbers of its own
+NEVER = -1e9  # log-probability of what a model rules out, which is all alike where nothing else is left
 
 
 class PlannerConfig(TeamConfig):
@@ -104,12 +104,12 @@ class ReadPlanner(TeamPlanner):
         """The next proposal, by the model's probabilities of the plans that are left."""
         assert one.told is not None
         left = one.left(self.config.repeats)
-        told = one.told.among(left) if self.config.temperature == 0 else one.told
-        log_share = log_shares(self.model, told, self.config.temperature)
-        if self.config.temperature > 0:
-            log_share = log_share[left]
-        share = finite(log_share, self.model).softmax(0)
-        plan = left[draw(share, one.seed + (number + 1) * SEEDS)]
+        if self.config.temperature == 0:  # of all plans one has any probability, of those left another
+            log_share = log_shares(self.model, one.told.among(left), self.config.temperature)
+        else:
+            log_share = log_shares(self.model, one.told, self.config.temperature)[left]
+        share = log_share.clamp(min=NEVER).softmax(0)
+        plan = left[draw(share, one.seed, number)]
         one.counts["proposals"] += 1
         one.proposed.append((one.plans[plan], plan))
         return plan

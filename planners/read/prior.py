@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,11 +38,10 @@ def log_shares(model: LanguageModel, scores: Scores, temperature: float) -> Floa
     return finite(torch.tensor(scores.constrained(temperature), dtype=torch.float64), model)
 
 
-def draw(share: Float[Tensor, " plans"], seed: int) -> int:
-    """A plan's number drawn by these probabilities, from random numbers of its own (Gumbel-max)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.empty_like(share).exponential_(generator=generator).log()
-    return int((share.log() - noise).argmax())
+def draw(share: Float[Tensor, " plans"], seed: int, number: int = 0) -> int:
+    """A plan drawn by these probabilities, from random numbers that only a draw of this seed and number has."""
+    noise = np.random.Generator(np.random.Philox(key=[seed, number])).standard_exponential(len(share))
+    return int((share.log() - torch.from_numpy(noise).log()).argmax())  # Gumbel-max
 
 
 def finite(logits: Float[Tensor, " plans"], model: LanguageModel) -> Float[Tensor, " plans"]:

@@ -435,3 +435,15 @@ def test_a_prompt_that_nobody_can_count_is_taken_for_a_token_a_byte_and_its_temp
         recorded = Recorded(Countless(lambda query, number: "", "c"), Store(":memory:", "run"), Budget(tokens=tokens))
         with closing(recorded), nullcontext() if fits else pytest.raises(BudgetSpent):
             list(recorded.complete([asking("zwölf", max_tokens=20)]))
+
+
+def test_what_memory_forgot_is_transcribed_once_and_counts_alike_when_resumed(
+    record: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planners.language.recorded.KEPT", 2)
+    path = tmp_path / "transcript.jsonl"
+    for _ in range(2):
+        with closing(record(tmp_path / "cache.sqlite", "run", transcript=path)) as recorded:
+            told = [next(recorded.complete([asking(text)]))[1].cached for text in "abcabc"]
+        assert told == [False] * 3 + [True] * 3
+        assert len(path.read_text().splitlines()) == 4  # the first line says whose answers these are

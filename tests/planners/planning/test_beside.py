@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from walkers import open_walker, small, walker
+from walkers import log_prob, open_walker, say, small, walker
 from worded_meetings import Meeting
 
 from envs.core import InputError
@@ -16,11 +16,12 @@ from marl.training.run import Run
 from planners.baselines.best_of_n import BestOfN
 from planners.baselines.react import ReAct
 from planners.baselines.reflexion import Reflexion
+from planners.language.base import Query
+from planners.language.scripted import Scripted
 from planners.planning import beside
 from planners.planning.beside import WITH_CRITIC, WITHOUT, Made, all_judged
 from planners.planning.config import Name
 from planners.planning.picture import by_queries
-from planners.planning.recipe import differences
 from planners.read.planner import ReadPlanner
 from planners.read.reweigh import ReweighingPlanner
 
@@ -35,6 +36,15 @@ class Anything:
 
     def values(self, obs: Any, action: Any, given: Any, behavior: Any = None) -> Any:
         return given.sum(-1).double() * 0
+
+
+def speak(query: Query, number: int) -> str:
+    """A plan, after a thought where any text may be written."""
+    return say(query, number) if query.choices else "Thought: we should meet.\nleft"
+
+
+def spoken(query: Query, text: str) -> float:
+    return log_prob(query, text) if query.choices else -1.0
 
 
 def made(**overrides: Any) -> Made:
@@ -77,7 +87,7 @@ def test_each_is_what_its_name_says(name: Name, kind: type, critic: bool, settin
 
 
 def test_all_are_rows_of_one_report_with_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_walker(monkeypatch, tmp_path / "answers.sqlite")
+    open_walker(monkeypatch, tmp_path / "answers.sqlite", lambda: Scripted(speak, "walker", spoken))
     config = small(
         evaluation__beside=[name for name in NAMES if name != "nobody"],
         evaluation__rounds=[1, 2],
@@ -131,11 +141,6 @@ def test_without_a_critic_those_that_need_one_are_left_out() -> None:
 def test_what_is_no_comparison_is_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         small(**overrides)
-
-
-def test_differences_are_of_returns_where_no_goal_is_set() -> None:
-    found = differences({"return_per_agent": Metric.exact(3), "alone/return_per_agent": Metric.exact(1)}, ["alone"])
-    assert {name: metric.value for name, metric in found.items()} == {"above_alone/return_per_agent": 2}
 
 
 def test_a_picture_needs_somebody_who_asks(tmp_path: Path) -> None:

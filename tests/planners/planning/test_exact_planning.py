@@ -23,6 +23,7 @@ from planners.planning.exact import (
     is_closed,
     most_probable,
     require_success,
+    successes,
 )
 from planners.read.advantages import advantages, filtered
 from planners.read.critics import ExactCritic
@@ -138,6 +139,11 @@ def test_success_is_the_share_of_episodes_that_reach_the_goal_in_time() -> None:
         moves[state] = moves[state].index_add(0, one.table.successor[state], one.policy[state].flatten())
     moves[STATES, STATES] = 1
     assert one.success(one.policy, 4) == pytest.approx(float(torch.linalg.matrix_power(moves, 4)[0, STATES]))
+    arrives = [float(torch.linalg.matrix_power(moves, step)[0, STATES]) for step in range(5)]
+    late = sum(step * (arrives[step] - arrives[step - 1]) for step in range(1, 5)) / arrives[4]
+    assert one.steps(one.policy, 4) == pytest.approx(late)
+    told = successes(one, one.policy, 4)
+    assert told["exact/steps_above_fewest"] == pytest.approx(late - one.table.steps_to(one.goal))
     visits = sum(torch.linalg.matrix_power(moves, step)[0, :STATES] for step in range(4))
     assert isinstance(visits, Tensor)
     torch.testing.assert_close(one.visits(4), visits / visits.sum())
@@ -156,6 +162,7 @@ def test_what_is_not_known_in_closed_form_is_not_told() -> None:
     assert not is_closed(MethodConfig(plans="steps", kind="reweigh", probabilities="whole"), listed())
     assert not is_closed(MethodConfig(plans="steps"), replace(listed(), at_once=False))
     assert is_closed(MethodConfig(plans="steps", kind="reweigh"), replace(listed(), at_once=False))
+    assert is_closed(MethodConfig(plans="steps", propose="scored", tell=False), replace(listed(), at_once=False))
     with pytest.raises(ValueError, match="closed form"):
         executed(listed(), listed().true_advantages(), MethodConfig(plans="all"))
     found = exact_metrics(listed(), Known(known_values(listed())), MethodConfig(plans="all"), 5, {})

@@ -10,18 +10,16 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from walkers import RANDOM, log_prob, open_walker, say, small, walker
+from walkers import RANDOM, log_prob, open_walker, say, small
 
 from envs.core import InputError
 from marl.commands.run import follow, run_training
 from marl.commands.sweep import resume_folder
 from marl.output.report import Report
 from marl.training.run import Run
-from planners.baselines import uniform_prior
 from planners.language.scripted import Scripted
 from planners.language.store import Store
-from planners.planning.critic import make_critic
-from planners.planning.recipe import planners, recipe, world_of
+from planners.planning.recipe import recipe
 
 FREE = {name.replace(".", "__"): value for name, value in RANDOM.items()}
 TIMES = ("seconds", "cpu_seconds")
@@ -76,17 +74,6 @@ def test_nobody_plans_by_a_critic_of_random_play_and_asks_no_model(
     shared = [name for name in report.metrics if name.startswith("nobody/")]
     assert shared
     assert all(report.metrics[name] == other.metrics[name] for name in shared)
-
-
-def test_alone_is_without_critic_and_uniform_without_model(tmp_path: Path) -> None:
-    config = small(critic__kind="exact")
-    world, model = world_of(config), walker()
-    run = Run.create(tmp_path / "run", config)
-    critic = make_critic(config, run, world, model)
-    made = dict(planners(config, run, world, model, critic))
-    assert (made["read"].critic, made["alone"].critic, made["uniform"].critic) == (critic, None, critic)
-    assert made["read"].model is made["alone"].model is model
-    assert made["uniform"].model.identity == uniform_prior().identity
 
 
 def test_the_exact_critic_makes_anybody_meet(tmp_path: Path) -> None:
