@@ -36,7 +36,7 @@ class Diary:
 
     steps: deque[Noted]
     count: int = 0
-    earned: dict[str, float] = field(default_factory=dict)
+    earned: dict[str, int | float] = field(default_factory=dict)
     seed: int = 0
 
     def note(self, decisions: Sequence[Open]) -> None:

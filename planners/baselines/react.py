@@ -23,6 +23,6 @@ class ReAct(ThinkingPlanner):
         """None."""
         return ()
 
-    def look_back(self, rows: Sequence[int]) -> dict[int, dict[str, int]]:
+    def look_back(self, rows: Sequence[int]) -> dict[int, dict[str, int | float]]:
         """Nothing is learned, and nobody asked."""
         return {}

@@ -12,8 +12,8 @@ from envs.core import Tree
 from planners.baselines.diary import Diary
 from planners.baselines.thinking import ThinkingConfig, ThinkingPlanner, nothing_counted
 from planners.language.base import Answer, LanguageModel, Message, Query, in_order
+from planners.read.prior import count_answer
 from planners.read.prompts import TEAM, quoted
-from planners.read.proposals import count_answer
 
 REFLECTION = 480  # characters of a reflection in later prompts
 RULES = TEAM + (
@@ -55,7 +55,7 @@ class Reflexion(ThinkingPlanner):
         told = self.reflections[row]
         return ["Lessons of earlier episodes:", *(f"- {one}" for one in told), ""] if told else []
 
-    def look_back(self, rows: Sequence[int]) -> dict[int, dict[str, int]]:
+    def look_back(self, rows: Sequence[int]) -> dict[int, dict[str, int | float]]:
         """Ask for a reflection on the episode of each of these rows."""
         queries = [self._question(self.diaries[row]) for row in rows]
         answers: list[Answer] = in_order(self.model.complete(queries)) if queries else []

@@ -53,7 +53,7 @@ class ThinkingPlanner(TeamPlanner):
         """Lines of earlier episodes for a row's prompts."""
 
     @abstractmethod
-    def look_back(self, rows: Sequence[int]) -> dict[int, dict[str, int]]:
+    def look_back(self, rows: Sequence[int]) -> dict[int, dict[str, int | float]]:
         """Learn from the episodes in the diaries of these rows, which are over. Gives what that took, by row."""
 
     def initial_memory(self, num_envs: int) -> Tree:
@@ -124,7 +124,7 @@ class ThinkingPlanner(TeamPlanner):
         lines = [*self.lessons(row), *(["What happened so far:", *steps] if steps else [])]
         return [*lines, "", "Now:"] if lines else []
 
-    def _begin(self, rows: Sequence[int]) -> dict[int, dict[str, int]]:
+    def _begin(self, rows: Sequence[int]) -> dict[int, dict[str, int | float]]:
         """Look back at the episodes that were played in these rows, and open diaries for the next."""
         looked_back = self.look_back([row for row in rows if self.diaries[row].count])
         for row in rows:
@@ -143,7 +143,7 @@ class ThinkingPlanner(TeamPlanner):
             )
 
 
-def nothing_counted() -> dict[str, int]:
+def nothing_counted() -> dict[str, int | float]:
     """Zero of everything that is counted."""
     return dict.fromkeys(COUNTS, 0)
 

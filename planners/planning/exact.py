@@ -83,10 +83,10 @@ class Listed:
         return float(self.table.within(policy.flatten(1), steps)[0]) / self.goal
 
     def steps(self, policy: Float[Tensor, "*joint"], steps: int) -> float:
-        """Expected steps of episodes that reach the goal within so many; nan where none does."""
+        """Expected steps of episodes that reach the goal within so many, to nine digits; nan where none does."""
         reached = self.table.by_steps(policy.flatten(1), steps)
         share = reached.diff() / reached[-1]
-        return float((share * torch.arange(1, steps + 1)).sum())
+        return round(float((share * torch.arange(1, steps + 1)).sum()), 9)
 
     def visits(self, steps: int) -> Float[Tensor, " S"]:
         """Share of an episode's steps, of at most so many, that the model alone spends in each state."""

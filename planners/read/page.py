@@ -102,7 +102,7 @@ def _top(title: str, steps: Sequence[StoryStep], outcome: str | None, film: str 
     earned = ", ".join(f"{name} {reward:+.4g}" for name, reward in total.items() if reward)
     told = outcome or (f"Earned {earned}" if earned else "Nothing was earned")
     mark = " earned" if max(total.values(), default=0) > 0 else ""
-    facts = {"steps": len(steps)}
+    facts: dict[str, int | float] = {"steps": len(steps)}
     facts |= {shown: sum(step.count(name) for step in steps) for shown, name in FACTS.items()}
     cells = "".join(f"<div><dt>{name}</dt><dd>{count:,}</dd></div>" for name, count in facts.items())
     ending = f"{ENDINGS[steps[-1].ending]} after step {steps[-1].number}."

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from envs.core import InputError
-from planners.language.base import LanguageModel, ModelError, Query, Scores, in_order
+from planners.language.base import Answer, LanguageModel, ModelError, Query, Scores, in_order
 
 
 def require_scores(model: LanguageModel, purpose: str, instead: str) -> None:
@@ -23,14 +23,23 @@ def require_scores(model: LanguageModel, purpose: str, instead: str) -> None:
         )
 
 
-def score_all(model: LanguageModel, queries: Sequence[Query], counts: Sequence[dict[str, int]]) -> list[Scores]:
+def score_all(model: LanguageModel, queries: Sequence[Query], counts: Sequence[dict[str, int | float]]) -> list[Scores]:
     """Scores of each query's choices, asked together; each query's `counts` go up by what it took."""
     scores: list[Scores] = in_order(model.score(queries)) if queries else []
     for count, score in zip(counts, scores, strict=True):
-        count["queries"] += 1
-        count["asked"] += not score.cached
-        count["tokens_read"] += score.prompt_tokens
+        count_answer(count, score)
     return scores
+
+
+def count_answer(counts: dict[str, int | float], answer: Answer | Scores) -> None:
+    """Count a query and its answer among `planners.read.team.COUNTS`."""
+    counts["queries"] += 1
+    counts["tokens_read"] += answer.prompt_tokens
+    if not answer.cached:
+        counts["asked"] += 1
+        counts["seconds"] += answer.seconds
+    if isinstance(answer, Answer):
+        counts["tokens_written"] += answer.tokens
 
 
 def log_shares(model: LanguageModel, scores: Scores, temperature: float) -> Float[Tensor, " plans"]:

@@ -8,6 +8,7 @@ import torch
 
 from planners.language.base import Answer, LanguageModel, Query, in_order
 from planners.read.answers import read_plan
+from planners.read.prior import count_answer
 from planners.read.prompts import Refused
 from planners.read.team import Open
 
@@ -45,14 +46,6 @@ def propose(
             found.append(plan)
         proposals.append(found)
     return proposals
-
-
-def count_answer(counts: dict[str, int], answer: Answer) -> None:
-    """Count a query and its answer among `planners.read.team.COUNTS`."""
-    counts["queries"] += 1
-    counts["asked"] += not answer.cached
-    counts["tokens_read"] += answer.prompt_tokens
-    counts["tokens_written"] += answer.tokens
 
 
 def take_anything(one: Open) -> None:

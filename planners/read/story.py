@@ -49,7 +49,7 @@ class Choice:
     proposals: tuple[Proposal, ...]
     plan: str
     why: Reason
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | float]
     left_out: int = 0
 
 
@@ -70,7 +70,7 @@ class StoryStep:
     ending: Literal["terminated", "truncated"] | None = None
     picture: Any = None
 
-    def count(self, name: str) -> int:
+    def count(self, name: str) -> int | float:
         """Sum over the step's decisions of what they count."""
         return sum(choice.counts[name] for choice in self.choices)
 

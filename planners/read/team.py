@@ -32,6 +32,7 @@ COUNTS = (
     "nothing_acceptable",
     "tokens_read",
     "tokens_written",
+    "seconds",  # that answers took, of those that were asked for
 )
 
 
@@ -72,7 +73,7 @@ class Open:
     told: Scores | None = None
     policy: Float[Tensor, " plans"] | None = None
     behavior: Float[Tensor, "plans N A"] | None = None
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    counts: dict[str, int | float] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     @property
     def best(self) -> int | None:
@@ -127,7 +128,7 @@ class TeamPlanner(ABC):
         action = torch.zeros(rows, agents, 1, dtype=torch.int64)
         behavior = torch.zeros(rows, agents, self.choices)
         decided: list[tuple[str, ...]] = [()] * rows
-        counts = torch.zeros(rows, len(COUNTS), dtype=torch.int64)
+        counts = torch.zeros(rows, len(COUNTS), dtype=torch.float64)
         given = torch.zeros(agents, dtype=torch.bool)
         self.latest = [[] for _ in range(rows)]
         for agent in range(1 if self.joint else agents):

@@ -14,11 +14,12 @@ from torch.testing import assert_close
 
 from envs.core import InputError, Observation, Streams, tree_map
 from envs.kitchen import Kitchen
-from planners.language.base import Query, Scores
+from planners.language.base import Answer, Completion, Query, Scores
 from planners.language.scripted import Scripted
 from planners.read.planner import PlannerConfig, ReadPlanner
-from planners.read.prior import choice_shares, conditionals
+from planners.read.prior import choice_shares, conditionals, count_answer
 from planners.read.reweigh import ReweighConfig, ReweighingPlanner
+from planners.read.team import COUNTS
 
 
 class Spy:
@@ -195,3 +196,12 @@ def test_a_model_that_cannot_score_is_refused_with_such_a_critic() -> None:
     with pytest.raises(InputError, match=r"scripted:mute does not\. Take a local model, or take a critic that needs"):
         ReadPlanner(KITCHEN, mute, Spy(), PlannerConfig())
     ReadPlanner(KITCHEN, mute, Free(), PlannerConfig())
+
+
+def test_what_an_answer_took_is_counted_and_what_was_known_took_no_time() -> None:
+    counts: dict[str, int | float] = dict.fromkeys(COUNTS, 0)
+    answer = Answer((Completion("north", 2), Completion("stay", 3)), prompt_tokens=7, seconds=0.5)
+    for one in (answer, dataclasses.replace(answer, cached=True), Scores(((1, 9),), ((-1.0, -0.5),), 5, 0.25)):
+        count_answer(counts, one)
+    nothing = dict.fromkeys(("proposals", "sent_back", "illegal", "nothing_acceptable"), 0)
+    assert counts == {"queries": 3, "asked": 2, "tokens_read": 19, "tokens_written": 10, "seconds": 0.75} | nothing
