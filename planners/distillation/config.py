@@ -42,6 +42,10 @@ class Config(planning.Config):
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
+    def _asks_for_scores_of_a_model_that_tells_them(self) -> Config:
+        return self  # `_can_be_taught` says more
+
+    @model_validator(mode="after")
     def _can_be_taught(self) -> Config:
         origin = self.model.origin
         if origin not in ("tiny", "local"):

@@ -167,7 +167,10 @@ def _find(name: str, gguf: str | None, revision: str | None) -> Source:
     if gguf is not None and (carrier := _package_with(name, gguf)) is not None:
         return _in_folder(carrier, gguf, revision)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"There is no folder {name}. Expected one that save_pretrained wrote, or a name of the hub.")
+        raise InputError(
+            f"There is no folder {name}. Expected one that save_pretrained wrote, a name of the hub, or, with gguf, a "
+            "Python package that ships the file."
+        )
     return _on_hub(name, gguf, revision)
 
 

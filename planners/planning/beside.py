@@ -15,7 +15,7 @@ from planners.baselines.best_of_n import BestOfN, BestOfNConfig
 from planners.baselines.react import ReAct, ReActConfig
 from planners.baselines.reflexion import Reflexion, ReflexionConfig
 from planners.language.base import LanguageModel
-from planners.planning.config import Config, MethodConfig, Name
+from planners.planning.config import Config, MethodConfig, PlannerName
 from planners.planning.critic import make_critic
 from planners.read.critics import PlanCritic
 from planners.read.planner import PlannerConfig, ReadPlanner
@@ -26,7 +26,7 @@ RANDOM = "_of_random_play"  # after the names of stages of the critic of random 
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Ingredients:
     """What planners are made of: a run's config and folder, its world, its model and its critic."""
 
     config: Config
@@ -45,7 +45,7 @@ class Made:
         """The same of those that let the model write."""
         return self.team | {"max_tokens": self.config.planner.max_tokens}
 
-    def own(self, model: LanguageModel, critic: PlanCritic | None, **changes: Any) -> TeamPlanner:
+    def like_own(self, model: LanguageModel, critic: PlanCritic | None, **changes: Any) -> TeamPlanner:
         """A planner of the config's kind, with changes to its settings."""
         return planner_of(self.config.planner.model_copy(update=changes), self.world, model, critic)
 
@@ -58,75 +58,75 @@ def planner_of(
     return kind(world, model, critic, settings)
 
 
-def alone(made: Made) -> TeamPlanner:
+def alone(given: Ingredients) -> TeamPlanner:
     """The model alone: its first legal plan."""
-    return ReadPlanner(made.world, made.model, None, made.config.planner)
+    return ReadPlanner(given.world, given.model, None, given.config.planner)
 
 
-def uniform(made: Made) -> TeamPlanner:
+def uniform(given: Ingredients) -> TeamPlanner:
     """The same planner and critic with a model to which all plans are alike."""
-    return made.own(uniform_prior(), made.critic)
+    return given.like_own(uniform_prior(), given.critic)
 
 
-def nobody(made: Made) -> TeamPlanner:
+def nobody(given: Ingredients) -> TeamPlanner:
     """Such a model and a critic of random play: no language model at all."""
-    config = made.config
+    config = given.config
     unasked = config.model_copy(update={"critic": config.critic.model_copy(update={"run": None})})
     anybody = uniform_prior()  # whose own play is random
-    return made.own(anybody, make_critic(unasked, made.run, made.world, anybody, RANDOM))
+    return given.like_own(anybody, make_critic(unasked, given.run, given.world, anybody, RANDOM))
 
 
-def asked_again(made: Made) -> TeamPlanner:
+def asked_again(given: Ingredients) -> TeamPlanner:
     """Plans are proposed and sent back until one is accepted, by the same critic."""
-    return ReadPlanner(made.world, made.model, made.critic, made.config.planner)
+    return ReadPlanner(given.world, given.model, given.critic, given.config.planner)
 
 
-def blind(made: Made, rounds: int | None = None) -> TeamPlanner:
-    """The same, as often, from a model that is neither told nor kept from what was sent back."""
-    settings = made.config.planner.model_copy(update={"tell": False, "repeats": True})
+def blind(given: Ingredients, rounds: int | None = None) -> TeamPlanner:
+    """The same from a model that may propose again what was sent back, and is told of nothing."""
+    settings = given.config.planner.model_copy(update={"tell": False, "repeats": True})
     if rounds is not None:
         settings = settings.model_copy(update={"rounds": rounds})
-    return ReadPlanner(made.world, made.model, made.critic, settings)
+    return ReadPlanner(given.world, given.model, given.critic, settings)
 
 
-def reweighed(made: Made) -> TeamPlanner:
+def reweighed(given: Ingredients) -> TeamPlanner:
     """All plans scored at once by model and critic, and one drawn."""
-    return ReweighingPlanner(made.world, made.model, made.critic, made.config.planner)
+    return ReweighingPlanner(given.world, given.model, given.critic, given.config.planner)
 
 
-def best_of_n(made: Made) -> TeamPlanner:
+def best_of_n(given: Ingredients) -> TeamPlanner:
     """One query for five plans, of which the critic takes the best."""
-    return BestOfN(made.world, made.model, made.critic, BestOfNConfig(**made.writers))
+    return BestOfN(given.world, given.model, given.critic, BestOfNConfig(**given.writers))
 
 
-def central(made: Made) -> TeamPlanner:
+def central(given: Ingredients) -> TeamPlanner:
     """Central Plan: one query a step for the whole team, and no critic."""
-    return ReadPlanner(made.world, made.model, None, PlannerConfig(**made.team | {"mode": "joint"}, rounds=1))
+    return ReadPlanner(given.world, given.model, None, PlannerConfig(**given.team | {"mode": "joint"}, rounds=1))
 
 
-def saycan(made: Made) -> TeamPlanner:
+def saycan(given: Ingredients) -> TeamPlanner:
     """The plan whose text is the most probable."""
-    settings = ReweighConfig(**made.team | {"temperature": 0}, probabilities="whole")
-    return ReweighingPlanner(made.world, made.model, None, settings)
+    settings = ReweighConfig(**given.team | {"temperature": 0}, probabilities="whole")
+    return ReweighingPlanner(given.world, given.model, None, settings)
 
 
-def twosome(made: Made) -> TeamPlanner:
+def twosome(given: Ingredients) -> TeamPlanner:
     """A plan drawn by its mean log-probability a token."""
-    return ReweighingPlanner(made.world, made.model, None, ReweighConfig(**made.team, probabilities="per_token"))
+    return ReweighingPlanner(given.world, given.model, None, ReweighConfig(**given.team, probabilities="per_token"))
 
 
-def react(made: Made) -> TeamPlanner:
+def react(given: Ingredients) -> TeamPlanner:
     """Thought and plan in free text."""
-    return ReAct(made.world, made.model, ReActConfig(**made.writers))
+    return ReAct(given.world, given.model, ReActConfig(**given.writers))
 
 
-def reflexion(made: Made) -> TeamPlanner:
+def reflexion(given: Ingredients) -> TeamPlanner:
     """The same, looking back at each episode."""
-    return Reflexion(made.world, made.model, ReflexionConfig(**made.writers))
+    return Reflexion(given.world, given.model, ReflexionConfig(**given.writers))
 
 
-Maker = Callable[[Made], TeamPlanner]
-WITH_CRITIC: Mapping[Name, Maker] = MappingProxyType(
+Maker = Callable[[Ingredients], TeamPlanner]
+WITH_CRITIC: Mapping[PlannerName, Maker] = MappingProxyType(
     {
         "alone": alone,
         "uniform": uniform,
@@ -137,7 +137,7 @@ WITH_CRITIC: Mapping[Name, Maker] = MappingProxyType(
         "best_of_n": best_of_n,
     }
 )
-WITHOUT: Mapping[Name, Maker] = MappingProxyType(
+WITHOUT_CRITIC: Mapping[PlannerName, Maker] = MappingProxyType(
     {"central": central, "saycan": saycan, "twosome": twosome, "react": react, "reflexion": reflexion}
 )
 
@@ -152,9 +152,10 @@ class Judged:
 
 
 def all_judged(config: Config) -> list[Judged]:
-    """The run's own planner and those beside it. Without a critic some would be the same again, and are left out."""
-    asked, own = config.evaluation, partial(_with_rounds, rounds=config.planner.rounds)
-    makers = dict(WITHOUT) if config.critic.kind == "none" else {**WITH_CRITIC, **WITHOUT}
+    """The run's own planner and those beside it, without the ones that would be the same again or need a critic."""
+    asked = config.evaluation
+    makers = dict(WITHOUT_CRITIC) if config.critic.kind == "none" else {**WITH_CRITIC, **WITHOUT_CRITIC}
+    makers.pop("asked_again" if config.planner.kind == "read" else "reweighed", None)
     found = [Judged(config.planner.kind, own)]
     found += [Judged(name, makers[name]) for name in asked.beside if name in makers]
     for rounds in asked.rounds:
@@ -163,5 +164,10 @@ def all_judged(config: Config) -> list[Judged]:
     return found + [Judged(f"reset_{step}", own, step) for step in asked.resets]
 
 
-def _with_rounds(made: Made, rounds: int) -> TeamPlanner:
-    return made.own(made.model, made.critic, rounds=rounds)
+def own(given: Ingredients) -> TeamPlanner:
+    """The run's own planner."""
+    return given.like_own(given.model, given.critic)
+
+
+def _with_rounds(given: Ingredients, rounds: int) -> TeamPlanner:
+    return given.like_own(given.model, given.critic, rounds=rounds)

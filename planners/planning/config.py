@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from planners.language.config import ModelConfig
 from planners.read.planner import PlannerConfig
 from planners.read.reweigh import ReweighConfig
 
-Name = Literal[
+PlannerName = Literal[
     "alone",
     "uniform",
     "nobody",
@@ -103,23 +103,33 @@ class PlayConfig(Section):
         description="tell exact success too, and how right the critic is, where all states can be listed: the model is "
         "asked in every one of them",
     )
-    beside: tuple[Name, ...] = Field(
+    beside: tuple[PlannerName, ...] = Field(
         ("alone", "uniform"),
         description="planners that are judged too: the model alone; uniform, the same planner and critic with a model "
         "to which all plans are alike; nobody, such a model and a critic of random play, without any language model; "
         "asked_again, blind, reweighed, best_of_n with the same critic; central, saycan, twosome, react, reflexion "
         "without one",
     )
-    rounds: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    rounds: tuple[int, ...] = Field(
         (),
         description="of kind=read: a curve of success against queries, of the planner and of blind, each with so many "
         "proposals a decision at most",
     )
-    resets: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    resets: tuple[int, ...] = Field(
         (),
         description="steps after each of which the world silently begins anew, once an episode: the planner is judged "
         "there too, with as many more steps to the time limit",
     )
+
+    @model_validator(mode="after")
+    def _once_each(self) -> PlayConfig:
+        for name in ("beside", "rounds", "resets"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"evaluation.{name} has something twice: {list(given)}")
+        if min((*self.rounds, *self.resets), default=1) < 1:
+            raise ValueError("evaluation.rounds and evaluation.resets are whole numbers, at least 1")
+        return self
 
 
 class Config(LearningConfig):
@@ -144,11 +154,31 @@ class Config(LearningConfig):
 
     @model_validator(mode="after")
     def _judges_what_there_is(self) -> Config:
-        asked, planner = self.evaluation, self.planner
-        if asked.rounds and (planner.kind != "read" or self.critic.kind == "none"):
+        asked, limit = self.evaluation, self.env.time_limit
+        if asked.rounds and (self.planner.kind != "read" or self.critic.kind == "none"):
             raise ValueError("evaluation.rounds needs planner.kind=read and a critic, which sends plans back")
-        if asked.resets and self.env.time_limit is None:
-            raise ValueError("evaluation.resets needs env.time_limit, which they lengthen")
+        if asked.resets and (limit is None or max(asked.resets) >= limit):
+            raise ValueError(
+                f"evaluation.resets are steps before env.time_limit, which they lengthen; got {list(asked.resets)} and "
+                f"a limit of {limit}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _asks_for_scores_of_a_model_that_tells_them(self) -> Config:
+        origin, log = self.model.origin, self.critic.log.play == "model"
+        learns = log and self.critic.kind != "none" and self.critic.run is None
+        needing = {
+            "planner.kind=reweigh": self.planner.kind == "reweigh",
+            "planner.propose=scored": self.planner.propose == "scored",
+            "critic.log.play=model": learns,
+        }
+        wanted = [setting for setting, needs in needing.items() if needs]
+        if origin in ("server", "scripted") and wanted:
+            raise ValueError(
+                f"model.{origin} does not tell how probable a text is, which {' and '.join(wanted)} needs; take "
+                "planner.kind=read, planner.propose=written and critic.log.play=random, or a local model"
+            )
         return self
 
     @model_validator(mode="after")
@@ -169,6 +199,8 @@ class Config(LearningConfig):
                 "critic.learner.discount: expected one number, since a critic of plans weighs all channels into one; "
                 f"got {list(discount)}"
             )
+        if not 0 <= discount <= 1:
+            raise ValueError(f"critic.learner.discount is γ in [0, 1]; got {discount:g}")
         if self.critic.kind in ("counted", "exact") and discount == 1:
             raise ValueError(f"critic.kind={self.critic.kind} needs critic.learner.discount below 1, such as 0.97")
         return self

@@ -23,13 +23,21 @@ from planners.read.critics import ExactCritic, PlanCritic
 from planners.read.prior import require_scores
 
 
-def require_able(config: Config, run: Run, model: LanguageModel) -> None:
-    """Raise InputError, before anything is asked, for a critic that cannot be taken or a model that cannot score."""
-    if config.planner.kind == "reweigh":
-        require_scores(model, "planner.kind=reweigh", "set planner.kind=read")
+def require_possible(config: Config, run: Run, world: World[Any]) -> None:
+    """Raise InputError, before a model is opened or trained, for a critic that cannot be made or taken."""
+    if config.critic.kind != "none":
+        weights_of(config, world)
     if config.critic.run is not None:
         run_of_critic(config, run)
-    elif config.critic.kind != "none" and config.critic.log.play == "model":
+
+
+def require_able(config: Config, model: LanguageModel) -> None:
+    """Raise InputError, before anything is asked, for a model that cannot score where it has to."""
+    if config.planner.kind == "reweigh":
+        require_scores(model, "planner.kind=reweigh", "set planner.kind=read")
+    if config.planner.propose == "scored":
+        require_scores(model, "planner.propose=scored", "set planner.propose=written")
+    if config.critic.run is None and config.critic.kind != "none" and config.critic.log.play == "model":
         instead = "learn from random play, critic.log.play=random, or go without, critic.kind=none"
         require_scores(model, "A critic of the model's own play (critic.log.play=model)", instead)
 

@@ -22,14 +22,14 @@ from marl.models.ordered_critic import OrderedCritic
 from marl.models.prefix_critic import PrefixCritic
 from marl.output.console import console
 from marl.training.run import Run
-from planners.planning.config import Config, CriticSection
+from planners.planning.config import Config
 from planners.read.critics import LearnedCritic
 
 STAGE = "critic"
 SAMPLE = 20_000  # steps of the log by which states and advantages are measured
 # What is kept beside the parameters: what the critic is made of, and its unit.
 MADE_OF, SCALE = "critic", "scale"
-# Settings that say what play a critic judges, and those of learning, which change nothing in one that is taken.
+# Settings that say what play a critic judges, and those of learning, which count for nothing where one is taken.
 WORLD, PLANNING = ("world", "args", "agents"), ("mode", "plans")
 FITTING = ("log", "network", "learner", "updates", "members")
 
@@ -79,6 +79,7 @@ def taken_critic(config: Config, run: Run, world: World[Any]) -> LearnedCritic:
     learner = new_learner(other.config, other, world, **kept(other, MADE_OF))
     learner.load_state_dict(other.load(STAGE))
     console.print(f"taking the critic of {other.folder}", markup=False)
+    _tell_unused(config, other.config, other.folder)
     return LearnedCritic(learner, pessimism=config.critic.pessimism, scale=kept(other, SCALE))
 
 
@@ -97,15 +98,16 @@ def run_of_critic(config: Config, run: Run) -> Run:
         )
     if not (folder / "once" / f"{SCALE}.json").is_file():
         raise InputError(
-            f"critic.run: {folder} has learned no critic, or not to the end. Expected a run with critic.kind=learned; "
-            f"`concord resume {folder}` finishes one that was interrupted."
+            f"critic.run: {folder}, of critic.kind={other.config.critic.kind}, has learned no critic, or not to the "
+            f"end. Expected a run with critic.kind=learned; `concord resume {folder}` finishes one that was "
+            "interrupted."
         )
     _require_alike(config, other.config, folder)
     return other
 
 
 def _require_alike(config: Config, other: Config, folder: Path) -> None:
-    """Raise InputError for settings with which the other run's critic judges other play, or that it makes pointless."""
+    """Raise InputError for settings with which the other run's critic judges other play."""
     pairs = [(f"env.{name}", getattr(config.env, name), getattr(other.env, name)) for name in WORLD]
     pairs += [(f"planner.{name}", getattr(config.planner, name), getattr(other.planner, name)) for name in PLANNING]
     pairs += [("critic.weights", _weights(config), _weights(other))]
@@ -115,13 +117,13 @@ def _require_alike(config: Config, other: Config, folder: Path) -> None:
             f"critic.run: the critic of {folder} judges other play than this run's: {'; '.join(wrong)}. Set them "
             "alike, or let a critic be learned."
         )
-    default = CriticSection()
-    for name in FITTING:
-        own = getattr(config.critic, name)
-        if own not in (getattr(default, name), getattr(other.critic, name)):
-            raise InputError(
-                f"critic.run takes the critic of {folder} as it is, so critic.{name} changes nothing. Leave it out."
-            )
+
+
+def _tell_unused(config: Config, other: Config, folder: Path) -> None:
+    """Say which settings of learning change nothing, as the critic was learned with others."""
+    unused = [f"critic.{name}" for name in FITTING if getattr(config.critic, name) != getattr(other.critic, name)]
+    if unused:
+        console.print(f"{', '.join(unused)}: as in {folder}, where the critic was learned", markup=False)
 
 
 def _weights(config: Config) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -66,5 +67,6 @@ def outlook(config: Config) -> str:
         "none": "takes no critic",
     }
     does = critics[kind] if config.critic.run is None else f"takes the critic of {config.critic.run}"
+    played = math.ceil(asked.episodes / asked.num_envs) * asked.num_envs
     names = [judged.name for judged in all_judged(config)]
-    return f"Nothing was asked. A run {does}, then plays {asked.episodes:,} episodes of {', '.join(names)}."
+    return f"Nothing was asked. A run {does}, then plays {played:,} episodes of {', '.join(names)}."

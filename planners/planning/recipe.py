@@ -22,9 +22,9 @@ from planners.language.config import open_model
 from planners.language.deciding import deciding
 from planners.language.recorded import BudgetSpent, Recorded
 from planners.language.store import Spent
-from planners.planning.beside import Made, all_judged
+from planners.planning.beside import Ingredients, all_judged
 from planners.planning.config import Config
-from planners.planning.critic import discount_of, listed_table, make_critic, require_able
+from planners.planning.critic import discount_of, listed_table, make_critic, require_able, require_possible
 from planners.planning.evaluation import Judge, require_first
 from planners.planning.learned import STAGE, kept, run_of_critic
 from planners.planning.picture import by_queries
@@ -59,9 +59,10 @@ class PlanningRecipe(Recipe):
     def run(self, config: Config, run: Run) -> Report:
         """Everything, or as much as the budget allows."""
         world = world_of(config)
+        require_possible(config, run, world)
+        require_truth(config, world)
         with closing(model_of(config, run)) as model:
-            require_able(config, run, model)
-            require_truth(config, world)
+            require_able(config, model)
             run.begin()
             judge = Judge(config, run, world)
             metrics, tables = plan(config, run, world, model, judge)
@@ -90,9 +91,9 @@ def plan(
         return costs("critic", model.spent()), {}
     of_critic = Spent(**run.once(SPENT, lambda: asdict(model.spent())))
     with closing(model.transcribed(run.folder / TRANSCRIPT)) as asked:
-        made = Made(config, run, world, asked, critic)
+        given = Ingredients(config, run, world, asked, critic)
         planners: dict[str, TeamPlanner] = {}
-        metrics, tables = episodes_of(made, judge, planners)
+        metrics, tables = episodes_of(given, judge, planners)
         for name in list(planners)[1:]:
             metrics |= judge.above(config.planner.kind, name)
         metrics |= costs("model", asked.spent(), of_critic)
@@ -102,7 +103,7 @@ def plan(
     return metrics | critic_metrics(config, run), tables
 
 
-def episodes_of(made: Made, judge: Judge, planners: dict[str, TeamPlanner]) -> tuple[dict[str, Metric], Tables]:
+def episodes_of(given: Ingredients, judge: Judge, planners: dict[str, TeamPlanner]) -> tuple[dict[str, Metric], Tables]:
     """Episodes of each planner in turn, the first of which is the run's own, until the budget ends.
 
     One beside it that cannot play, as with prompts too long for the model, is told and left out. planners: where they
@@ -111,10 +112,10 @@ def episodes_of(made: Made, judge: Judge, planners: dict[str, TeamPlanner]) -> t
     metrics: dict[str, Metric] = {}
     rows: list[dict[str, Any]] = []
     points: dict[str, dict[str, Metric]] = {}
-    for judged in all_judged(made.config):
+    for judged in all_judged(given.config):
         name, own = judged.name, not planners
         try:
-            planners[name] = judged.make(made)
+            planners[name] = judged.make(given)
             episodes = judge.play(planners[name], name, reset=judged.reset, tell=own)
         except InputError as error:
             if own:
@@ -127,9 +128,9 @@ def episodes_of(made: Made, judge: Judge, planners: dict[str, TeamPlanner]) -> t
         metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
         rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})
         if own:
-            tell_story(made.run, judge)
+            tell_story(given.run, judge)
     with optional("picture of the planners"):
-        by_queries(points, made.run.folder / PICTURE)
+        by_queries(points, given.run.folder / PICTURE)
     return metrics, {"planners": rows} if rows else {}
 
 
@@ -201,6 +202,11 @@ def world_of(config: Config) -> World[Any]:
     """The world that is planned in. Raises InputError for one that does not describe itself, or never ends."""
     world = native_world(config)
     require_words(world)
+    if config.evaluation.resets and world.spec.horizon is not None:
+        raise InputError(
+            f"evaluation.resets lengthens env.time_limit, and {type(world).__name__} ends by its own horizon of "
+            f"{world.spec.horizon} steps. Make the world without one, as the kitchen with env.args.horizon=null."
+        )
     return world
 
 

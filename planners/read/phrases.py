@@ -77,6 +77,8 @@ class Phrasebook:
                 f"plans=steps needs a name for each choice of an agent; {type(world).__name__} names "
                 f"{len(world.choices)} of {only_choice(world.spec.action)}."
             )
+        if which == "steps" and (fault := _fault(world.choices)):
+            raise InputError(f"{type(world).__name__}.choices, names of single steps, gives {fault}.")
         self.which = which
         only_choice(world.spec.action)
         self.world, self.name = world, type(world).__name__
@@ -127,7 +129,7 @@ class Phrasebook:
         for name, own, here in zip(self.agents, given, present, strict=True):
             fault = _fault(own) if here else None
             if fault:
-                raise InputError(f"{self.name}.plans gives {name} {fault} in row {row}.")
+                raise InputError(f"In row {row}, {self.name}.plans gives {name} {fault}.")
             offered.append(tuple(own) if here else ())
         return tuple(offered)
 
@@ -142,9 +144,10 @@ class Phrasebook:
             said = [plan if other == agent else plans[other][0] for other in present]
             decision = self.world.parse(joint_plan(names, said), obs, row)
             if not isinstance(decision, Decision):
+                reason = f"it says {decision!r}" if isinstance(decision, str) else f"it gives {decision!r}"
                 raise InputError(
-                    f"{self.name}.plans offers {self.agents[agent]} the plan {plan!r}, which its own parse refuses: "
-                    f"{decision} Expected plans that parse reads, whatever the others' are."
+                    f"{self.name}.plans offers {self.agents[agent]} the plan {plan!r}, which its own parse refuses; "
+                    f"{reason}. Expected plans that parse reads as a Decision, whatever the others' are."
                 )
             found.append(self._choice(decision.action, agent, plan))
         return torch.tensor(found, dtype=torch.int64)

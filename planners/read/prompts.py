@@ -87,7 +87,7 @@ def feedback(refused: Sequence[Refused]) -> list[str]:
     """Lines that tell what was sent back, and why."""
     told = []
     for one in refused:
-        plan = quoted(one.plan)
+        plan = quoted(one.plan) if one.score is None else one.plan.replace("\n", "; ")  # the world's own words
         score = "" if one.score is None else f" (score {one.score:+.3f})"
         told.append(f"Sent back: {plan}{score}, {one.reason}.")
     return told

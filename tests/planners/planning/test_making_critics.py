@@ -109,21 +109,24 @@ def test_the_exact_one_is_of_the_first_channel_and_of_a_table(tmp_path: Path) ->
         ({}, r"own play .*critic\.log\.play=random, or go without, critic\.kind=none"),
         ({"critic__kind": "counted"}, r"own play .*critic\.log\.play=random"),
         ({"planner__kind": "reweigh", "critic__kind": "none"}, r"planner\.kind=reweigh .*set planner\.kind=read"),
+        (
+            {"planner__propose": "scored", "planner__tell": False, "critic__kind": "none"},
+            r"planner\.propose=scored .*set planner\.propose=written",
+        ),
     ],
 )
-def test_a_model_that_cannot_score_is_refused_before_it_is_asked(overrides: Any, message: str, tmp_path: Path) -> None:
+def test_a_model_that_cannot_score_is_refused_before_it_is_asked(overrides: Any, message: str) -> None:
     config = small(**overrides)
-    run = Run.create(tmp_path / "run", config)
-    require_able(config, run, walker(log_prob))
+    require_able(config, walker(log_prob))
     with pytest.raises(InputError, match=message):
-        require_able(config, run, walker(None))
+        require_able(config, walker(None))
 
 
 @pytest.mark.parametrize("overrides", [{"critic__kind": "none"}, {"critic__log__play": "random"}])
 def test_what_needs_no_scores_takes_any_model(overrides: Any, tmp_path: Path) -> None:
     config = small(**overrides)
     run = Run.create(tmp_path / "run", config)
-    require_able(config, run, walker(None))
+    require_able(config, walker(None))
     critic = make_critic(config, run, world_of(config), walker(None))
     assert critic is None or not critic.needs_behavior
 

@@ -36,6 +36,15 @@ def test_every_field_is_described() -> None:
         ({"env.pettingzoo": "a:b", "env.world": None, "env.time_limit": None}, "planning is in native worlds"),
         ({"critic.log.steps": 3}, r"leave no segment of critic\.learner\.steps=4; log more"),
         ({"critic.learner.discount": (0.9, 0.8)}, r"expected one number, .* got \[0\.9, 0\.8\]"),
+        ({"critic.learner.discount": 2}, r"critic\.learner\.discount is γ in \[0, 1\]; got 2"),
+        (
+            {"model.server": "http://localhost:1/v1", "model.name": "x"},
+            r"model\.server .*critic\.log\.play=model needs",
+        ),
+        (
+            {"model.scripted": "a:b", "planner.kind": "reweigh"},
+            r"planner\.kind=reweigh and critic\.log\.play=model needs",
+        ),
         ({"critic.kind": "counted", "critic.learner.discount": 1}, r"discount below 1, such as 0\.97"),
         ({"critic.kind": "exact", "critic.learner.discount": 1.0}, r"discount below 1, such as 0\.97"),
         ({"planner.kind": "reweigh", "planner.temperature": 0}, r"above 0, or critic\.kind=none"),

@@ -120,8 +120,6 @@ def test_a_critic_of_random_play_serves_a_model_that_cannot_score(tmp_path: Path
         ({"planner__mode": "joint"}, r"planner\.mode is joint here and sequential there"),
         ({"planner__plans": "all"}, r"planner\.plans is all here and steps there"),
         ({"critic__weights": [2.0]}, r"critic\.weights is \[2\.0\] here and \[1\.0\] there"),
-        ({"critic__updates": 7}, r"critic\.updates changes nothing\. Leave it out"),
-        ({"critic__members": 2}, r"critic\.members changes nothing"),
     ],
 )
 def test_a_critic_of_other_play_is_refused_before_a_folder_is_taken(
@@ -138,6 +136,7 @@ def test_a_critic_of_other_play_is_refused_before_a_folder_is_taken(
     [
         {"critic__weights": [1.0]},
         {"critic__updates": 4000},
+        {"critic__updates": 7, "critic__members": 2, "critic__log__steps": 9},
         {"env__time_limit": 5},
         {"env__num_envs": 3},
         {"critic__pessimism": 1.0},
@@ -147,6 +146,15 @@ def test_settings_that_say_the_same_or_concern_planning_alone_are_free(
     learned: Path, overrides: Any, tmp_path: Path
 ) -> None:
     assert isinstance(taken(learned, tmp_path, **overrides), LearnedCritic)
+
+
+def test_settings_of_learning_that_count_for_nothing_are_told(
+    learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken(learned, tmp_path, critic__updates=7, critic__log__steps=9)
+    assert "critic.log, critic.updates: as in" in capsys.readouterr().out
+    taken(learned, tmp_path / "same")
+    assert "as in" not in capsys.readouterr().out
 
 
 def test_a_run_without_a_learned_critic_is_told(learned: Path, tmp_path: Path) -> None:

@@ -334,8 +334,11 @@ class Odd(Kitchen):
     ("world", "told"),
     [
         (Foraging(), r"needs a world with the methods words, plans and parse"),
-        (Odd([["north"], []]), r"gives cook_1 no plan; an agent always needs one, if only to wait in row 0"),
-        (Odd([["north"], ["sing"]]), r"the plan 'north', which its own parse refuses: cook_1 cannot 'sing' now"),
+        (Odd([["north"], []]), r"In row 0, Odd.plans gives cook_1 no plan; an agent always needs one, if only to wait"),
+        (
+            Odd([["north"], ["sing"]]),
+            r"the plan 'north', which its own parse refuses; it says \"cook_1 cannot 'sing' now",
+        ),
         (Odd([["north"]]), r"a list of plans for each of cook_0, cook_1"),
         (Odd(["north", "south"]), r"gives cook_0 something else than a list of texts"),
         (Odd([["north "], ["stay"]]), r"the plan 'north '; a plan is one line"),
@@ -350,6 +353,18 @@ def test_worlds_that_cannot_be_planned_in_are_refused(world: Any, told: str) -> 
         ReadPlanner(world, Scripted(say, "test"), None, PlannerConfig()).act(
             TensorEnv(world, 1).reset(0), None, Streams([0])
         )
+
+
+def test_names_of_steps_differ_as_plans_do() -> None:
+    class Echo(Kitchen):
+        choices = ("north", "North", "east", "west", "stay", "interact")
+
+    with pytest.raises(InputError, match=r"Echo\.choices, names of single steps, gives the plan 'north' twice"):
+        planner_in(Echo(horizon=None))
+
+
+def planner_in(world: Any) -> ReadPlanner:
+    return ReadPlanner(world, Scripted(say, "test"), None, PlannerConfig(plans="steps"))
 
 
 def test_too_many_plans_together_are_refused() -> None:

@@ -22,7 +22,7 @@ from planners.read.answers import read_plan
 from planners.read.critics import ExactCritic
 from planners.read.phrases import Phrasebook
 from planners.read.planner import PlannerConfig, ReadPlanner
-from planners.read.prompts import Refused, ask_all, ask_one, quoted
+from planners.read.prompts import Refused, ask_all, ask_one, feedback, quoted
 from planners.read.reweigh import ReweighConfig, ReweighingPlanner
 
 KITCHEN = Kitchen("cramped_room_small", horizon=None, soups=1, counter_items=0)
@@ -267,3 +267,10 @@ def test_joint_decisions_are_of_all_who_are_there() -> None:
     decision, _ = planner(lambda query, number: query.choices[-1], Three(), mode="joint").act(obs, None, Streams([0]))
     assert isinstance(decision, Decision)
     assert decision.action.squeeze(-1).tolist() == [[5, 5], [0, 5]]
+
+
+def test_a_plan_of_the_world_is_told_in_its_own_words_and_a_models_text_in_plain_ones() -> None:
+    plan, text = 'go "left" <b> \u2014 x*1', 'go "left" <b>'
+    lines = feedback([Refused(plan, 0.5, "which is too low"), Refused(text, None, "which is none of the plans")])
+    assert lines[0] == f"Sent back: {plan} (score +0.500), which is too low."
+    assert lines[1] == "Sent back: go left b, which is none of the plans."
