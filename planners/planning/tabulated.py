@@ -18,6 +18,7 @@ from planners.read.prompts import ask_all, ask_one, joint_plans
 from planners.read.team import COUNTS, TeamConfig
 
 CHUNK = 512  # states that are asked about together
+TOLD = 16  # of these, after which it is said how many were: a status line alone is silent where nobody looks on
 
 Prefix = tuple[int, float, tuple[int, ...], tuple[int, ...]]  # row, probability, plans and choices of the first agents
 
@@ -49,6 +50,8 @@ def joint_policy(
     parts = []
     wanted = torch.arange(len(table)) if places is None else places
     for done, part in enumerate(wanted.split(CHUNK)):
+        if done and done % TOLD == 0:
+            console.print(f"asked in {CHUNK * done:,} of {len(wanted):,} states", markup=False)
         with console.status(f"asking in {len(wanted):,} states: {CHUNK * done:,} done"):
             obs: Observation = world.observe(tree_map(lambda leaf, rows=part: leaf[rows], table.states))
             parts.append(asked(book, book.of(obs), model, config.temperature, table.choices))
