@@ -46,6 +46,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "MatrixGame": {"payoff": [[1.0, 0.0], [0.0, 2.0]]},
     "Lapsing": {"world": SHORT_KITCHEN, "share": 1.0, "idle": 4},
     "Restarting": {"world": SHORT_KITCHEN, "pool": from_random_play(SHORT_KITCHEN, 5, 10, 0).pool},
+    "Interrupted": {"world": SHORT_KITCHEN, "after": 3},
     "from_random_play": {"world": SHORT_KITCHEN, "starts": 5, "steps": 10, "seed": 0},
     "WithMemory": {"world": "envs.swarm:Aggregation", "agents": 20},
 }
