@@ -7,7 +7,6 @@ varying fastest.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -145,7 +144,9 @@ class Table:
 
     def within(self, policy: Float[Tensor, "S J"], steps: int) -> Float[Tensor, " S"]:
         """The expected undiscounted return of a policy within so many steps, from each state."""
-        return deque(self._by_steps(policy, steps), maxlen=1).pop()
+        for value in self._by_steps(policy, steps):
+            latest = value  # all of them at once would take much memory
+        return latest
 
     def by_steps(self, policy: Float[Tensor, "S J"], steps: int) -> Float[Tensor, " lengths"]:
         """The same from the first state alone, within 0, 1, … steps."""

@@ -164,21 +164,28 @@ class Config(LearningConfig):
             )
         return self
 
+    @property
+    def needs_scores(self) -> dict[str, str]:
+        """What needs a model that tells how probable a text is, each with the way to do without."""
+        found = {}
+        if self.planner.kind == "reweigh":
+            found["planner.kind=reweigh"] = "set planner.kind=read"
+        if self.planner.propose == "scored":
+            found["planner.propose=scored"] = "set planner.propose=written"
+        if self.critic.run is None and self.critic.kind != "none" and self.critic.log.play == "model":
+            found["A critic of the model's own play (critic.log.play=model)"] = (
+                "learn from random play, critic.log.play=random, or go without, critic.kind=none"
+            )
+        return found
+
     @model_validator(mode="after")
     def _asks_for_scores_of_a_model_that_tells_them(self) -> Config:
-        origin, log = self.model.origin, self.critic.log.play == "model"
-        learns = log and self.critic.kind != "none" and self.critic.run is None
-        needing = {
-            "planner.kind=reweigh": self.planner.kind == "reweigh",
-            "planner.propose=scored": self.planner.propose == "scored",
-            "critic.log.play=model": learns,
-        }
-        wanted = [setting for setting, needs in needing.items() if needs]
-        if origin in ("server", "scripted") and wanted:
-            raise ValueError(
-                f"model.{origin} does not tell how probable a text is, which {' and '.join(wanted)} needs; take "
-                "planner.kind=read, planner.propose=written and critic.log.play=random, or a local model"
-            )
+        if self.model.origin in ("server", "scripted"):
+            for needing, instead in self.needs_scores.items():
+                raise ValueError(
+                    f"{needing} needs a model that tells how probable a text is, and model.{self.model.origin} does "
+                    f"not. Take a local model, or {instead}"
+                )
         return self
 
     @model_validator(mode="after")

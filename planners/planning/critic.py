@@ -33,13 +33,8 @@ def require_possible(config: Config, run: Run, world: World[Any]) -> None:
 
 def require_able(config: Config, model: LanguageModel) -> None:
     """Raise InputError, before anything is asked, for a model that cannot score where it has to."""
-    if config.planner.kind == "reweigh":
-        require_scores(model, "planner.kind=reweigh", "set planner.kind=read")
-    if config.planner.propose == "scored":
-        require_scores(model, "planner.propose=scored", "set planner.propose=written")
-    if config.critic.run is None and config.critic.kind != "none" and config.critic.log.play == "model":
-        instead = "learn from random play, critic.log.play=random, or go without, critic.kind=none"
-        require_scores(model, "A critic of the model's own play (critic.log.play=model)", instead)
+    for needing, instead in config.needs_scores.items():
+        require_scores(model, needing, instead)
 
 
 def make_critic(

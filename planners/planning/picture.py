@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from marl.evaluation.plots import new_axes
 from marl.output.report import Metric
@@ -23,28 +24,28 @@ def by_queries(planners: Mapping[str, Mapping[str, Metric]], target: Path) -> Pa
     key = "success" if all("success" in found for found in asking.values()) else "return_per_agent"
     figure, axes = new_axes("Planners", "queries an episode", key.replace("_", " "))
     axes.set_xscale("log")
-    for names in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        names("{x:g}")
-    markers = cycle("osD^v<>pPXhd")  # eleven and more: with ten colors no two look alike
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    markers = cycle("osD^v<>pPXh")  # eleven, so that planners whose color is the same of ten differ in their marker
     curves: dict[str, list[Mapping[str, Metric]]] = {}
     for name, found in asking.items():
         kind, _, number = name.rpartition("_")
         if kind in CURVES and number.isdigit():
             curves.setdefault(kind, []).append(found)
         else:
-            draw(axes, [found], key, name.replace("_", " "), next(markers))
+            plot(axes, [found], key, name.replace("_", " "), next(markers))
     for kind, points in curves.items():
-        draw(axes, points, key, CURVES[kind], "o-")
+        plot(axes, points, key, CURVES[kind], "o-")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(target, bbox_inches="tight")
     return target
 
 
-def draw(axes: object, points: Sequence[Mapping[str, Metric]], key: str, label: str, style: str) -> None:
+def plot(axes: Any, points: Sequence[Mapping[str, Metric]], key: str, label: str, style: str) -> None:
     """Points with both intervals, joined where the style says so."""
     points = sorted(points, key=lambda found: found["count/queries"].value)
     x, y = ([found[name] for found in points] for name in ("count/queries", key))
-    axes.errorbar(  # type: ignore[attr-defined]
+    axes.errorbar(
         [metric.value for metric in x],
         [metric.value for metric in y],
         yerr=spans(y),

@@ -94,8 +94,8 @@ def plan(
         given = Ingredients(config, run, world, asked, critic)
         planners: dict[str, TeamPlanner] = {}
         metrics, tables = episodes_of(given, judge, planners)
-        for name in list(planners)[1:]:
-            metrics |= judge.above(config.planner.kind, name)
+        for name in planners:
+            metrics |= judge.above(config.planner.kind, name) if name != config.planner.kind else {}
         metrics |= costs("model", asked.spent(), of_critic)
         metrics["model/cached"] = Metric.exact(asked.spent().cached)
         if config.evaluation.exact and not judge.budget_spent:
@@ -106,17 +106,17 @@ def plan(
 def episodes_of(given: Ingredients, judge: Judge, planners: dict[str, TeamPlanner]) -> tuple[dict[str, Metric], Tables]:
     """Episodes of each planner in turn, the first of which is the run's own, until the budget ends.
 
-    One beside it that cannot play, as with prompts too long for the model, is told and left out. planners: where they
-    are kept by their names.
+    One beside it that cannot play, as with prompts too long for the model, is told and left out. planners: where those
+    that have played are kept by their names.
     """
     metrics: dict[str, Metric] = {}
     rows: list[dict[str, Any]] = []
     points: dict[str, dict[str, Metric]] = {}
     for judged in all_judged(given.config):
-        name, own = judged.name, not planners
+        name, own = judged.name, not rows
         try:
-            planners[name] = judged.make(given)
-            episodes = judge.play(planners[name], name, reset=judged.reset, tell=own)
+            planner = judged.make(given)
+            episodes = judge.play(planner, name, reset=judged.reset, tell=own)
         except InputError as error:
             if own:
                 raise
@@ -124,6 +124,7 @@ def episodes_of(given: Ingredients, judge: Judge, planners: dict[str, TeamPlanne
             continue
         if episodes is None:
             break
+        planners[name] = planner
         found = points[name] = judge.metrics(episodes)
         metrics |= found if own else {f"{name}/{key}": value for key, value in found.items()}
         rows.append({"planner": name} | {COLUMNS[key]: short(found[key]) for key in COLUMNS if key in found})

@@ -39,11 +39,11 @@ def test_every_field_is_described() -> None:
         ({"critic.learner.discount": 2}, r"critic\.learner\.discount is γ in \[0, 1\]; got 2"),
         (
             {"model.server": "http://localhost:1/v1", "model.name": "x"},
-            r"model\.server .*critic\.log\.play=model needs",
+            r"critic\.log\.play=model\) needs .*model\.server does not\. .*critic\.log\.play=random",
         ),
         (
             {"model.scripted": "a:b", "planner.kind": "reweigh"},
-            r"planner\.kind=reweigh and critic\.log\.play=model needs",
+            r"planner\.kind=reweigh needs .*model\.scripted does not\. .*set planner\.kind=read",
         ),
         ({"critic.kind": "counted", "critic.learner.discount": 1}, r"discount below 1, such as 0\.97"),
         ({"critic.kind": "exact", "critic.learner.discount": 1.0}, r"discount below 1, such as 0\.97"),
