@@ -14,7 +14,7 @@ from marl.config.schema import EnvConfig
 from marl.evaluation.episodes import play
 from marl.output.report import Metric
 from planners.baselines import uniform_prior
-from planners.language.local import Local
+from planners.language.backends.local import Local
 from planners.planning.tabulated import joint_policy
 from planners.read.critics import ExactCritic
 from planners.read.planner import PlannerConfig, ReadPlanner

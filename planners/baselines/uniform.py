@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from envs.core import InputError
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
-from planners.language.scripted import Scripted
 
 
 def uniform_prior() -> Scripted:

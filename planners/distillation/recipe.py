@@ -23,11 +23,11 @@ from planners.distillation.config import Config
 from planners.distillation.exact import Exact
 from planners.distillation.lessons import improved_lessons
 from planners.distillation.picture import by_round
+from planners.language.backends.chat import Chat
+from planners.language.backends.deciding import Deciding
+from planners.language.backends.loading import Pretrained, load, quiet
+from planners.language.backends.local import Local
 from planners.language.base import LanguageModel
-from planners.language.chat import Chat
-from planners.language.deciding import Deciding
-from planners.language.loading import Pretrained, load, quiet
-from planners.language.local import Local
 from planners.planning.beside import planner_of
 from planners.planning.critic import make_critic
 from planners.planning.evaluation import Judge

@@ -10,11 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from envs.core import InputError, import_dotted
 from marl.config.schema import EnvConfig, Section
-from planners.language.address import url_fault
+from planners.language.backends.address import url_fault
+from planners.language.backends.replay import Replay
+from planners.language.backends.scripted import Scripted
 from planners.language.base import LanguageModel
 from planners.language.recorded import Budget, Prices, Recorded
-from planners.language.replay import Replay
-from planners.language.scripted import Scripted
 from planners.language.store import IN_MEMORY, Store, cache_folder
 from planners.tiny.config import TinyConfig
 
@@ -167,10 +167,10 @@ def _model(config: ModelConfig, device: str) -> LanguageModel:
     del options["cache"]
     # Neither transformers nor an HTTP client is imported where it is not asked for.
     if config.server is not None:
-        from planners.language.server import Server
+        from planners.language.backends.server import Server
 
         return Server(config.server, **options)
-    from planners.language.local import Local
+    from planners.language.backends.local import Local
 
     assert config.local is not None
     return Local(config.local, **options, device=device)
@@ -183,7 +183,7 @@ def _small(config: ModelConfig, env: EnvConfig | None, plans: Literal["all", "st
             "The small model is trained for one world: give open_model its env, an EnvConfig; or name another model, "
             "such as model.local."
         )
-    from planners.language.local import Local
+    from planners.language.backends.local import Local
     from planners.tiny.find import find_or_train
 
     return Local(str(find_or_train(config.tiny, env, plans)), batch=config.batch)

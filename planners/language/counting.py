@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from marl.config.schema import EnvConfig
+from planners.language.backends.replay import Replay
 from planners.language.base import Message
 from planners.language.config import ModelConfig, open_scripted
-from planners.language.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def counter_of(config: ModelConfig, env: EnvConfig, plans: Literal["all", "steps
 
 def _by_tokenizer(name: str, gguf: str | None, revision: str | None) -> Counter:
     """Tokens as a local model reads them."""
-    from planners.language.chat import Chat
-    from planners.language.loading import load_tokenizer
+    from planners.language.backends.chat import Chat
+    from planners.language.backends.loading import load_tokenizer
 
     tokenizer: Any = load_tokenizer(name, gguf, revision)
     chat = Chat(tokenizer, [])

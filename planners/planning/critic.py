@@ -12,8 +12,8 @@ from marl.learning.state_log import StateLog, record
 from marl.output.console import console
 from marl.training.run import Run
 from planners.baselines import uniform_prior
+from planners.language.backends.deciding import deciding
 from planners.language.base import LanguageModel
-from planners.language.deciding import deciding
 from planners.language.recorded import Recorded
 from planners.planning.config import Config
 from planners.planning.learned import learned_critic, run_of_critic, taken_critic, weights_of

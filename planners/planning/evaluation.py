@@ -18,12 +18,12 @@ from marl.evaluation.episodes import Episodes, play
 from marl.output.console import console
 from marl.output.report import Metric
 from marl.training.run import Run, stage_seed
+from planners.episode.live import print_step
+from planners.episode.story import StoryStep
+from planners.episode.witness import Witness
 from planners.language.recorded import BudgetSpent
 from planners.planning.config import Config
-from planners.read.live import print_step
-from planners.read.story import StoryStep
 from planners.read.team import TeamPlanner
-from planners.read.witness import Witness
 
 STARTS = 64  # starts by which it is found out whether there are several
 

@@ -18,8 +18,9 @@ from marl.output.console import console
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import number, print_table
 from marl.training.run import Run
+from planners.episode.page import write_page
+from planners.language.backends.deciding import deciding
 from planners.language.config import open_model
-from planners.language.deciding import deciding
 from planners.language.recorded import BudgetSpent, Recorded
 from planners.language.store import Spent
 from planners.planning.beside import Ingredients, all_judged
@@ -30,7 +31,6 @@ from planners.planning.learned import STAGE, kept, run_of_critic
 from planners.planning.picture import by_queries
 from planners.planning.preview import show_prompts
 from planners.planning.tabulated import decided_at_once, joint_policy
-from planners.read.page import write_page
 from planners.read.phrases import require_words
 from planners.read.team import TeamPlanner
 from planners.tiny.recipe import native_world

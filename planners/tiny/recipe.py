@@ -23,10 +23,10 @@ from marl.output.console import console
 from marl.output.report import Metric, Report
 from marl.training.environments import make_env
 from marl.training.run import Run
+from planners.language.backends.chat import Chat
+from planners.language.backends.loading import quiet
+from planners.language.backends.local import Local
 from planners.language.base import Query, in_order
-from planners.language.chat import Chat
-from planners.language.loading import quiet
-from planners.language.local import Local
 from planners.read.phrases import Phrasebook, require_words
 from planners.tiny.config import Config, TinyConfig
 from planners.tiny.imitation import Imitation, ImitationConfig, Target, text_batch

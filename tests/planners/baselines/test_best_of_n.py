@@ -12,10 +12,10 @@ from envs.core import InputError, Observation, Streams, tree_map
 from envs.kitchen import Kitchen
 from planners.baselines import uniform_prior
 from planners.baselines.best_of_n import BestOfN, BestOfNConfig
+from planners.episode.story import choice_of
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
-from planners.language.scripted import Scripted
 from planners.read.planner import PlannerConfig, ReadPlanner
-from planners.read.story import choice_of
 
 KITCHEN = Kitchen("cramped_room_small", horizon=None, soups=1, counter_items=0)
 

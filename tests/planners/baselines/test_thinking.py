@@ -19,9 +19,9 @@ from marl.evaluation.episodes import Episodes, play
 from planners.baselines.diary import Diary
 from planners.baselines.react import ReAct, ReActConfig
 from planners.baselines.reflexion import Reflexion, ReflexionConfig
+from planners.episode.witness import Witness
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
-from planners.language.scripted import Scripted
-from planners.read.witness import Witness
 
 PAGE = (Path(__file__).parents[3] / "docs" / "planning.md").read_text()
 GO_RIGHT = "Thought: right is best.\nPlan: right"

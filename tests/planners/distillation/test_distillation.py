@@ -21,7 +21,7 @@ from planners.distillation.config import Config
 from planners.distillation.exact import AskedPolicy, Exact, earned_once, follow
 from planners.distillation.picture import by_round
 from planners.distillation.recipe import Judges, ratio, recipe, summary, table_row
-from planners.language.local import Local
+from planners.language.backends.local import Local
 
 WORLD = FirstMeeting()
 

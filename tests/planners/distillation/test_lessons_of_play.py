@@ -18,8 +18,8 @@ from envs.world import TensorEnv
 from marl.training.run import Run
 from planners.distillation.config import Config
 from planners.distillation.lessons import improved_lessons, improvement, lessons_of_play
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
-from planners.language.scripted import Scripted
 from planners.read.advantages import filtered, reweighed
 from planners.read.reweigh import Improve, ReweighConfig, ReweighingPlanner
 from planners.tiny.lessons import Lesson

@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("planners.language.server._FOUND", {})  # an earlier server may have had the same port
+    monkeypatch.setattr("planners.language.backends.server._FOUND", {})  # an earlier server may have had the same port

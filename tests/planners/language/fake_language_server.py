@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from planners.language.backends.server import Server
 from planners.language.base import Answer, Message, Query, in_order
-from planners.language.server import Server
 
 CHOICES = ("move to pot", "wait")
 

@@ -107,14 +107,14 @@ def test_a_server_s_answers_are_kept_in_the_user_s_cache(cache: Path) -> None:
 
 def test_a_local_model_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    module = ModuleType("planners.language.local")
+    module = ModuleType("planners.language.backends.local")
 
     def local(name: str, **options: Any) -> Any:
         given.append((name, options))
         raise InputError("stop here")
 
     module.Local = local
-    monkeypatch.setitem(sys.modules, "planners.language.local", module)
+    monkeypatch.setitem(sys.modules, "planners.language.backends.local", module)
     with pytest.raises(InputError, match="stop here"):
         open_model(ModelConfig(local="folder", gguf="a.gguf", batch=2, cache="none"), "run", device="cuda")
     options = {"gguf": "a.gguf", "revision": None, "dtype": "float32", "batch": 2, "device": "cuda"}

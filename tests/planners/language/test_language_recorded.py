@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs.core import InputError
+from planners.language.backends.replay import Replay
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Answer, Completion, LanguageModel, Message, ModelError, Query, in_order
 from planners.language.encoding import KINDS, from_raw
 from planners.language.recorded import TEMPLATE, Budget, BudgetSpent, Prices, Recorded
-from planners.language.replay import Replay
-from planners.language.scripted import Scripted
 from planners.language.store import Store
 from planners.language.transcript import Exchange, Transcript, read_transcript
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from envs.core import InputError
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Answer, Completion, Message, Query, Scores, in_order
 from planners.language.recorded import Recorded
-from planners.language.scripted import Scripted
 from planners.language.store import Spent, Store
 
 ROOT = Path(__file__).parents[3]
@@ -116,7 +116,7 @@ import os, sys, time
 from pathlib import Path
 from planners.language.base import Message, Query
 from planners.language.recorded import Recorded
-from planners.language.scripted import Scripted
+from planners.language.backends.scripted import Scripted
 from planners.language.store import Store
 folder = Path(sys.argv[1])
 def answer(query, number):

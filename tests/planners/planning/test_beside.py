@@ -16,8 +16,8 @@ from marl.training.run import Run
 from planners.baselines.best_of_n import BestOfN
 from planners.baselines.react import ReAct
 from planners.baselines.reflexion import Reflexion
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
-from planners.language.scripted import Scripted
 from planners.planning import beside
 from planners.planning.beside import WITH_CRITIC, WITHOUT_CRITIC, Ingredients, all_judged
 from planners.planning.config import PlannerName

@@ -16,8 +16,8 @@ from envs.world import TensorEnv
 from marl.evaluation.episodes import Episodes, play
 from marl.output.report import Metric
 from marl.training.run import Run, stage_seed
+from planners.language.backends.scripted import Scripted
 from planners.language.recorded import Budget, Recorded
-from planners.language.scripted import Scripted
 from planners.language.store import IN_MEMORY, Store
 from planners.planning.evaluation import Judge, joined, require_first, succeeded
 from planners.planning.recipe import world_of

@@ -17,7 +17,7 @@ from marl.commands.run import follow, run_training
 from marl.commands.sweep import resume_folder
 from marl.output.report import Report
 from marl.training.run import Run
-from planners.language.scripted import Scripted
+from planners.language.backends.scripted import Scripted
 from planners.language.store import Store
 from planners.planning.recipe import recipe
 

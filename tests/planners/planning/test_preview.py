@@ -125,7 +125,7 @@ def test_tokens_are_counted_by_the_revision_that_is_named(monkeypatch: pytest.Mo
         read.append(given)
         return train_tokenizer(["left"], 300)
 
-    monkeypatch.setattr("planners.language.loading.load_tokenizer", opened)
+    monkeypatch.setattr("planners.language.backends.loading.load_tokenizer", opened)
     counter_of(ModelConfig(local="some/model", revision="abc"), small().env, "steps")
     assert read == [("some/model", None, "abc")]
 

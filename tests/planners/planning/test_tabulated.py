@@ -16,8 +16,8 @@ from worded_meetings import Meeting
 
 from envs.core import InputError, Streams, tree_map
 from envs.kitchen import Kitchen
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query, Scores
-from planners.language.scripted import Scripted
 from planners.planning.tabulated import HasDigits, decided_at_once, joint_policy
 from planners.read.behavior import Behavior
 from planners.read.phrases import Phrasebook

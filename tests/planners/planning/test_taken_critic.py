@@ -13,7 +13,7 @@ from envs.core import InputError
 from marl.commands.run import follow, run_training
 from marl.output.report import Report
 from marl.training.run import Run
-from planners.language.replay import Replay
+from planners.language.backends.replay import Replay
 from planners.language.transcript import read_transcript
 from planners.planning.critic import make_critic
 from planners.planning.learned import _require_alike, _weights

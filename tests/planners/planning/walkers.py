@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from marl.config.load import resolve
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
 from planners.language.config import ModelConfig
 from planners.language.recorded import Recorded
-from planners.language.scripted import Scripted
 from planners.language.store import Store
 
 SMALL: dict[str, Any] = {

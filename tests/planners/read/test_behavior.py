@@ -21,8 +21,8 @@ from marl.learning.regression import Regression, RegressionConfig, behavior_of, 
 from marl.learning.state_log import record
 from marl.models.critics import CriticConfig
 from marl.models.ordered_critic import OrderedCritic
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query, Scores
-from planners.language.scripted import Scripted
 from planners.read.behavior import Behavior
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.read.situations import Situations

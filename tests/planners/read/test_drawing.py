@@ -14,8 +14,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from envs.core import InputError, Observation, Streams, tree_map
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query, Scores
-from planners.language.scripted import Scripted
 from planners.read.advantages import filtered
 from planners.read.planner import PlannerConfig, ReadPlanner
 

@@ -19,8 +19,8 @@ from envs.foraging import Foraging
 from envs.kitchen import Kitchen
 from envs.world import TensorEnv
 from marl.evaluation.episodes import play
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
-from planners.language.scripted import Scripted
 from planners.read.advantages import advantages, filtered, prefix_value
 from planners.read.critics import ExactCritic
 from planners.read.planner import PlannerConfig, ReadPlanner

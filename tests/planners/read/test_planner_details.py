@@ -15,8 +15,8 @@ from envs.core import Decision, Observation, Streams, tree_map
 from envs.kitchen import Kitchen
 from envs.tabular import Digits, Table
 from planners.baselines import uniform_prior
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Message, Query
-from planners.language.scripted import Scripted
 from planners.read.advantages import prefix_value
 from planners.read.answers import read_plan
 from planners.read.critics import ExactCritic

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 
 from envs.core import InputError, Observation, Streams, tree_map
 from envs.kitchen import Kitchen
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Answer, Completion, Query, Scores
-from planners.language.scripted import Scripted
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.read.prior import choice_shares, conditionals, count_answer
 from planners.read.reweigh import ReweighConfig, ReweighingPlanner

@@ -14,8 +14,8 @@ from torch import Tensor
 from envs.core import Decision, InputError, Observation, Streams, tree_map
 from envs.kitchen import Kitchen
 from planners.baselines import uniform_prior
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Message, ModelError, Query
-from planners.language.scripted import Scripted
 from planners.read.advantages import reweighed
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.read.reweigh import ReweighConfig, ReweighingPlanner

@@ -14,9 +14,9 @@ from worded_meetings import Meeting
 from envs.core import Streams
 from marl.learning.batch import Batch
 from marl.learning.offline_batch import Logged
+from planners.language.backends.chat import Chat
+from planners.language.backends.local import Local
 from planners.language.base import Query, in_order
-from planners.language.chat import Chat
-from planners.language.local import Local
 from planners.read.phrases import Phrasebook
 from planners.tiny.config import TinyConfig
 from planners.tiny.imitation import LEAST, Imitation, text_batch

@@ -13,8 +13,8 @@ from torch import Tensor
 from worded_meetings import Meeting
 
 from envs.core import Observation, Streams
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Message, Query
-from planners.language.scripted import Scripted
 from planners.read.phrases import Phrasebook
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.tiny.config import TinyConfig

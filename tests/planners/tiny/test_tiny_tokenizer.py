@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planners.language.backends.chat import Chat
 from planners.language.base import Message
-from planners.language.chat import Chat
 from planners.tiny.tokenizer import ANSWER, END, train_tokenizer
 
 LIST = "ann can:\n- left\n- go right\n"

@@ -12,11 +12,11 @@ from torch import Tensor
 from envs.core import Observation, Streams, tree_map
 from envs.kitchen import Kitchen
 from planners.baselines import uniform_prior
+from planners.episode.story import WEIGHED, Choice, choice_of, signed
+from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
-from planners.language.scripted import Scripted
 from planners.read.planner import PlannerConfig, ReadPlanner
 from planners.read.reweigh import ReweighConfig, ReweighingPlanner
-from planners.read.story import WEIGHED, Choice, choice_of, signed
 from planners.read.team import TeamPlanner
 
 KITCHEN = Kitchen("cramped_room_small", horizon=None, soups=1, counter_items=0)

@@ -10,9 +10,9 @@ import pytest
 from small_language_models import query, small_model, word_tokenizer
 
 from envs.core import InputError
-from planners.language import loading
+from planners.language.backends import loading
+from planners.language.backends.local import Local
 from planners.language.base import Message, Query, in_order
-from planners.language.local import Local
 
 CHOICES = ("w1", "w1 w2", "w3")
 

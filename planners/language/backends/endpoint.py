@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from envs.core import InputError
-from planners.language.address import is_local, url_fault
+from planners.language.backends.address import is_local, url_fault
 from planners.language.base import ModelError
 
 try:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from envs.core import InputError
+from planners.language.backends.chat import Chat, Choices
+from planners.language.backends.decoding import Draw, generator_of
+from planners.language.backends.loading import load
+from planners.language.backends.scoring import batches, pad_left, read, read_on
 from planners.language.base import Answer, Completion, Message, ModelError, Query, Scores
-from planners.language.chat import Chat, Choices
-from planners.language.decoding import Draw, generator_of
-from planners.language.loading import load
-from planners.language.scoring import batches, pad_left, read, read_on
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from envs.core import InputError
+from planners.language.backends.constraint import LADDER, NONE, Constraint
+from planners.language.backends.endpoint import Endpoint, RefusedError, StoppedError
 from planners.language.base import Answer, Completion, Message, Query, Scores
-from planners.language.constraint import LADDER, NONE, Constraint
 from planners.language.encoding import well_formed
-from planners.language.endpoint import Endpoint, RefusedError, StoppedError
 
 ConstraintName = Literal["auto", "structured_outputs", "json_schema", "none"]
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from small_language_models import query, small_model
 
+from planners.language.backends.chat import Choices
+from planners.language.backends.decoding import HOTTEST, Draw, generator_of
 from planners.language.base import Message, Query
-from planners.language.chat import Choices
-from planners.language.decoding import HOTTEST, Draw, generator_of
 
 END = 9
 PATHS = ((1, 2, END), (1, END), (3, 4, 5, END), (6, END))

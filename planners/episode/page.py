@@ -16,7 +16,7 @@ import numpy as np
 from envs.core import InputError
 from marl.evaluation.plots import save_gif
 from marl.output.files import write_atomically
-from planners.read.story import Choice, Proposal, StoryStep, signed
+from planners.episode.story import Choice, Proposal, StoryStep, signed
 
 STYLE = Path(__file__).parent / "page.css"
 MOST = 2_000  # characters of a text that a model wrote

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from planners.language.base import Answer, LanguageModel, Message, Query, Scores
 
 if TYPE_CHECKING:
-    from planners.language.local import Local
+    from planners.language.backends.local import Local
 
 
 class Deciding:
@@ -39,6 +39,6 @@ class Deciding:
 
 def deciding(model: LanguageModel) -> LanguageModel:
     """A local model as `Deciding`; any other as it is."""
-    from planners.language.local import Local  # transformers take their time
+    from planners.language.backends.local import Local  # transformers take their time
 
     return Deciding(model) if isinstance(model, Local) else model

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from planners.language.backends.chat import Choices
 from planners.language.base import Query
-from planners.language.chat import Choices
 
 HOTTEST = 1e30  # float32 holds no more once the noise is multiplied; every token is as likely long before
 

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.core import InputError
+from planners.language.backends.endpoint import LONGEST_WAIT, seconds_of
+from planners.language.backends.replay import Replay
+from planners.language.backends.server import LONGEST_TEXT, _read
 from planners.language.base import LanguageModel, ModelError, in_order
-from planners.language.endpoint import LONGEST_WAIT, seconds_of
 from planners.language.recorded import Budget, BudgetSpent, Recorded
-from planners.language.replay import Replay
-from planners.language.server import LONGEST_TEXT, _read
 from planners.language.store import Store
 
 
@@ -109,7 +109,7 @@ def test_failures_that_do_not_pass_end_the_run_in_one_paragraph(name: str) -> No
     ],
 )
 def test_an_answer_without_end_is_cut_off(response: Response, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planners.language.endpoint.LARGEST_BODY", 1000)
+    monkeypatch.setattr("planners.language.backends.endpoint.LARGEST_BODY", 1000)
     with fake_server(lambda body, number: response) as server, pytest.raises(ModelError, match=message):
         ask(server, retries=0, timeout=0.1)
 

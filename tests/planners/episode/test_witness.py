@@ -17,9 +17,9 @@ from envs.kitchen import Kitchen
 from envs.world import RandomActor, TensorEnv, Transition
 from marl.evaluation.episodes import Episodes, play, play_policies
 from planners.baselines import uniform_prior
+from planners.episode.story import StoryStep
+from planners.episode.witness import Witness, _ending, require_players
 from planners.read.planner import PlannerConfig, ReadPlanner
-from planners.read.story import StoryStep
-from planners.read.witness import Witness, _ending, require_players
 
 PAGE = (Path(__file__).parents[3] / "docs" / "planning.md").read_text()
 MOVES = {"left": -1, "stay": 0, "right": 1}

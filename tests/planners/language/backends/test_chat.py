@@ -4,8 +4,8 @@ import pytest
 from small_language_models import TEMPLATE, byte_tokenizer, word_tokenizer
 
 from envs.core import InputError
+from planners.language.backends.chat import Chat
 from planners.language.base import Message
-from planners.language.chat import Chat
 
 CHAT_ML = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from envs.core import InputError
-from planners.read.page import MOST, page, safe, save_film, write_page
-from planners.read.story import Choice, Proposal, StoryStep
+from planners.episode.page import MOST, page, safe, save_film, write_page
+from planners.episode.story import Choice, Proposal, StoryStep
 from planners.read.team import COUNTS
 
 VOID = {"meta", "img", "br"}

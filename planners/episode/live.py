@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from marl.output.console import console
+from planners.episode.story import Choice, Proposal, StoryStep, signed
 from planners.read.prompts import quoted
-from planners.read.story import Choice, Proposal, StoryStep, signed
 
 LATEST = 3  # proposals of a decision on a line
 

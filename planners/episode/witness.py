@@ -11,8 +11,8 @@ from torch import Tensor
 
 from envs.core import InputError, Observation, Step, VectorEnv
 from marl.models.action_critic import only_choice
+from planners.episode.story import StoryStep, choice_of
 from planners.read.phrases import NamesChoices
-from planners.read.story import StoryStep, choice_of
 from planners.read.team import TeamPlanner
 
 Tell = Callable[[StoryStep], None]
@@ -36,7 +36,7 @@ class Witness:
 
     The episode that is told is one that was counted, and costs no query beside it. Nothing of what is played changes.
     planner: who plays. pictures: False where none shall be drawn. tell: is given each step as it happens, such as
-    `planners.read.live.print_step`. After another `reset` the story begins anew; what goes on from a state has no
+    `planners.episode.live.print_step`. After another `reset` the story begins anew; what goes on from a state has no
     beginning and is not followed. Raises InputError where somebody else plays.
     """
 

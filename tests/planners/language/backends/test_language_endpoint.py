@@ -13,10 +13,10 @@ import pytest
 from fake_language_server import Response, ask, asking, completion, echo, fake_server, model_of
 
 from envs.core import ConcordError, InputError
+from planners.language.backends.endpoint import QUOTED, Endpoint
+from planners.language.backends.server import LONGEST_TEXT, Server
 from planners.language.base import ModelError
-from planners.language.endpoint import QUOTED, Endpoint
 from planners.language.recorded import Recorded
-from planners.language.server import LONGEST_TEXT, Server
 from planners.language.store import Store
 
 SECRET = "sk-never/written-4711"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from planners.read.live import line_of, print_step
-from planners.read.story import Choice, Proposal, Reason, StoryStep
+from planners.episode.live import line_of, print_step
+from planners.episode.story import Choice, Proposal, Reason, StoryStep
 from planners.read.team import COUNTS
 
 

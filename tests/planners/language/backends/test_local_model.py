@@ -11,10 +11,10 @@ from scipy.stats import chisquare
 from small_language_models import byte_tokenizer, log_probs_alone, query, small_model, word_tokenizer
 
 from envs.core import InputError
+from planners.language.backends.deciding import Deciding
+from planners.language.backends.loading import quiet
+from planners.language.backends.local import Local
 from planners.language.base import LanguageModel, Message, ModelError, Query, in_order
-from planners.language.deciding import Deciding
-from planners.language.loading import quiet
-from planners.language.local import Local
 
 KINDS = ("llama", "qwen2")
 CHOICES = ("w1", "w1 w2", "w3 w4 w5", "w3 w4", "w6")  # two are the beginning of another
