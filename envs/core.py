@@ -95,6 +95,10 @@ class EnvSpec:
         lengths = {name: len(getattr(self, name)) for name in ("agents", "kind", "observation_sizes", "actions")}
         if len(set(lengths.values())) != 1:
             raise InputError(f"An EnvSpec needs one entry per agent in each of {', '.join(lengths)}; got {lengths}.")
+        for name in ("agents", "channels"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise InputError(f"An EnvSpec needs {name} with names of their own; got {list(given)}.")
         if len({type(space) for space in self.actions}) > 1:
             raise InputError(
                 "All agents of one environment must act in the same way: all discrete or all continuous. Got "

@@ -189,8 +189,8 @@ def costs(prefix: str, spent: Spent, before: Spent | None = None) -> dict[str, M
 
 
 def critic_metrics(config: Config, run: Run) -> dict[str, Metric]:
-    """Cost of learning the critic, in the run that has learned it."""
-    if config.critic.kind == "none":
+    """Cost of learning the critic, in the run that has learned it. An exact one asks beside ledger and budget."""
+    if config.critic.kind in ("none", "exact"):
         return {}
     learned_in = run if config.critic.run is None else run_of_critic(config, run)
     found = costs("critic", Spent(**kept(learned_in, SPENT)))

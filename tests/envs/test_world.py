@@ -382,3 +382,11 @@ def test_trees_go_by_key_keep_none_and_know_torch_s_own_tuples() -> None:
     doubled = tree_map(lambda leaf: 2 * leaf, torch.stack([x, y]).max(0))
     assert type(doubled) is torch.return_types.max
     assert float(doubled.values) == 4
+
+
+@pytest.mark.parametrize("name", ["agents", "channels"])
+def test_names_of_a_specification_tell_agents_and_channels_apart(name: str) -> None:
+    given = {"agents": ("a", "b"), "channels": ("r", "s")} | {name: ("same", "same")}
+    space = Discrete((2,))
+    with pytest.raises(InputError, match=f"{name} with names of their own"):
+        EnvSpec(given["agents"], (0, 0), given["channels"], (1, 1), (space, space), 1)

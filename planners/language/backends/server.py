@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -19,8 +20,11 @@ ConstraintName = Literal["auto", "structured_outputs", "json_schema", "none"]
 
 LONGEST_TEXT = 200_000  # characters of a completion; what a server writes beyond is cut off
 
-# Constraints that servers have shown to obey, and their locks, by identity; a process asks each server once.
+ODD = 3  # queries whose constraint seemed to be ignored, after which a server counts as one that ignores it
+
+# Constraints that servers have shown to obey, queries at which none was, and their locks, by identity.
 _FOUND: dict[str, Constraint] = {}
+_ODD: Counter[str] = Counter()
 _ASKING: dict[str, threading.Lock] = {}
 
 
@@ -47,7 +51,8 @@ class Server:
 
     concurrency: the most requests under way at once. constraint: how the server is told of a query's choices; auto
     tries in turn what servers know, goes on where one refuses or says something else than a choice, and remembers what
-    worked for as long as the process lives. A text that is no choice after all is given as it is, like any other, up to
+    worked for as long as the process lives; that nothing works it believes after ODD odd answers, since one may be a
+    slip. A text that is no choice after all is given as it is, like any other, up to
     LONGEST_TEXT characters.
 
     A query takes several requests where a server gives fewer completions than asked for, and where the constraint is
@@ -149,16 +154,20 @@ class Server:
 
     def _explored(self, query: Query, usage: _Usage, stop: threading.Event) -> list[str]:
         """Texts under the first constraint that the server neither refuses nor ignores."""
+        refused = 0
         for constraint in self._ladder[:-1]:
             try:
                 texts, cut = self._texts(query, constraint, usage, stop)
             except RefusedError:
+                refused += 1
                 continue
             if cut or all(text in query.choices for text in texts):
                 _FOUND[self.identity] = constraint
                 return texts
         texts, _ = self._texts(query, self._ladder[-1], usage, stop)
-        _FOUND[self.identity] = self._ladder[-1]
+        _ODD[self.identity] += 1
+        if refused == len(self._ladder) - 1 or _ODD[self.identity] == ODD:
+            _FOUND[self.identity] = self._ladder[-1]
         return texts
 
     def _texts(

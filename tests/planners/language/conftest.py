@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 
@@ -9,3 +11,4 @@ import pytest
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("planners.language.backends.server._FOUND", {})  # an earlier server may have had the same port
+    monkeypatch.setattr("planners.language.backends.server._ODD", Counter())

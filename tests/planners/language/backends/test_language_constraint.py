@@ -82,7 +82,6 @@ def _deaf(body: dict[str, Any], number: int) -> Response:
         (_openai, "move to pot", 2, "response_format"),
         (_ollama, "move to pot", 2, "response_format"),
         (_plain, "free", 3, None),
-        (_deaf, "free", 3, None),
     ],
 )
 def test_the_constraint_is_looked_for_once(
@@ -97,6 +96,22 @@ def test_the_constraint_is_looked_for_once(
     for body in server.bodies[probes:]:
         told = {"structured_outputs", "response_format"} & set(body)
         assert told == ({field} if field and body["messages"][-1]["content"] != "free" else set())
+
+
+def test_a_server_counts_as_deaf_after_three_odd_answers() -> None:
+    with fake_server(_deaf) as server:
+        ask(server, *(asking(str(number), choices=CHOICES) for number in range(5)), concurrency=1)
+    told = ["structured_outputs" in body or "response_format" in body for body in server.bodies]
+    assert told == [True, True, False] * 3 + [False, False]
+
+
+def test_one_odd_answer_is_a_slip_after_which_the_constraint_is_still_found() -> None:
+    def respond(body: dict[str, Any], number: int) -> Response:
+        return completion("") if number < 2 else _vllm(body, number)
+
+    with fake_server(respond) as server:
+        answers = ask(server, *(asking(str(number), choices=CHOICES) for number in range(3)), concurrency=1)
+    assert [answer.completions[0].text for answer in answers] == ["free", "move to pot", "move to pot"]
 
 
 def test_a_cut_answer_does_not_tell_that_the_constraint_was_ignored() -> None:
