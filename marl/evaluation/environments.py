@@ -28,7 +28,12 @@ def evaluation_config(config: TrainingConfig) -> EnvConfig:
             "evaluation.time_limit is for native worlds; a PettingZoo environment takes its own in its args."
         )
     limit = env.time_limit if section.time_limit is None else section.time_limit
-    return env.model_copy(update={"args": _over(env.args, section.args), "time_limit": limit})
+    return with_args(env, section.args).model_copy(update={"time_limit": limit})
+
+
+def with_args(env: EnvConfig, args: Mapping[str, Any]) -> EnvConfig:
+    """An environment with other arguments over its own, at every depth."""
+    return env.model_copy(update={"args": _over(env.args, args)})
 
 
 def _over(args: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,10 @@ class LogConfig(Section):
         le=1,
         description="share of plans that are any plan, in the play that the critic then judges; a model that is nearly "
         "sure needs some",
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of env.args that differ in this play, such as starts: random in the kitchen",
     )
     num_envs: int = Field(1024, ge=1, description="environments stepped together")
     steps: int = Field(200, ge=1, description="steps of each of them")

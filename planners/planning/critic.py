@@ -8,6 +8,7 @@ from envs.core import InputError
 from envs.restarts import from_random_play
 from envs.tabular import HasTable, Table
 from envs.world import TensorEnv, World
+from marl.evaluation.environments import differing, with_args
 from marl.learning.state_log import StateLog, record
 from marl.output.console import console
 from marl.training.run import Run
@@ -21,12 +22,14 @@ from planners.planning.tabulated import HasDigits, joint_policy
 from planners.read.behavior import Behavior
 from planners.read.critics import ExactCritic, PlanCritic
 from planners.read.prior import require_scores
+from planners.tiny.recipe import native_world
 
 
 def require_possible(config: Config, run: Run, world: World[Any]) -> None:
     """Raise InputError, before a model is opened or trained, for a critic that cannot be made or taken."""
     if config.critic.kind != "none":
         weights_of(config, world)
+        world_of_log(config, world)
     if config.critic.run is not None:
         run_of_critic(config, run)
 
@@ -61,13 +64,33 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     """Play of a model alone, after random starts, with its probabilities."""
     asked = config.critic.log
     seed = run.stage_seeds("log" + suffix)[0]
-    starts = from_random_play(world, asked.starts, asked.start_steps, seed)
+    starts = from_random_play(world_of_log(config, world), asked.starts, asked.start_steps, seed)
     env = TensorEnv(starts, asked.num_envs, time_limit=asked.time_limit, device=run.device)
     actor = Behavior(world, player, config.planner, asked.explore)
     with console.status(f"logging {asked.steps * asked.num_envs:,} steps of play"):
         log = record(env, actor, asked.steps, seed)
     console.print(f"logged {len(log):,} steps of play; {actor.asked:,} situations were scored", markup=False)
     return log
+
+
+def world_of_log(config: Config, world: World[Any]) -> World[Any]:
+    """The world that is planned in, with `critic.log.args` over its arguments.
+
+    Raises InputError where these make none, or another task.
+    """
+    args = config.critic.log.args
+    if not args:
+        return world
+    try:
+        other = native_world(config.model_copy(update={"env": with_args(config.env, args)}))
+    except InputError as error:
+        raise InputError(f"In the critic's log, with critic.log.args={args}: {error}") from error
+    if changed := differing(world.spec, other.spec):
+        raise InputError(
+            f"critic.log.args={args} make another task of env, whose agents, what they see and choose, rewards and "
+            f"horizon must stay: {changed}."
+        )
+    return other
 
 
 def exact_critic(config: Config, world: Any, player: LanguageModel) -> ExactCritic:

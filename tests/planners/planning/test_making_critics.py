@@ -15,7 +15,7 @@ from marl.learning.state_log import StateLog
 from marl.models.ordered_critic import OrderedCritic
 from marl.models.prefix_critic import PrefixCritic
 from marl.training.run import Run
-from planners.planning.critic import logged_play, make_critic, require_able
+from planners.planning.critic import logged_play, make_critic, require_able, require_possible
 from planners.planning.learned import STAGE, sample_of, weights_of
 from planners.planning.recipe import world_of
 from planners.read.counted import CountedCritic
@@ -164,3 +164,31 @@ def test_a_channel_may_count_against_a_plan(tmp_path: Path) -> None:
     free = made(tmp_path / "one", **options)
     paid = made(tmp_path / "two", **options, critic__weights=[1, -1, 0])  # it earns -1 a step
     assert float(paid.value.sum()) > float(free.value.sum())
+
+
+def test_the_log_is_played_where_its_arguments_say(tmp_path: Path) -> None:
+    def first_states(name: str, **overrides: Any) -> set[tuple[float, ...]]:
+        config = small(critic__log__start_steps=0, critic__log__play="random", **overrides)
+        world = world_of(config)
+        assert world.starts == "apart"
+        log = logged_play(config, Run.create(tmp_path / name, config), world, walker())
+        return {tuple(state) for state in log.take(torch.arange(8), 1, 1).obs.state.flatten(0, -2).tolist()}
+
+    assert first_states("one") == {(0, 4)}
+    assert len(first_states("two", critic__log__args={"starts": "anywhere"})) > 4
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"starts": "anywhere", "nothing": 1}, "In the critic's log, with critic.log.args=.*nothing"),
+        ({"channels": 3}, "critic.log.args=.* make another task of env.*channels were"),
+    ],
+)
+def test_arguments_that_make_another_task_are_refused_at_once(
+    args: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = small(critic__log__args=args)
+    run = Run.create(tmp_path / "run", config)
+    with pytest.raises(InputError, match=message):
+        require_possible(config, run, world_of(config))
