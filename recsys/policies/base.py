@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float, Int
 
 from envs.core import InputError, import_dotted
 from marl.output.console import in_words
+from recsys.logs.action_tables import by_action, real_numbers
 from recsys.logs.log import Chunk, Log
 from recsys.logs.tables import require_columns
 from recsys.models.reward import RewardModel
@@ -53,6 +53,10 @@ class TablePolicy:
     of_the_log = False
 
     def __init__(self, name: str, table: Float[np.ndarray, "positions A"]):
+        if np.ndim(table) != 2:
+            raise InputError(
+                f"The policy {name} is a table [positions, actions]; got an array {list(np.shape(table))}."
+            )
         self.name, self.actions, self.table = name, table.shape[1], table
         require_distribution(name, table, "position")
 
@@ -161,29 +165,19 @@ def popularity(log: Log, name: str = "popularity") -> TablePolicy:
     return policy
 
 
-def stored_table(log: Log, path: Path, name: str = "table") -> TablePolicy:
+def stored_table(log: Log, path: str | Path, name: str = "table") -> TablePolicy:
     """A CSV of one line an action: its label in the first column, then its probability at each position.
 
     Columns are renormalized if they add up to 1 within 1e-3, as rounded ones do. Raises InputError for other files.
     """
-    if not path.is_file():
-        raise InputError(f"There is no table of a policy at {path}.")
-    frame = pl.read_csv(path)
-    if frame.width != 1 + log.positions:
-        raise InputError(
-            f"{path} must have a column of actions and one of probabilities for each of {log.positions} positions; it "
-            f"has {', '.join(frame.columns)}."
-        )
-    place = frame.select(log.catalog.index(frame.columns[0], frame.schema[frame.columns[0]])).to_series().to_numpy()
-    if len(place) != log.actions or set(place.tolist()) != set(range(log.actions)):
-        raise InputError(
-            f"{path} must list each of the {log.actions} actions of the catalog once; of its {len(place)} lines "
-            f"{int((place < 0).sum())} are of actions that are not in it."
-        )
-    table = np.empty((log.positions, log.actions))
-    table[:, place] = frame[:, 1:].cast(pl.Float64).to_numpy().T
+    values = f"one of probabilities for each of {log.positions} positions"
+    lines = by_action(log, path, "table of a policy", values, log.positions)
+    table = np.ascontiguousarray(real_numbers(lines, path).to_numpy().T)
     total = table.sum(1, keepdims=True)
-    return TablePolicy(name, table / total if np.abs(total - 1).max() <= 1e-3 else table)
+    if np.abs(total - 1).max() <= 1e-3:
+        table = table / total
+    require_distribution(f"of {path}", table, "position")
+    return TablePolicy(name, table)
 
 
 def softmax(log: Log, scores: Sequence[str], temperature: float = 1.0, name: str = "softmax") -> ContextPolicy:
@@ -240,13 +234,29 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
         return NAMED[what](log, name) if what in NAMED else own(log, what, name)
     if callable(what):
         return ContextPolicy(name, log.actions, what)
-    table = np.atleast_2d(np.asarray(what, dtype=np.float64))
+    table = np.atleast_2d(_numbers(what, name, log))
     if table.ndim != 2 or table.shape[1] != log.actions or len(table) not in (1, log.positions):
         raise InputError(
             f"The policy {name} must give each of {log.actions} actions a probability, at {log.positions} positions or "
             f"at all alike; got an array {list(table.shape)}."
         )
     return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
+
+
+def _numbers(what: Any, name: str, log: Log) -> Float[np.ndarray, "*shape"]:
+    """Probabilities as an array. Raises InputError for text, for lists of unequal length, and for no array at all."""
+    expected = (
+        f"The policy {name} is given as {log.actions} probabilities, in the order of the catalog, as such a list for "
+        f"each of {log.positions} positions, as a function of a Chunk, or by name"
+    )
+    try:
+        table = np.asarray(what)
+    except Exception as error:  # whatever an array of the user's own says of itself
+        raise InputError(f"{expected}; got a {type(what).__name__}. {in_words(error)}") from error
+    if table.dtype.kind not in "biuf":
+        held = type(what).__name__ if table.ndim == 0 else f"{type(what).__name__} of {table.dtype}"
+        raise InputError(f"{expected}; got a {held}.")
+    return table.astype(np.float64)
 
 
 def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> list[Policy]:
@@ -298,6 +308,11 @@ def _scores(rows: Chunk, columns: Sequence[str]) -> Distribution:
 
 def _require_scores(log: Log, columns: Sequence[str]) -> None:
     require_columns(columns, log.context, "score columns", "the log's context columns")
+    for name in columns:
+        if not log.schema[name].is_numeric():
+            raise InputError(
+                f"Column {name!r} of {log.name} must hold scores, one number a row; it holds {log.schema[name]}."
+            )
     if len(columns) != log.actions:
         raise InputError(
             f"A policy of scores needs one column for each of the {log.actions} actions; got {len(columns)}."

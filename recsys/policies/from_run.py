@@ -21,6 +21,7 @@ from marl.models.policies import JointActor
 from marl.training.run import Run
 from recsys.logs.config import DataConfig
 from recsys.logs.log import Chunk, Log
+from recsys.logs.paths import home
 from recsys.logs.splits import Split
 from recsys.logs.tables import require_columns
 from recsys.policies.base import ContextPolicy
@@ -191,7 +192,7 @@ def trained(log: Log, path: str, observation: Sequence[str] = ()) -> ContextPoli
 
 def load(path: str) -> Trained:
     """The policy that a folder's run has trained, and how it sees a log, where it was learned from one."""
-    run = Run.open(Path(path), {"device": "cpu", "threads": torch.get_num_threads()})
+    run = Run.open(home(path), {"device": "cpu", "threads": torch.get_num_threads()})
     recipe = load_recipe(run.config.recipe)
     if isinstance(recipe, LearnsFromLogs):
         return recipe.load_target(run)

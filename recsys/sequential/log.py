@@ -139,7 +139,7 @@ def _places(log: Log) -> pl.DataFrame:
         )
     named = {"episode": episode, "step": step} | ({} if state is None else {"state": state})
     wanted = log.frame.select(pl.col(name).alias(what) for what, name in named.items())
-    places = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name))
+    places = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name, log.files.fault))
     problems = Problems(log.name)
     for what, name in named.items():
         missing = places[what].is_null().to_numpy()
