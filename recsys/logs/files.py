@@ -209,23 +209,31 @@ def _is_unread(name: str, kind: Any) -> pl.Expr:
 def _first_fault(paths: Sequence[Path], kinds: Mapping[str, Any], text: Callable[[Path], pl.LazyFrame]) -> str | None:
     """The first cell of the first file that cannot be read as the kind of its column, or row with too many cells."""
     for path in paths:
-        numbered = text(path).with_row_index(ROW)
-        bad = [pl.col(ROW).filter(_is_unread(name, kind)).min().alias(name) for name, kind in kinds.items()]
         try:
-            found = numbered.select(bad).collect(engine="streaming") if bad else pl.DataFrame()
-            rows = {name: found[name].item() for name in found.columns if found[name].item() is not None}
-            if rows:
-                name = min(rows, key=lambda column: rows[column])
-                cell = numbered.select(name).slice(rows[name], 1).collect().item()
-                return (
-                    f"{path}, row {rows[name] + 1}: column {name} holds {cell!r}, which is {HELD[kinds[name]]}. "
-                    f"{COUNTED} Mend it, or name it among the words for a missing value (data.missing)."
-                )
+            told = _unread_cell(path, kinds, text(path).with_row_index(ROW))
         except (pl.exceptions.PolarsError, OSError):
-            told = _overlong(path)
-            if told is not None:
-                return told
+            told = None
+        told = told or _overlong(path)
+        if told is not None:
+            return told
     return None
+
+
+def _unread_cell(path: Path, kinds: Mapping[str, Any], numbered: pl.LazyFrame) -> str | None:
+    """The first cell of a file that cannot be read as the kind of its column, to be told."""
+    if not kinds:
+        return None
+    bad = [pl.col(ROW).filter(_is_unread(name, kind)).min().alias(name) for name, kind in kinds.items()]
+    found = numbered.select(bad).collect(engine="streaming").row(0, named=True)
+    rows = {name: row for name, row in found.items() if row is not None}
+    if not rows:
+        return None
+    name = min(rows, key=lambda column: rows[column])
+    cell = numbered.select(name).slice(rows[name], 1).collect().item()
+    return (
+        f"{path}, row {rows[name] + 1}: column {name} holds {cell!r}, which is {HELD[kinds[name]]}. {COUNTED} Mend it, "
+        "or name it among the words for a missing value (data.missing)."
+    )
 
 
 def _overlong(path: Path) -> str | None:

@@ -239,6 +239,7 @@ class Log:
         self.columns, self.name, self._chunk_rows = columns, name, min(chunk_rows, CHUNK_ROWS)
         self.files = files or Files(())
         self._steps_are_distinct = False
+        self._whole: Log | None = None
         self.schema = schema_of(frame, name)
         self.files.require(columns.named())
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
@@ -250,6 +251,8 @@ class Log:
         self.catalog = catalog or self._values(columns.action, "action")
         if positions is None and columns.position is not None:
             positions = self._values(columns.position, "position")
+            if not len(positions):
+                raise InputError(f"{name} has no rows with a position in column {columns.position!r}.")
         self.position_catalog = positions if columns.position is not None else None
         if not len(self.catalog):
             raise InputError(f"{name} has no rows with an action in column {columns.action!r}.")
@@ -287,8 +290,10 @@ class Log:
         return self._with(columns=columns)
 
     def of_rows(self, frame: pl.LazyFrame, name: str | None = None) -> Log:
-        """The same columns of other rows: of a part of the log."""
-        return self._with(frame=frame, name=name or self.name)
+        """The same columns of other rows: a part of the log. Bad rows are told by their places in the whole."""
+        part = self._with(frame=frame, name=name or self.name)
+        part._whole = self._whole or self
+        return part
 
     def with_change(self, change: Callable[[Chunk], Chunk], facts: Mapping[str, int | float] | None = None) -> Log:
         """The same log, each chunk as `change` gives it: with propensities that were fitted, say.
@@ -310,10 +315,21 @@ class Log:
             "facts": self.facts,
             "files": self.files,
         }
-        return Log(**{**arguments, **changed})
+        log = Log(**{**arguments, **changed})
+        log._whole = self._whole
+        return log
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""
+        try:
+            yield from self._chunks()
+        except InputError:
+            if self._whole is not None:
+                for _ in self._whole.chunks():
+                    pass  # the whole log tells its bad rows by their own numbers
+            raise
+
+    def _chunks(self) -> Iterator[Chunk]:
         self._require_distinct_steps()
         problems, users, first, counted = Problems(self.name), Clusters(), 0, 0
         for frame in self._frames():

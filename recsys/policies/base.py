@@ -136,6 +136,33 @@ class ContextPolicy:
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
+class OwnPolicy(ContextPolicy):
+    """A policy of any class, whose every answer is checked."""
+
+    def __init__(self, policy: Policy):
+        super().__init__(policy.name, policy.actions, policy.distribution)
+        self._policy, self.table = policy, policy.table
+        self.of_the_log = getattr(policy, "of_the_log", False)
+        if self.table is not None:
+            require_distribution(policy.name, np.asarray(self.table, dtype=np.float64), "position")
+
+    def probability(self, rows: Chunk) -> Float[np.ndarray, " n"]:
+        """Probabilities as the policy gives them. Raises InputError where it fails, or gives others than in [0, 1]."""
+        try:
+            chances = np.asarray(self._policy.probability(rows), dtype=np.float64)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"The policy {self.name} failed. {in_words(error)}") from error
+        if chances.shape != (len(rows),) or not ((chances >= 0) & (chances <= 1 + TOLERANCE)).all():
+            raise InputError(
+                f"The policy {self.name} must give each of {len(rows)} rows the probability of its logged action, in "
+                f"[0, 1]; it gave an array {list(chances.shape)} of values from {np.min(chances, initial=np.inf):.6g} "
+                f"to {np.max(chances, initial=-np.inf):.6g}."
+            )
+        return chances
+
+
 def require_distribution(
     name: str, table: Float[np.ndarray, "n A"], place: str, numbers: Int[np.ndarray, " n"] | None = None
 ) -> None:
@@ -211,7 +238,12 @@ RESERVED = ("", "logged", "truth")  # names of what stands beside policies
 
 def own(log: Log, path: str, name: str | None = None) -> ContextPolicy:
     """A function `module:name` of a Chunk that gives [n, A]. Raises InputError where there is none."""
-    function: Any = import_dotted(path)
+    try:
+        function: Any = import_dotted(path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a module of the user's own does
+        raise InputError(f"Cannot import the policy {path}. {in_words(error)}") from error
     if not callable(function):
         raise InputError(f"A policy by dotted path is a function of a Chunk, module:name; {path} is no such thing.")
     return ContextPolicy(name or path.rpartition(":")[2], log.actions, function)
@@ -225,7 +257,7 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
     if isinstance(what, Policy):
         renamed = copy.copy(what)
         renamed.name = name
-        return renamed
+        return _fitting(renamed, log)
     if isinstance(what, str):
         if what not in NAMED and ":" not in what:
             raise InputError(
@@ -277,7 +309,19 @@ def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> lis
             f'Expected policies by name, such as {{"new": "uniform"}}, or a list of them; got {policies!r}.'
         )
     require_names([policy.name for policy in policies])
-    return list(policies)
+    return [_fitting(policy, log) for policy in policies]
+
+
+def _fitting(policy: Policy, log: Log) -> Policy:
+    """A policy whose answers are held against the log's catalog. Raises InputError for one of another catalog."""
+    table = policy.table
+    if policy.actions != log.actions or (table is not None and np.shape(table) != (log.positions, log.actions)):
+        of = f"{policy.actions} actions" if table is None else f"a table {list(np.shape(table))}"
+        raise InputError(
+            f"The policy {policy.name} is of {of}; {log.name} has {log.actions} actions at {log.positions} positions. "
+            "Make it for this log."
+        )
+    return policy if isinstance(policy, TablePolicy | ContextPolicy) else OwnPolicy(policy)
 
 
 def require_names(names: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.statistics.intervals import ClusterSums, Interval, Side, standard_error, tails
+from recsys.statistics.intervals import ClusterSums, Interval, Side, standard_error, tails, unit_of
 
 BLOCK = 8  # replications drawn together: 8 C counts in memory for each worker
 
@@ -161,6 +161,7 @@ def _bca_levels(sums: ClusterSums, drawn: np.ndarray) -> Callable[[float], np.nd
     z0 = stats.norm.ppf(below.clip(edge, 1 - edge))
     jack = without_each(sums)
     off = np.nan_to_num(np.nanmean(jack, axis=0) - jack)
+    off /= unit_of(np.abs(off).max(axis=0))  # of no matter to what follows, but that it is a number
     spread = (off**2).sum(axis=0) ** 1.5
     with np.errstate(invalid="ignore"):
         acceleration = np.where(spread > 0, (off**3).sum(axis=0) / (6 * spread), 0.0)
