@@ -157,10 +157,10 @@ class DataConfig(Section):
             raise ValueError("bandwidth needs columns.propensity, the density of each real action; nothing fits these")
         if self.format == "kuairand" and self.path is None:
             raise ValueError("format=kuairand needs path, the folder of its CSV files; they do not come along")
-        if self.format == "synthetic" and (self.path is not None or self.segments or self.missing != MISSING_WORDS):
-            raise ValueError(
-                "path, segments and missing say nothing of format=synthetic, which is drawn; leave them out"
-            )
+        if self.format == "synthetic" and (self.path is not None or self.segments):
+            raise ValueError("path and segments say nothing of format=synthetic, which is drawn; leave them out")
+        if self.format == "synthetic" and self.missing != MISSING_WORDS:
+            raise ValueError("missing says nothing of format=synthetic, where nothing is; leave it out")
         at_home = {"random": self.format, "bts": "open_bandit", "standard": "kuairand"}[self.logged_by]
         if self.format != at_home:
             raise ValueError(f"logged_by={self.logged_by} is for format={at_home}; this is {self.format}")
