@@ -78,7 +78,7 @@ def open_slice(data: DataConfig, log: Log, more: Sequence[str] = ()) -> tuple[Lo
         return log, None
     slice_ = slice_.with_context(log.context)
     if data.actions is not None:
-        return log, formats.with_catalog(slice_, log.catalog, log)
+        return log, slice_.over(log.catalog, log.position_catalog)
     return formats.one_catalog(log, slice_)
 
 

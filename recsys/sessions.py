@@ -21,8 +21,9 @@ from recsys.build import make_policies, runs_of, with_columns
 from recsys.config import IntervalsConfig
 from recsys.evaluation import Evaluation
 from recsys.logs import formats
+from recsys.logs.catalog import Catalog
 from recsys.logs.config import DataConfig
-from recsys.logs.log import Catalog, Chunk, Columns, Log
+from recsys.logs.log import Chunk, Columns, Log
 from recsys.logs.paths import home
 from recsys.policies.base import Policy
 from recsys.policies.from_run import load

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from envs.core import InputError
 from recsys.bandit import estimators
 from recsys.bandit.scan import Weighed
+from recsys.logs.catalog import Catalog
 from recsys.logs.files import Files
-from recsys.logs.log import Catalog, Chunk, Columns, Log, require_rows
+from recsys.logs.log import Chunk, Columns, Log, require_rows
 from recsys.logs.tables import require_columns, schema_of
 from recsys.policies.base import TablePolicy
 

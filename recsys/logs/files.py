@@ -237,15 +237,19 @@ def _unread_cell(path: Path, kinds: Mapping[str, Any], numbered: pl.LazyFrame) -
 
 
 def _overlong(path: Path) -> str | None:
-    """The first row of a CSV that has more cells than there are columns, to be told."""
+    """The first row of a CSV that has more cells than there are columns, or an open quote, to be told."""
+    number = 0
     try:
         with _opened(path) as lines:
-            rows = csv.reader(lines)
+            rows = csv.reader(lines, strict=True)
             columns = len(next(rows, []))
-            for number, row in enumerate(filter(None, rows), 1):
+            for row in filter(None, rows):
+                number += 1
                 if len(row) > columns:
                     return f"{path}, row {number}: {len(row)} cells, where there are {columns} columns. {COUNTED}"
-    except (csv.Error, OSError, EOFError):
+    except csv.Error as error:
+        return f"{path}, row {number + 1}: {error}, as where a quote is not closed. {COUNTED}"
+    except (OSError, EOFError):
         return None
     return None
 
@@ -257,6 +261,8 @@ def _header(path: Path, cells: Cells) -> list[str]:
             names = next(csv.reader(lines), [])
     except (csv.Error, OSError, EOFError) as error:
         raise unreadable(str(path), error) from error
+    if any("\0" in name for name in names):
+        raise InputError(f"{path} is no text in UTF-8; save it as such.")
     if not names:
         raise InputError(f"{path} is empty: expected a line of names of columns, then one for each row.")
     twice = [name for name in cells.named() if names.count(name) > 1]

@@ -13,9 +13,10 @@ from jaxtyping import Int
 
 from envs.core import InputError
 from recsys.logs.action_tables import by_action
+from recsys.logs.catalog import Catalog
 from recsys.logs.files import MISSING_WORDS, Cells, Files, scan
 from recsys.logs.labels import as_text
-from recsys.logs.log import Catalog, Columns, Log
+from recsys.logs.log import Columns, Log
 from recsys.logs.paths import home, matching
 from recsys.logs.tables import collect, require_columns, schema_of
 
@@ -232,7 +233,8 @@ def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
     require_columns([column], log.schema, "columns", f"the columns of {log.name}")
     kind = log.schema[column]
     if not (kind == pl.Boolean or kind.is_integer()):
-        raise InputError(f"Column {column!r} of data.random must hold true and false, or 1 and 0; it holds {kind}.")
+        held = log.held(column, pl.Int64)
+        raise InputError(f"Column {column!r} of data.random must hold true and false, or 1 and 0; it holds {held}.")
     distinct = log.frame.select(pl.col(column).cast(pl.Int64)).unique()
     marks = collect(distinct, log.name, log.files.fault).to_series().to_list()
     if set(marks) != {0, 1}:
@@ -268,9 +270,4 @@ def one_catalog(log: Log, slice_: Log) -> tuple[Log, Log]:
         kind = pl.Int128 if any(x.dtype in (pl.UInt64, pl.Int128) for x in labels) else pl.Int64
         labels = [x.cast(kind) for x in labels]
     catalog = Catalog(pl.concat(labels).unique().sort())
-    return with_catalog(log, catalog, log), with_catalog(slice_, catalog, log)
-
-
-def with_catalog(log: Log, catalog: Catalog, other: Log) -> Log:
-    """A log with a catalog, and with the positions of another log."""
-    return Log(log.frame, log.columns, catalog, other.position_catalog, log.name, files=log.files)
+    return log.over(catalog, log.position_catalog), slice_.over(catalog, log.position_catalog)

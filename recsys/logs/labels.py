@@ -83,9 +83,13 @@ def as_text(labels: pl.Series) -> list[str]:
     return labels.cast(pl.String).to_list()
 
 
-def unlike(frame: pl.LazyFrame, column: str, name: str, fault: Fault | None = None) -> str:
-    """The first text of a column that is not written as a whole number is, and its row, to be told; "" if none."""
-    other = pl.col(column).cast(pl.Int64, strict=False).cast(pl.String).ne_missing(pl.col(column))
+def unlike(frame: pl.LazyFrame, column: str, kind: Any, name: str, fault: Fault | None = None) -> str:
+    """The first text of a column that is not written as a number of this kind is, and its row, to be told; "" if none.
+
+    A whole number is written as 7, without leading zeros or a plus.
+    """
+    read = pl.col(column).cast(kind, strict=False)
+    other = read.cast(pl.String).ne_missing(pl.col(column)) if kind.is_integer() else read.is_null()
     found = frame.select(column).with_row_index(ROW).filter(other & pl.col(column).is_not_null()).head(1)
     rows = collect(found, name, fault)
     return f", such as {rows[column][0]!r} in row {rows[ROW][0] + 1}" if len(rows) else ""

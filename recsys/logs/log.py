@@ -11,15 +11,14 @@ import polars as pl
 from jaxtyping import Bool, Float, Int
 
 from envs.core import InputError
+from recsys.logs.catalog import BEYOND, MISSING, Catalog
 from recsys.logs.clusters import Clusters
 from recsys.logs.duplicate_steps import require_distinct_steps
 from recsys.logs.files import MISSING_WORDS, Cells, Files
 from recsys.logs.labels import plain_labels, unlike
 from recsys.logs.tables import (
     TOLD_ROWS,
-    Fault,
     Problems,
-    collect,
     exact_batches,
     require_columns,
     schema_of,
@@ -30,8 +29,6 @@ CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns 
 # hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
 # what the rows themselves leave uncertain.
 ROW_CLUSTERS = 2**14
-MISSING = -2  # the place in a catalog of no value at all
-_BEYOND = (pl.UInt64, pl.Int128)  # kinds that hold numbers which Int64 does not
 
 
 @dataclass(frozen=True)
@@ -168,52 +165,6 @@ class Chunk:
             yield self.take(slice(start, start + size))
 
 
-@dataclass(frozen=True)
-class Catalog:
-    """The A labels that a column may hold, in order: all actions that any policy could choose."""
-
-    labels: pl.Series
-    what: str = "action"
-
-    @classmethod
-    def numbered(cls, count: int, first: int = 0, what: str = "action") -> Catalog:
-        """The labels first, …, first + count - 1."""
-        return cls(pl.int_range(first, first + count, eager=True), what)
-
-    @classmethod
-    def of_column(cls, frame: pl.LazyFrame, column: str, what: str = "action", fault: Fault | None = None) -> Catalog:
-        """The values of a column, sorted; one scan."""
-        labels = collect(frame.select(pl.col(column).unique()), fault=fault).to_series().drop_nulls()
-        if labels.dtype.is_float():
-            labels = labels.drop_nans()
-        return cls(labels.sort(), what)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def holds(self, kind: Any) -> bool:
-        """True where a column of this kind holds labels such as these."""
-        mine = self.labels.dtype
-        return bool(kind.is_integer() and mine.is_integer()) or kind == mine
-
-    def index(self, column: str, kind: Any) -> pl.Expr:
-        """The place of each value; -1 where it has none, -2 (`MISSING`) where there is no value.
-
-        For a column that `holds` such labels.
-        """
-        value, labels = pl.col(column), self.labels
-        if kind.is_integer():  # in kinds that the differences of labels fit, as those of Int8 do not fit Int8
-            wide = pl.Int128 if kind in _BEYOND or labels.dtype in _BEYOND else pl.Int64
-            value, labels = value.cast(wide), labels.cast(wide)
-        if labels.dtype.is_integer() and int(labels[-1]) - int(labels[0]) == len(self) - 1:
-            outside = ~value.is_between(labels[0], labels[-1])  # null of null, which is then left as it is
-            place = pl.when(outside).then(-1).otherwise((value - labels[0]).cast(pl.Int64, strict=False))
-        else:
-            place = value.replace_strict(labels, range(len(self)), default=-1, return_dtype=pl.Int64)
-            place = pl.when(value.is_not_null()).then(place)
-        return place.fill_null(MISSING)
-
-
 class Log:
     """A log and the meaning of its columns; `chunks` reads it anew each time, always in the same chunks.
 
@@ -256,6 +207,15 @@ class Log:
         self.position_catalog = positions if columns.position is not None else None
         if not len(self.catalog):
             raise InputError(f"{name} has no rows with an action in column {columns.action!r}.")
+
+    def held(self, column: str, wanted: Any = pl.Float64) -> str:
+        """The kind of a column, and the first text in it that is no number of the wanted kind: to be told."""
+        kind, log = self.schema[column], self._whole or self
+        return f"{kind}{unlike(log.frame, column, wanted, log.name, log.files.fault) if kind == pl.String else ''}"
+
+    def over(self, catalog: Catalog, positions: Catalog | None) -> Log:
+        """The same log over another catalog and other positions."""
+        return self._with(catalog=catalog, positions=positions)
 
     def _values(self, column: str, what: str) -> Catalog:
         return Catalog.of_column(self.frame, column, what, self.files.fault)
@@ -401,7 +361,7 @@ class Log:
             wanted.append(_number(columns.multiplicity).alias("multiplicity"))
         if columns.user is not None:
             user, kind = pl.col(columns.user), self.schema[columns.user]
-            plain = kind.is_integer() and kind not in _BEYOND
+            plain = kind.is_integer() and kind not in BEYOND
             key = user.cast(pl.Int64) if plain else user.hash(0).reinterpret(signed=True)
             wanted += [key.fill_null(-1).alias("user"), user.is_null().alias("user_missing")]
         return exact_batches(self.frame.select(wanted), self._chunk_rows, self.name, self.files.fault)
@@ -412,11 +372,10 @@ class Log:
         if catalog.holds(kind):
             return catalog.index(column, kind)
         label = catalog.labels[0]
-        such = unlike(self.frame, column, self.name, self.files.fault) if kind == pl.String else ""
         raise InputError(
             f"Column {column!r} must hold {catalog.what} labels such as {label!r} ({catalog.labels.dtype}); in "
-            f"{self.name} it holds {kind}{such}. Write the labels alike, or leave the number of actions "
-            "out (data.actions, actions=), which says that they are 0, 1, 2, …"
+            f"{self.name} it holds {self.held(column, pl.Int64)}. Write the labels alike, or leave the number of "
+            "actions out (data.actions, actions=), which says that they are 0, 1, 2, …"
         )
 
     def _require_numbers(self, names: Sequence[str]) -> None:

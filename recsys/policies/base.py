@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from envs.core import InputError, import_dotted
 from marl.output.console import in_words
 from recsys.logs.action_tables import by_action, real_numbers
-from recsys.logs.log import Chunk, Log
+from recsys.logs.log import Chunk, Log, require_rows
 from recsys.logs.tables import require_columns
 from recsys.models.reward import RewardModel
 
@@ -347,7 +347,9 @@ def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np
 
 
 def _scores(rows: Chunk, columns: Sequence[str]) -> Distribution:
-    return np.stack([rows.context[name] for name in columns], 1).astype(np.float64)
+    scores = np.stack([rows.context[name] for name in columns], 1).astype(np.float64)
+    require_rows(~np.isnan(scores).any(1), f"a score of {columns[0]}, … is missing", rows)
+    return scores
 
 
 def _require_scores(log: Log, columns: Sequence[str]) -> None:
@@ -355,7 +357,7 @@ def _require_scores(log: Log, columns: Sequence[str]) -> None:
     for name in columns:
         if not log.schema[name].is_numeric():
             raise InputError(
-                f"Column {name!r} of {log.name} must hold scores, one number a row; it holds {log.schema[name]}."
+                f"Column {name!r} of {log.name} must hold scores, one number a row; it holds {log.held(name)}."
             )
     if len(columns) != log.actions:
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from jaxtyping import Float
 
@@ -25,6 +26,8 @@ from recsys.logs.paths import home
 from recsys.logs.splits import Split
 from recsys.logs.tables import require_columns
 from recsys.policies.base import ContextPolicy
+
+ENCODE = "Encode it, such as one column of 0 and 1 for each value, or leave it out."
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class View:
         plain = cls(named, log.positions, labels=tuple(log.catalog.labels.to_list()))
         if not named:
             return plain
+        require_columns(named, log.context, "columns that the policy sees", "the log's context columns")
+        for name in named:
+            if log.schema[name] == pl.String:
+                raise InputError(f"A policy sees numbers; column {name!r} holds {log.held(name)}. {ENCODE}")
         count, total, squares = 0, np.zeros(len(named)), np.zeros(len(named))
         for rows in log.chunks():
             x = plain.numbers(rows)
@@ -81,10 +88,7 @@ class View:
         require_columns(self.columns, rows.context, "columns that the policy sees", "the log's context columns")
         for name in self.columns:
             if rows.context[name].dtype.kind not in "biuf":
-                raise InputError(
-                    f"A policy sees numbers; column {name!r} holds {rows.context[name].dtype}. Encode it, such as one "
-                    "column of 0 and 1 for each value, or leave it out."
-                )
+                raise InputError(f"A policy sees numbers; column {name!r} holds {rows.context[name].dtype}. {ENCODE}")
         x = np.stack([rows.context[name] for name in self.columns], 1).astype(np.float64)
         bad = ~np.isfinite(x)
         if bad.any():

@@ -12,8 +12,9 @@ from small_logs import COLUMNS, frame, log_of, written
 
 from envs.core import InputError
 from recsys.logs import formats
+from recsys.logs.catalog import Catalog
 from recsys.logs.clusters import Clusters
-from recsys.logs.log import Catalog, Columns, Log
+from recsys.logs.log import Columns, Log
 
 WITH_USERS = replace(COLUMNS, user="user", segments=("tab",), context=("score0",))
 
