@@ -136,15 +136,17 @@ def _wide(kinds: Sequence[Any], is_label: bool) -> Any:
 def _scan_csv(paths: list[Path], name: str, cells: Cells) -> tuple[pl.LazyFrame, Files]:
     headers = {path: _header(path, cells) for path in paths}
     names, files = _common(headers, cells)
-    words = list(dict.fromkeys(("", *cells.missing)))
+    words = [word for word in cells.missing if word]
 
     def read(kinds: Mapping[str, Any], some: Sequence[Path]) -> pl.LazyFrame:
         def one(part: list[Path]) -> pl.LazyFrame:
             return pl.scan_csv(part, infer_schema=False, schema_overrides=kinds, null_values=words, glob=False)
 
-        if len({tuple(headers[path]) for path in some}) == 1:
-            return one(list(some))
-        return pl.concat([one([path]).select(names) for path in some])
+        alike = len({tuple(headers[path]) for path in some}) == 1
+        frame = one(list(some)) if alike else pl.concat([one([path]).select(names) for path in some])
+        # An empty cell is no value; in quotes it is to polars, which is told so far slower by null_values.
+        text = [name for name in cells.named() if name in names and name not in kinds]
+        return frame.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)) for name in text) if text else frame
 
     def text(path: Path) -> pl.LazyFrame:
         return read({}, [path])
@@ -172,7 +174,7 @@ def _kinds(text: pl.LazyFrame, cells: Cells) -> dict[str, Any]:
 def _kind(written: pl.Series, cells: Cells) -> Any:
     """The kind of a column by what is written there; None is text."""
     name = written.name
-    said = written.drop_nulls()
+    said = written.filter(written != "")
     is_boolean = len(said) > 0 and said.is_in(BOOLEANS).all()
     if name in cells.numbers:
         return pl.Boolean if is_boolean else pl.Float64
@@ -200,10 +202,10 @@ def _unread(written: pl.Series, kind: Any) -> pl.Series:
 
 
 def _is_unread(name: str, kind: Any) -> pl.Expr:
-    written = pl.col(name)
+    written, is_there = pl.col(name), pl.col(name).fill_null("") != ""
     if kind == pl.Boolean:
-        return written.is_not_null() & ~written.is_in(BOOLEANS)
-    return written.is_not_null() & written.str.strip_chars_start(" \t").cast(kind, strict=False).is_null()
+        return is_there & ~written.is_in(BOOLEANS)
+    return is_there & written.str.strip_chars_start(" \t").cast(kind, strict=False).is_null()
 
 
 def _first_fault(paths: Sequence[Path], kinds: Mapping[str, Any], text: Callable[[Path], pl.LazyFrame]) -> str | None:

@@ -189,3 +189,14 @@ def test_a_context_that_changes_its_kind_is_named(tmp_path: Path) -> None:
     log = formats.table(str(tmp_path / "log.csv"), SIMPLE).with_context(["age"])
     with pytest.raises(InputError, match=r"log\.csv, row 10001: column age holds '30\.5', which is no whole number"):
         list(log.chunks())
+
+
+def test_an_empty_cell_is_missing_in_quotes_too(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text('item,user,click,p,age\n0,a,"",0.5,3\n"",b,1,0.5,""\n1,"",1,"",5\n')
+    log = formats.table(str(tmp_path / "log.csv"), SIMPLE).with_context(["age"])
+    assert log.schema["age"] == pl.Int64
+    with pytest.raises(InputError) as caught:
+        list(log.chunks())
+    for told in ("item missing in 1 row (2)", "user missing in 1 row (3)", "p not in (0, 1] in 1 row (3)"):
+        assert told in str(caught.value)
+    assert "click missing or not finite in 1 row (1)" in str(caught.value)
