@@ -347,8 +347,8 @@ def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np
 
 
 def _scores(rows: Chunk, columns: Sequence[str]) -> Distribution:
-    scores = np.stack([rows.context[name] for name in columns], 1).astype(np.float64)
-    require_rows(~np.isnan(scores).any(1), f"a score of {columns[0]}, … is missing", rows)
+    scores: Distribution = np.stack([rows.context[name] for name in columns], 1).astype(np.float64)
+    require_rows(~np.isnan(scores).any(axis=1), f"a score of {columns[0]}, … is missing", rows)
     return scores
 
 
