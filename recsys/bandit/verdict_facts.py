@@ -72,7 +72,7 @@ def biases(sums: Sums, name: str, reference: ClusterSums | None = None) -> Float
     return ratio
 
 
-def _pulls(sums: Sums, name: str) -> list[dict[str, float]]:
+def _pulls(sums: Sums, name: str) -> list[dict[str, Any]]:
     """Facts of the estimate's own influence values, by signal; nothing of an estimate that is not finite."""
     if not np.isfinite(sums.estimate(name)).all():
         return [{} for _ in sums.events]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -99,7 +100,7 @@ class Influence:
     effective: Float[np.ndarray, " K"]
     tail_k: Float[np.ndarray, " K"]
 
-    def by_signal(self) -> list[dict[str, float]]:
+    def by_signal(self) -> list[dict[str, Any]]:
         """Of each signal, by the names of `Diagnosis`."""
         pairs = zip(self.effective.tolist(), self.tail_k.tolist(), strict=True)
         return [{"influential": effective, "influence_k": tail} for effective, tail in pairs]
