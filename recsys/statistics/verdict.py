@@ -124,8 +124,8 @@ CHECKS = (
         lambda d: -d.influential,
         -40,
         -4,
-        "it rests on few users or rows, whose pulls on it are as uneven as those of {influential:.1f} equal ones",
-        "1 / 40 is the squared coefficient of variation of the variance estimate. With less, standard errors are off by "
+        "it rests on few users or rows: their pulls on it are as uneven as of {influential:.1f} equal ones",
+        "1 / 40 is the squared coefficient of variation of the variance estimate. With less standard errors are off by "
         "more than a tenth, and intervals of heavy rewards, loud users and rare actions miss two to five times as "
         "often as they say; below 4 the largest pull alone is half of the variance.",
     ),
