@@ -32,7 +32,8 @@ from recsys.bandit.importance_weights import standard
 from recsys.bandit.scan import Sums, sum_up
 from recsys.config import EstimatorsConfig
 from recsys.logs import formats
-from recsys.logs.log import Catalog, Columns, Log
+from recsys.logs.catalog import Catalog
+from recsys.logs.log import Columns, Log
 from recsys.models.reward import smoothed_mean
 from recsys.policies.base import TablePolicy
 from recsys.sequential.estimators import Trajectories, pdis, wdr

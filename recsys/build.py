@@ -13,7 +13,9 @@ from recsys.bandit.kernel import RealPolicy, real_log
 from recsys.config import COLUMN, TRAINED, TargetConfig
 from recsys.logs import formats
 from recsys.logs.config import DataConfig
+from recsys.logs.files import scan
 from recsys.logs.log import Columns, Log
+from recsys.logs.paths import home, matching
 from recsys.policies import base as policies
 from recsys.policies.base import Policy
 from recsys.policies.from_run import columns_of, trained
@@ -28,16 +30,20 @@ def read_log(data: DataConfig, seed: int, more: Sequence[str] = ()) -> Log:
         assert data.path is not None
         columns = columns_of_table(data)
         if data.bandwidth is not None:
-            log = real_log(formats.read(data.path, columns), columns, data.path)
+            frame, files = formats.read_real(data.path, columns, data.missing)
+            log = real_log(frame, columns, data.path, files)
         else:
-            log = formats.table(data.path, columns, data.actions)
+            log = formats.table(data.path, columns, data.actions, data.missing)
     elif data.format == "kuairand":
         assert data.path is not None
         more = (*data.context, *more)
-        log = formats.kuairand(Path(data.path), data.version, _kuairand(data), data.signals, data.segments, more)
+        log = formats.kuairand(
+            Path(data.path), data.version, _kuairand(data), data.signals, data.segments, more, data.missing
+        )
     else:
         path = None if data.path is None else Path(data.path)
-        log = formats.open_bandit(path, data.campaign, "bts" if data.logged_by == "bts" else "random", data.segments)
+        logger: Literal["random", "bts"] = "bts" if data.logged_by == "bts" else "random"
+        log = formats.open_bandit(path, data.campaign, logger, data.segments, data.missing)
         if data.hide_propensity:
             log = log.with_columns(replace(log.columns, propensity=None))
     return log.with_context((*data.context, *data.loggers))
@@ -51,22 +57,28 @@ def open_slice(data: DataConfig, log: Log, more: Sequence[str] = ()) -> tuple[Lo
     """The log and its random slice, where the config names one, over the actions of both; more: as of `read_log`."""
     if data.random_slice and data.format == "kuairand":
         slice_ = formats.kuairand(
-            Path(str(data.path)), data.version, "random", data.signals, more=(*log.context, *more)
+            Path(str(data.path)),
+            data.version,
+            "random",
+            data.signals,
+            more=(*log.context, *more),
+            missing=data.missing,
         )
-        slice_ = formats.random_slice(slice_.frame, slice_.columns, slice_.name)
+        slice_ = formats.random_slice(slice_.frame, slice_.columns, slice_.name, slice_.files)
     elif data.random_slice:
-        return log, formats.open_bandit(None if data.path is None else Path(data.path), data.campaign, "random")
+        path = None if data.path is None else Path(data.path)
+        return log, formats.open_bandit(path, data.campaign, "random", missing=data.missing)
     elif data.random is not None and data.random.path is not None:
-        frame = formats.scan(formats.matching(data.random.path), data.random.path, log.columns.numbers())
-        slice_ = formats.random_slice(frame, log.columns, data.random.path)
+        frame, files = scan(matching(data.random.path), data.random.path, log.columns.cells(data.missing))
+        slice_ = formats.random_slice(frame, log.columns, data.random.path, files)
     elif data.random is not None:
         log, frame = formats.random_rows(log, str(data.random.column))
-        slice_ = formats.random_slice(frame, log.columns, f"the random rows of {data.path}")
+        slice_ = formats.random_slice(frame, log.columns, f"the random rows of {data.path}", log.files)
     else:
         return log, None
     slice_ = slice_.with_context(log.context)
     if data.actions is not None:
-        return log, formats.with_catalog(slice_, log.catalog, log)
+        return log, slice_.over(log.catalog, log.position_catalog)
     return formats.one_catalog(log, slice_)
 
 
@@ -84,11 +96,11 @@ def logger_of(data: DataConfig, log: Log) -> LoggerInfo:
         logging = problem.logging
     elif data.logging == "uniform" or (data.logging is None and _random(data)):
         logging = policies.uniform(log, "logging")
-    elif data.logging is not None and ":" in data.logging:
+    elif data.logging is not None and ":" in data.logging and not home(data.logging).is_file():
         logging = policies.own(log, data.logging, "logging")
     elif data.logging is not None:
-        logging = policies.stored_table(log, Path(data.logging), "logging")
-    category = None if data.categories is None else formats.categories(log, Path(data.categories))
+        logging = policies.stored_table(log, data.logging, "logging")
+    category = None if data.categories is None else formats.categories(log, data.categories)
     return LoggerInfo(logging, category, data.loggers or None)
 
 
@@ -144,7 +156,7 @@ def make_policy(name: str, data: DataConfig, target: TargetConfig, log: Log) -> 
         "uniform": lambda: policies.uniform(log),
         "popularity": lambda: policies.popularity(log),
         "bts": lambda: policies.stored_table(log, formats.open_bandit_policy(data.campaign), "bts"),
-        "table": lambda: policies.stored_table(log, Path(str(target.table))),
+        "table": lambda: policies.stored_table(log, str(target.table)),
         "softmax": lambda: policies.softmax(log, scores, target.temperature),
         "epsilon_greedy": lambda: policies.epsilon_greedy(log, scores, target.epsilon),
     }

@@ -99,8 +99,8 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
         learning, held_out = parts.learning(log), with_columns(config.against, parts.evaluation(log))
         view = View.of(learning, config.policy.observation)
         others = make_policies(config.data, config.against, held_out)
+        model = fit_reward_model(held_out, config.reward_model)  # reads these rows: bad ones leave no folder behind
         policy = as_target(NAME, fit(config, run, learning, view), view, log.actions)
-        model = fit_reward_model(held_out, config.reward_model)
         seed = run.stage_seeds("bootstrap")[0]
         kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
         evaluation = Evaluation.from_json(kept)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -22,8 +21,10 @@ from recsys.build import make_policies, runs_of, with_columns
 from recsys.config import IntervalsConfig
 from recsys.evaluation import Evaluation
 from recsys.logs import formats
+from recsys.logs.catalog import Catalog
 from recsys.logs.config import DataConfig
-from recsys.logs.log import Catalog, Chunk, Columns, Log
+from recsys.logs.log import Chunk, Columns, Log
+from recsys.logs.paths import home
 from recsys.policies.base import Policy
 from recsys.policies.from_run import load
 from recsys.problems.base import PROBLEMS
@@ -74,7 +75,7 @@ def problem_of(config: Config) -> FiniteProblem | None:
     """The exact problem that the log is drawn from."""
     if config.data.format == "table":
         return None
-    return FiniteProblem.read(Path(config.data.path) if config.data.path else PROBLEMS / "sequential.json")
+    return FiniteProblem.read(home(config.data.path) if config.data.path else PROBLEMS / "sequential.json")
 
 
 def open_log(config: Config, problem: FiniteProblem | None) -> Log:
@@ -85,7 +86,7 @@ def open_log(config: Config, problem: FiniteProblem | None) -> Log:
     else:
         assert data.path is not None
         assert data.columns is not None
-        log = _unseen(formats.table(data.path, data.columns.of_log(), data.actions), config)
+        log = _unseen(formats.table(data.path, data.columns.of_log(), data.actions, data.missing), config)
     states = () if data.state is None else (data.state,)
     return with_columns(config.policy, log.with_context((*data.context, *states)))
 

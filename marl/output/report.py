@@ -96,7 +96,8 @@ class Metric:
             return f"{self.value:.6g}"
         if not self.has_spread:
             return f"{self.value:.6g}, no spread in {self.n}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        kind = ".3f" if abs(self.value) < 1e15 else ".4g"
+        return f"{self.value:{kind}} [{self.low:{kind}}, {self.high:{kind}}]"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from recsys.statistics.diagnostics import MOST_WEIGHT
+
 Column = Float[np.ndarray, " n"]
 Signals = Float[np.ndarray, "n K"]
 
@@ -210,7 +212,8 @@ def surprise(weight: Column, reward: Signals, q_logged: Signals) -> Signals:
 
 def optimistic(weight: Column, shrinkage: float) -> Column:
     """λ w / (w² + λ), the shrunk weights of `dros`."""
-    return shrinkage * weight / (weight * weight + shrinkage)
+    with np.errstate(over="ignore"):  # of an endless square nothing is left
+        return shrinkage * weight / (weight * weight + shrinkage)
 
 
 def subgaussian(weight: Column, shrinkage: float) -> Column:
@@ -220,4 +223,4 @@ def subgaussian(weight: Column, shrinkage: float) -> Column:
 
 def mrdr_regression_weight(target: Column, propensity: Column) -> Column:
     """π_e(a|x) (1 - π_b(a|x)) / π_b(a|x)², by which MRDR weighs a row's squared error: its share of DR's variance."""
-    return target * (1 - propensity) / propensity**2
+    return target * (1 - propensity) / np.maximum(propensity**2, 1 / MOST_WEIGHT)

@@ -243,7 +243,7 @@ def _balanced(log: Log, policy: Policy, logger: LoggerInfo, names: Sequence[str]
     for column in loggers:
         if not log.schema[column].is_numeric():
             raise InputError(
-                f"Column {column!r} of data.loggers must hold propensities in (0, 1]; it holds {log.schema[column]}."
+                f"Column {column!r} of data.loggers must hold propensities in (0, 1]; it holds {log.held(column)}."
             )
 
     def weighed(rows: Chunk) -> Weighed:

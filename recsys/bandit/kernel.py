@@ -16,7 +16,9 @@ from jaxtyping import Float
 from envs.core import InputError
 from recsys.bandit import estimators
 from recsys.bandit.scan import Weighed
-from recsys.logs.log import Catalog, Chunk, Columns, Log, require_rows
+from recsys.logs.catalog import Catalog
+from recsys.logs.files import Files
+from recsys.logs.log import Chunk, Columns, Log, require_rows
 from recsys.logs.tables import require_columns, schema_of
 from recsys.policies.base import TablePolicy
 
@@ -48,7 +50,7 @@ class RealPolicy(TablePolicy):
         return Weighed(weight, rows.reward, nothing, nothing, weight)
 
 
-def real_log(frame: pl.LazyFrame, columns: Columns, name: str = "the log") -> Log:
+def real_log(frame: pl.LazyFrame, columns: Columns, name: str = "the log", files: Files | None = None) -> Log:
     """Rows whose `columns.action` is a number, drawn with the density in `columns.propensity`.
 
     It is a log of a catalog of one, whose context holds number and density; what targets would have set is context too
@@ -56,13 +58,15 @@ def real_log(frame: pl.LazyFrame, columns: Columns, name: str = "the log") -> Lo
     """
     numbers = (columns.action, _density(columns))
     schema = schema_of(frame, name)
+    if files is not None:
+        files.require(numbers)
     require_columns(numbers, schema, "columns", f"the columns of {name}")
     for column in numbers:
         if not schema[column].is_numeric():
             raise InputError(f"Column {column!r} of {name} must hold numbers; it holds {schema[column]}.")
     one = frame.with_columns(pl.lit(0).alias(SET), pl.lit(1.0).alias(CERTAIN))
     meant = replace(columns, action=SET, propensity=CERTAIN, position=None, context=(*columns.context, *numbers))
-    return Log(one, meant, Catalog.numbered(1), name=name)
+    return Log(one, meant, Catalog.numbered(1), name=name, files=files)
 
 
 def _density(columns: Columns) -> str:

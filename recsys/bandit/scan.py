@@ -24,9 +24,9 @@ from recsys.logs.clusters import Clusters, sums_by_cluster
 from recsys.logs.log import Chunk, Log
 from recsys.models.reward import RewardModel
 from recsys.policies.base import Policy, expected_reward
-from recsys.statistics.diagnostics import KEPT, WeightSums
+from recsys.statistics.diagnostics import KEPT, MOST_WEIGHT, WeightSums
 from recsys.statistics.histograms import Histograms, histograms
-from recsys.statistics.intervals import ClusterSums
+from recsys.statistics.intervals import ClusterSums, unit_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -111,11 +111,11 @@ class Sums:
 
     n: rows, by multiplicity where they have one. total [F]: sums over all rows. by_cluster [F, C], rows [C]: the same
     for each cluster. largest: the largest weights, in descending order, and largest_row the number of the row that has
-    the very largest. events: rows whose signal is not 0; event_weight, event_squares [K]: Σ w and Σ w² of these; least,
-    most [K]: of the rewards. kept: by estimator, the sum of the weights that it uses instead of w. unsupported: of the
-    target's probabilities of what the logger could not show, NaN where that is not known. histograms: those of a
-    segment stay empty. numbering: of a segment, which holds only the clusters that it has; ids [C] are these clusters
-    in the log.
+    the very largest. events: rows whose signal is not 0; event_weight, event_squares [K]: Σ w and Σ w² of these; all
+    squares are in units of `unit`², 1 but for huge weights. least, most [K]: of the rewards. kept: by estimator, the
+    sum of the weights that it uses instead of w. unsupported: of the target's probabilities of what the logger could
+    not show, NaN where that is not known. histograms: those of a segment stay empty. numbering: of a segment, which
+    holds only the clusters that it has; ids [C] are these clusters in the log.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -125,6 +125,7 @@ class Sums:
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0))
     weight: float = 0.0
     squared_weight: float = 0.0
+    unit: float = 1.0
     largest: np.ndarray = field(default_factory=lambda: np.zeros(0))
     largest_row: int = 0
     events: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -145,7 +146,7 @@ class Sums:
     @property
     def weights(self) -> WeightSums:
         """The weights as diagnostics need them."""
-        return WeightSums(round(self.n), self.weight, self.squared_weight, self.largest)
+        return WeightSums(round(self.n), self.weight, self.squared_weight, self.largest, self.unit)
 
     def cluster_sums(self, name: str) -> ClusterSums:
         """An estimate's sums by cluster, as intervals want them."""
@@ -200,10 +201,12 @@ class Sums:
         self.n += part.n
         self.total = self.total + part.total
         self.weight += part.weight
-        self.squared_weight += part.squared_weight
+        unit = max(self.unit, part.unit)
+        mine, more = (self.unit / unit) ** 2, (part.unit / unit) ** 2
+        self.unit, self.squared_weight = unit, mine * self.squared_weight + more * part.squared_weight
         self.events = self.events + part.events
         self.event_weight = self.event_weight + part.event_weight
-        self.event_squares = self.event_squares + part.event_squares
+        self.event_squares = mine * self.event_squares + more * part.event_squares
         self.least = np.minimum(self.least, part.least)
         self.most = np.maximum(self.most, part.most)
         self.kept = {name: self.kept.get(name, 0.0) + more for name, more in part.kept.items()}
@@ -246,6 +249,7 @@ class Part:
     rows: Float[np.ndarray, " c"]
     weight: float
     squared_weight: float
+    unit: float
     largest: Float[np.ndarray, " m"]
     largest_row: int
     events: Int[np.ndarray, " K"]
@@ -282,6 +286,8 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher) -> Part:
     # The weights: Σ w, Σ w², and the same over the rows whose signal is not 0; einsum, for @ may change the bits.
     weight = weighed.weight
     counted_weight = rows.counted(weight)
+    unit = float(unit_of(weight.max()))
+    share, counted_share = (weight, counted_weight) if unit == 1 else (weight / unit, counted_weight / unit)
     happened = (weighed.reward != 0).astype(np.float64)
     kept = {name: float(rows.counted(used(weight)).sum()) for name, used in weigher.used.items()}
     unsupported = math.nan
@@ -296,12 +302,13 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher) -> Part:
         by_cluster=by_cluster,
         rows=count_by_cluster,
         weight=float(counted_weight.sum()),
-        squared_weight=float(np.einsum("n,n->", counted_weight, weight)),
+        squared_weight=float(np.einsum("n,n->", counted_share, share)),
+        unit=unit,
         largest=_largest(weight),
         largest_row=int(rows.row_numbers[np.argmax(weight)]) + 1,
         events=np.count_nonzero(weighed.reward, axis=0),
         event_weight=np.einsum("n,nk->k", counted_weight, happened),
-        event_squares=np.einsum("n,n,nk->k", counted_weight, weight, happened),
+        event_squares=np.einsum("n,n,nk->k", counted_share, share, happened),
         least=weighed.reward.min(0),
         most=weighed.reward.max(0),
         kept=kept,
@@ -363,11 +370,15 @@ def scan(log: Log, weighers: Sequence[Weigher], workers: int = 1) -> dict[Place,
         parts: dict[Place, Part] = {}
         segments = [(name, value, at) for name, values in chunk.segments.items() for value, at in _by_value(values)]
         for weigher in weighers:
-            weighed = weigher.weigh(chunk)
-            if np.isnan(weighed.weight).any():
+            with np.errstate(over="ignore"):
+                weighed = weigher.weigh(chunk)
+            largest = weighed.weight.max()
+            if np.isnan(largest):
                 raise InputError(
                     f"{log.name} has no propensities; recsys.bandit.fitted_propensities.fit gives it fitted ones."
                 )
+            if largest > MOST_WEIGHT:
+                weighed = replace(weighed, weight=np.minimum(weighed.weight, MOST_WEIGHT))
             drawn = histograms(weighed.weight, chunk.propensity, chunk.multiplicity)
             parts[weigher.place] = replace(part_of(chunk, weighed, weigher), histograms=drawn)
             for segment, value, at in segments:

@@ -33,7 +33,7 @@ def judge(
     weights = diagnose(sums.weights, clusters, mean_z=z, unsupported=sums.unsupported / sums.n)
     by_signal = [
         replace(weights, events=int(events), effective_events=float(total**2 / squares) if squares > 0 else 0.0)
-        for events, total, squares in zip(sums.events, sums.event_weight, sums.event_squares, strict=True)
+        for events, total, squares in zip(sums.events, sums.event_weight / sums.unit, sums.event_squares, strict=True)
     ]
     if more:
         by_signal = [replace(facts, **told) for facts, told in zip(by_signal, more, strict=True)]

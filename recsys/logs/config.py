@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from marl.config.schema import Section
+from recsys.logs.files import MISSING_WORDS
 from recsys.logs.formats import KUAIRAND_SIGNALS
 from recsys.logs.log import Columns
 
@@ -124,6 +125,9 @@ class DataConfig(Section):
         default_factory=dict,
         description="of balanced_ips: the columns of each logger's propensities: its share of rows",
     )
+    missing: tuple[str, ...] = Field(
+        MISSING_WORDS, description="words of a CSV that stand for no value; an empty cell always does"
+    )
     synthetic: SyntheticConfig = SyntheticConfig()
     segments: tuple[str, ...] = Field((), description="columns for each of whose values results are told too")
     context: tuple[str, ...] = Field((), description="columns that policies of your own read")
@@ -155,6 +159,8 @@ class DataConfig(Section):
             raise ValueError("format=kuairand needs path, the folder of its CSV files; they do not come along")
         if self.format == "synthetic" and (self.path is not None or self.segments):
             raise ValueError("path and segments say nothing of format=synthetic, which is drawn; leave them out")
+        if self.format == "synthetic" and self.missing != MISSING_WORDS:
+            raise ValueError("missing says nothing of format=synthetic, where nothing is; leave it out")
         at_home = {"random": self.format, "bts": "open_bandit", "standard": "kuairand"}[self.logged_by]
         if self.format != at_home:
             raise ValueError(f"logged_by={self.logged_by} is for format={at_home}; this is {self.format}")

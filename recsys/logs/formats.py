@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +12,17 @@ import polars as pl
 from jaxtyping import Int
 
 from envs.core import InputError
-from recsys.logs.log import Catalog, Columns, Log
+from recsys.logs.action_tables import by_action
+from recsys.logs.catalog import Catalog
+from recsys.logs.files import MISSING_WORDS, Cells, Files, scan
+from recsys.logs.labels import as_text
+from recsys.logs.log import Columns, Log
+from recsys.logs.paths import home, matching
 from recsys.logs.tables import collect, require_columns, schema_of
 
 SAMPLE = Path(__file__).parents[1] / "data" / "open_bandit"
 POSITIONS = 3  # of the Open Bandit Dataset, numbered from 1
 ITEMS = {"all": 80, "men": 34, "women": 46}
-INFER_ROWS = 10_000  # of a CSV, from which the kinds of its columns are told
 
 Campaign = Literal["all", "men", "women"]
 Logger = Literal["random", "bts"]
@@ -47,107 +51,76 @@ KUAIRAND_COLUMNS = (
 )
 
 
-def scan(paths: Sequence[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
-    """The rows of CSV, gzipped CSV or Parquet files, one after the other. Raises InputError for others, or none.
+def table(path: str, columns: Columns, actions: int | None = None, missing: Sequence[str] = MISSING_WORDS) -> Log:
+    """Any table: a file, a folder of files, or a pattern such as logs/*/*.parquet; read in the order of names.
 
-    reals: columns that a CSV may begin with whole numbers and go on with fractions.
+    actions: the labels are 0, …, actions - 1; without it, whatever the log shows. missing: words of a CSV that stand
+    for no value.
     """
-    missing = [path for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise InputError(f"There is no log {missing[0] if missing else name}.")
-    kinds = {_kind(path) for path in paths}
-    if kinds == {"parquet"}:
-        return pl.scan_parquet(list(paths), glob=False)
-    if kinds == {"csv"}:
-        return _scan_csv(list(paths), name, reals)
-    raise InputError(f"A log is .csv, .csv.gz or .parquet, its parts alike; got {', '.join(p.name for p in paths)}.")
+    frame, files = scan(matching(path), path, columns.cells(missing))
+    return Log(frame, columns, None if actions is None else Catalog.numbered(actions), name=path, files=files)
 
 
-def _kind(path: Path) -> str:
-    return path.name.lower().removesuffix(".gz").rpartition(".")[2]
+def read_real(path: str, columns: Columns, missing: Sequence[str] = MISSING_WORDS) -> tuple[pl.LazyFrame, Files]:
+    """The rows of any table whose action is a real number, as `recsys.bandit.kernel.real_log` takes them."""
+    cells = columns.cells(missing)
+    labels = tuple(name for name in cells.labels if name != columns.action)
+    return scan(matching(path), path, replace(cells, labels=labels, numbers=(*cells.numbers, columns.action)))
 
 
-def _scan_csv(paths: list[Path], name: str, reals: Collection[str]) -> pl.LazyFrame:
-    first = schema_of(pl.scan_csv(paths[:1], infer_schema_length=INFER_ROWS, glob=False), name)
-    kinds = {column: pl.Float64 for column, kind in first.items() if kind.is_float() or column in reals}
-    kinds = {column: kind for column, kind in kinds.items() if first[column].is_numeric()}
-    return pl.scan_csv(paths, infer_schema_length=INFER_ROWS, schema_overrides=kinds, glob=False)
-
-
-def table(path: str, columns: Columns, actions: int | None = None) -> Log:
-    """Any table: a file, a folder of files, or a pattern such as logs/*.parquet; read in the order of names.
-
-    actions: the labels are 0, …, actions - 1; without it, whatever the log shows.
-    """
-    return Log(read(path, columns), columns, None if actions is None else Catalog.numbered(actions), name=path)
-
-
-def read(path: str, columns: Columns) -> pl.LazyFrame:
-    """The rows of a file, a folder of files, or a pattern."""
-    return scan(matching(path), path, columns.numbers())
-
-
-def categories(log: Log, path: Path) -> Int[np.ndarray, " A"]:
+def categories(log: Log, path: str | Path) -> Int[np.ndarray, " A"]:
     """A number for the category of each action, from a CSV: its label in the first column, its category in the second.
 
     Raises InputError for other files, and for actions without a category or with several.
     """
-    if not path.is_file():
-        raise InputError(f"There is no table of categories at {path}.")
-    table = pl.read_csv(path)
-    if table.width < 2:
-        raise InputError(f"{path} must have a column of actions and one of categories; it has {table.columns[0]} only.")
-    place = table.select(log.catalog.index(table.columns[0], table.schema[table.columns[0]])).to_series().to_numpy()
-    if sorted(place[place >= 0].tolist()) != list(range(log.actions)) or table[:, 1].has_nulls():
-        raise InputError(f"{path} must give each of the {log.actions} actions of the catalog one category.")
-    number = table[:, 1].rank("dense").to_numpy() - 1
-    category = np.empty(log.actions, np.int64)
-    category[place[place >= 0]] = number[place >= 0]
-    return category
+    rest = by_action(log, path, "table of categories", "one of categories")
+    if rest[:, 0].has_nulls():
+        lacking = as_text(log.catalog.labels)[rest[:, 0].is_null().arg_true()[0]]
+        raise InputError(f"{path} must give each of the {log.actions} actions one category; {lacking!r} has none.")
+    return rest[:, 0].rank("dense").to_numpy().astype(np.int64) - 1
 
 
-def dataframe(data: Any, *, actions: int | None = None, **columns: Any) -> Log:
+def dataframe(data: Any, *, actions: int | None = None, missing: Sequence[str] = (), **columns: Any) -> Log:
     """A log from a DataFrame of polars or pandas, an Arrow table, or a dict of columns.
 
     columns: as in `log.Columns`, so at least action and rewards. Without propensity,
-    `recsys.bandit.fitted_propensities.fit` fits it.
+    `recsys.bandit.fitted_propensities.fit` fits it. missing: words that stand for no value in columns of text, beside
+    the missing values that the table itself has.
     Raises InputError for what is no table.
     """
     frame = data if isinstance(data, pl.DataFrame | pl.LazyFrame) else None
     if frame is None:
         try:
             frame = pl.DataFrame(data) if isinstance(data, dict) else pl.DataFrame(pl.from_dataframe(data))
-        except (TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, pl.exceptions.PolarsError) as error:
             raise InputError(f"A log is a DataFrame or a dict of columns; got {type(data).__name__}: {error}") from None
-    rewards = columns.get("rewards", ())
-    columns["rewards"] = (rewards,) if isinstance(rewards, str) else tuple(rewards)
-    missing = [name for name in ("action", "rewards") if not columns.get(name)]
+    for several in {"rewards", "segments", "context"} & {"rewards", *columns}:
+        names = columns.get(several, ())
+        columns[several] = (names,) if isinstance(names, str) else tuple(names)
+    lacking = [name for name in ("action", "rewards") if not columns.get(name)]
+    if lacking:
+        raise InputError(f"A log needs the names of its columns; {', '.join(lacking)} missing.")
+    named = Columns(**columns)
     if missing:
-        raise InputError(f"A log needs the names of its columns; {', '.join(missing)} missing.")
-    return Log(frame.lazy(), Columns(**columns), None if actions is None else Catalog.numbered(actions))
+        schema = schema_of(frame.lazy(), "the log")
+        text = [name for name in named.cells().named() if schema.get(name) in (pl.String, pl.Categorical)]
+        frame = frame.with_columns(pl.col(name).replace(list(missing), None) for name in text)
+    return Log(frame.lazy(), named, None if actions is None else Catalog.numbered(actions))
 
 
-def matching(path: str) -> list[Path]:
-    """The files that a path, a folder or a pattern names, by name. Raises InputError for none."""
-    place = Path(path)
-    if place.is_dir():
-        files = sorted(p for p in place.iterdir() if p.is_file() and _kind(p) in ("csv", "parquet"))
-    elif any(sign in place.name for sign in "*?["):
-        files = sorted(place.parent.glob(place.name))
-    else:
-        files = [place]
-    if not files:
-        raise InputError(f"{path} matches no file: expected .csv, .csv.gz or .parquet.")
-    return files
-
-
-def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segments: Sequence[str] = ()) -> Log:
+def open_bandit(
+    path: Path | None,
+    campaign: Campaign,
+    logged_by: Logger,
+    segments: Sequence[str] = (),
+    missing: Sequence[str] = MISSING_WORDS,
+) -> Log:
     """One log of the Open Bandit Dataset: the sample that comes with Concord, or a folder of your own.
 
     A folder holds <logger>_<campaign>.csv[.gz], as the sample, or <logger>/<campaign>/<campaign>.csv, as published.
     It has no column of users.
     """
-    folder = SAMPLE if path is None else path
+    folder = SAMPLE if path is None else home(path)
     stems = (f"{logged_by}_{campaign}.csv", f"{logged_by}/{campaign}/{campaign}.csv")
     options = [folder / f"{stem}{suffix}" for stem in stems for suffix in ("", ".gz")]
     files = [option for option in options if option.is_file()]
@@ -158,10 +131,10 @@ def open_bandit(path: Path | None, campaign: Campaign, logged_by: Logger, segmen
     columns = Columns("item_id", ("click",), "propensity_score", "position", segments=tuple(segments))
     positions = Catalog.numbered(POSITIONS, 1, "position")
     name = str(files[0])
-    frame = scan(files[:1], name, columns.numbers())
+    frame, source = scan(files[:1], name, columns.cells(missing))
     if logged_by == "bts":
         frame = frame.with_columns(_sixteen_decimals(pl.col("propensity_score")))
-    return Log(frame, columns, Catalog.numbered(ITEMS[campaign]), positions, name)
+    return Log(frame, columns, Catalog.numbered(ITEMS[campaign]), positions, name, files=source)
 
 
 def _sixteen_decimals(propensity: pl.Expr) -> pl.Expr:
@@ -186,6 +159,7 @@ def kuairand(
     signals: Sequence[str] = KUAIRAND_SIGNALS,
     segments: Sequence[str] = (),
     more: Sequence[str] = (),
+    missing: Sequence[str] = MISSING_WORDS,
 ) -> Log:
     """KuaiRand's random slice or its standard log, as published: Pure, 1K or 27K (whose logs come in parts).
 
@@ -194,27 +168,32 @@ def kuairand(
     or of the published files of user and video features in the same folder; what these do not have of a row is missing.
     Source: Gao et al., CIKM 2022 (arXiv 2208.08696).
     """
+    folder = home(folder)
     paths = [path for base in KUAIRAND_LOGS[logged_by] for path in sorted(folder.glob(f"{base}_{version}*.csv*"))]
     bases = [base for base in KUAIRAND_LOGS[logged_by] if not any(path.name.startswith(base) for path in paths)]
     if bases:
         raise InputError(f"{folder} lacks {bases[0]}_{version}.csv, a log of KuaiRand-{version}.")
     name = f"KuaiRand-{version}, {logged_by}"
-    frame = scan(paths, name, signals)
-    require_columns(KUAIRAND_COLUMNS, schema_of(frame, name), "columns", f"the columns of {paths[0].name}")
-    frame = _with_features(frame, folder, version, (*segments, *more))
     columns = Columns("video_id", tuple(signals), user="user_id", segments=tuple(segments))
+    cells = columns.cells(missing)
+    frame, files = scan(paths, name, cells)
+    require_columns(KUAIRAND_COLUMNS, schema_of(frame, name), "columns", f"the columns of {paths[0].name}")
+    frame, files = _with_features(frame, files, folder, version, (*segments, *more), cells)
     if logged_by == "random":
         columns = replace(columns, propensity="propensity")
         frame = frame.with_columns(propensity=pl.lit(1 / KUAIRAND_POOL))
-    return Log(frame, columns, name=name)
+    return Log(frame, columns, name=name, files=files)
 
 
-def _with_features(frame: pl.LazyFrame, folder: Path, version: Version, names: Sequence[str]) -> pl.LazyFrame:
+def _with_features(
+    frame: pl.LazyFrame, files: Files, folder: Path, version: Version, names: Sequence[str], cells: Cells
+) -> tuple[pl.LazyFrame, Files]:
     """The log with those of the columns that are features of users or videos, joined as rows are read.
 
     Raises InputError for names that are nowhere, and for files that tell of a user or a video twice.
     """
-    known = list(schema_of(frame, str(folder)))
+    mine = schema_of(frame, str(folder))
+    known = list(mine)
     wanted = [name for name in dict.fromkeys(names) if name not in known]
     lacking = []
     for key, base in KUAIRAND_FEATURES.items() if wanted else ():
@@ -223,23 +202,30 @@ def _with_features(frame: pl.LazyFrame, folder: Path, version: Version, names: S
             lacking.append(f"{base}_{version}.csv")
             continue
         name = str(paths[0])
-        features = scan(paths, name, ())
+        features, source = scan(paths, name, Cells((key,), cells.segments, missing=cells.missing))
         schema = schema_of(features, name)
         require_columns([key], schema, "columns", f"the columns of {name}")
-        mine = [column for column in wanted if column in schema]
-        wanted, known = [column for column in wanted if column not in mine], [*known, *schema]
-        if mine:
-            twice = collect(
-                features.select(pl.col(key).is_duplicated().any() | pl.col(key).is_null().any()), name
-            ).item()
-            if twice or not schema[key].is_integer():
-                raise InputError(
-                    f"{name} must tell of each {key} once, by its whole number; some are missing or repeated."
-                )
-            frame = frame.join(features.select(key, *mine), on=key, how="left", maintain_order="left")
+        found = [column for column in wanted if column in schema]
+        wanted, known = [column for column in wanted if column not in found], [*known, *schema]
+        if found:
+            _require_key(features, key, (schema[key], mine[key]), name, source)
+            frame = frame.join(features.select(key, *found), on=key, how="left", maintain_order="left")
+            files = files.and_of(source)
     where = f"the columns of KuaiRand-{version} in {folder}"
     require_columns(wanted, known, "columns", f"{where}, which lacks {' and '.join(lacking)}" if lacking else where)
-    return frame
+    return frame, files
+
+
+def _require_key(features: pl.LazyFrame, key: str, kinds: tuple[Any, Any], name: str, files: Files) -> None:
+    """Raise InputError for features that do not tell of each user or video once; kinds: of the key here and there."""
+    if not all(kind.is_integer() for kind in kinds):
+        raise InputError(
+            f"{key} must be a whole number, written as 12 is, in {name} and in the log; they hold {kinds[0]} and "
+            f"{kinds[1]}."
+        )
+    bad = pl.col(key).is_duplicated().any() | pl.col(key).is_null().any()
+    if collect(features.select(bad), name, files.fault).item():
+        raise InputError(f"{name} must tell of each {key} once, by its whole number; some are missing or repeated.")
 
 
 def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
@@ -247,46 +233,41 @@ def random_rows(log: Log, column: str) -> tuple[Log, pl.LazyFrame]:
     require_columns([column], log.schema, "columns", f"the columns of {log.name}")
     kind = log.schema[column]
     if not (kind == pl.Boolean or kind.is_integer()):
-        raise InputError(f"Column {column!r} of data.random must hold true and false, or 1 and 0; it holds {kind}.")
-    marks = log.frame.select(pl.col(column).cast(pl.Int64)).unique().collect(engine="streaming").to_series().to_list()
+        held = log.held(column, pl.Int64)
+        raise InputError(f"Column {column!r} of data.random must hold true and false, or 1 and 0; it holds {held}.")
+    distinct = log.frame.select(pl.col(column).cast(pl.Int64)).unique()
+    marks = collect(distinct, log.name, log.files.fault).to_series().to_list()
     if set(marks) != {0, 1}:
         raise InputError(
             f"Column {column!r} of data.random must mark some rows as random and others not, each one; it holds "
             f"{', '.join(map(str, sorted(marks, key=str)[:10]))}."
         )
     random = pl.col(column).cast(pl.Boolean)
-    rest = Log(
-        log.frame.filter(~random), log.columns, log.catalog, log.position_catalog, f"{log.name} without {column}"
-    )
+    rest = log.of_rows(log.frame.filter(~random), f"{log.name} without {column}")
     return rest, log.frame.filter(random)
 
 
-def random_slice(frame: pl.LazyFrame, columns: Columns, name: str) -> Log:
+def random_slice(frame: pl.LazyFrame, columns: Columns, name: str, files: Files | None = None) -> Log:
     """Rows whose actions were drawn uniformly: propensity 1/A of the A actions that they show.
 
     By symmetry this holds given the set that is shown, however many there were to draw from.
     """
-    catalog = Catalog.of_column(frame, columns.action)
-    frame = frame.with_columns(slice_propensity=pl.lit(1 / max(len(catalog), 1)))
-    return Log(frame, replace(columns, propensity="slice_propensity"), catalog, name=name)
+    shown = Log(frame, replace(columns, propensity=None), name=name, files=files)
+    frame = shown.frame.with_columns(slice_propensity=pl.lit(1 / shown.actions))
+    columns = replace(columns, propensity="slice_propensity")
+    return Log(frame, columns, shown.catalog, shown.position_catalog, name, files=files)
 
 
 def one_catalog(log: Log, slice_: Log) -> tuple[Log, Log]:
     """Both with the actions of either. Raises InputError where their labels are of two kinds."""
     labels = [x.catalog.labels for x in (log, slice_)]
-    whole = [x.dtype.is_integer() for x in labels]
-    if whole[0] != whole[1]:
+    if not log.catalog.holds(slice_.catalog.labels.dtype):
         raise InputError(
             f"The actions of a log and of its random slice must be labels of one kind; they are {labels[0].dtype} and "
-            f"{labels[1].dtype}."
+            f"{labels[1].dtype}. Write them alike in both."
         )
-    if whole[0]:
+    if labels[0].dtype.is_integer():
         kind = pl.Int128 if any(x.dtype in (pl.UInt64, pl.Int128) for x in labels) else pl.Int64
         labels = [x.cast(kind) for x in labels]
     catalog = Catalog(pl.concat(labels).unique().sort())
-    return with_catalog(log, catalog, log), with_catalog(slice_, catalog, log)
-
-
-def with_catalog(log: Log, catalog: Catalog, other: Log) -> Log:
-    """A log with a catalog, and with the positions of another log."""
-    return Log(log.frame, log.columns, catalog, other.position_catalog, log.name)
+    return log.over(catalog, log.position_catalog), slice_.over(catalog, log.position_catalog)

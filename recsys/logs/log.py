@@ -11,17 +11,24 @@ import polars as pl
 from jaxtyping import Bool, Float, Int
 
 from envs.core import InputError
+from recsys.logs.catalog import BEYOND, MISSING, Catalog
 from recsys.logs.clusters import Clusters
-from recsys.logs.duplicate_steps import repeated_steps
-from recsys.logs.tables import TOLD_ROWS, Problems, collect, exact_batches, require_columns, schema_of, unreadable
+from recsys.logs.duplicate_steps import require_distinct_steps
+from recsys.logs.files import MISSING_WORDS, Cells, Files
+from recsys.logs.labels import plain_labels, unlike
+from recsys.logs.tables import (
+    TOLD_ROWS,
+    Problems,
+    exact_batches,
+    require_columns,
+    schema_of,
+)
 
 CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns leave the cache
 # Clusters that the rows of a log without users are dealt into. Sums of independent rows are independent, so intervals
 # hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
 # what the rows themselves leave uncertain.
 ROW_CLUSTERS = 2**14
-MISSING = -2  # the place in a catalog of no value at all
-_BEYOND = (pl.UInt64, pl.Int128)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,15 @@ class Columns:
     def numbers(self) -> list[str]:
         """Those that must hold real numbers."""
         return [name for name in (self.propensity, self.multiplicity, *self.rewards) if name]
+
+    def labels(self) -> list[str]:
+        """Those that tell rows apart by what is written there, but segments."""
+        return [name for name in (self.action, self.position, self.user, self.episode, self.state) if name]
+
+    def cells(self, missing: Sequence[str] = MISSING_WORDS) -> Cells:
+        """The same as a reader of files needs it; missing: words that stand for no value."""
+        steps = () if self.step is None else (self.step,)
+        return Cells(tuple(self.labels()), self.segments, tuple(self.numbers()), steps, tuple(missing))
 
     def named(self) -> list[str]:
         """All columns that are read, each once."""
@@ -149,56 +165,11 @@ class Chunk:
             yield self.take(slice(start, start + size))
 
 
-@dataclass(frozen=True)
-class Catalog:
-    """The A labels that a column may hold, in order: all actions that any policy could choose."""
-
-    labels: pl.Series
-    what: str = "action"
-
-    @classmethod
-    def numbered(cls, count: int, first: int = 0, what: str = "action") -> Catalog:
-        """The labels first, …, first + count - 1."""
-        return cls(pl.int_range(first, first + count, eager=True), what)
-
-    @classmethod
-    def of_column(cls, frame: pl.LazyFrame, column: str, what: str = "action") -> Catalog:
-        """The values of a column, sorted; one scan."""
-        labels = collect(frame.select(pl.col(column).unique())).to_series().drop_nulls()
-        if labels.dtype.is_float():
-            labels = labels.drop_nans()
-        return cls(labels.sort(), what)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def index(self, column: str, kind: Any) -> pl.Expr:
-        """The place of each value; -1 where it has none, -2 (`MISSING`) where there is no value.
-
-        Raises InputError for a column of another kind of values.
-        """
-        if kind.is_integer() != self.labels.dtype.is_integer():
-            raise InputError(
-                f"Column {column!r} must hold {self.what} labels such as {self.labels[0]!r} ({self.labels.dtype}); it "
-                f"holds {kind}."
-            )
-        value = pl.col(column).fill_nan(None) if kind.is_float() else pl.col(column)
-        labels = self.labels
-        if kind in _BEYOND or labels.dtype in _BEYOND:  # beyond Int64, and compared as what they are
-            value, labels = value.cast(pl.Int128), labels.cast(pl.Int128)
-        if self.labels.dtype.is_integer() and int(self.labels[-1]) - int(self.labels[0]) == len(self) - 1:
-            outside = ~value.is_between(self.labels[0], self.labels[-1])  # null of null, which is then left as it is
-            place = pl.when(outside).then(-1).otherwise((value - self.labels[0]).cast(pl.Int64, strict=False))
-        else:
-            place = value.replace_strict(labels, range(len(self)), default=-1, return_dtype=pl.Int64)
-            place = pl.when(value.is_not_null()).then(place)
-        return place.fill_null(MISSING)
-
-
 class Log:
     """A log and the meaning of its columns; `chunks` reads it anew each time, always in the same chunks.
 
-    Raises InputError for columns that are missing or not numbers where numbers are needed. Bad rows are told while
+    files: where the rows are from, to tell which cell cannot be read. Raises InputError for columns that are missing,
+    not numbers where numbers are needed, or labels in floats that cannot tell them apart. Bad rows are told while
     reading, all of them counted.
     """
 
@@ -212,21 +183,42 @@ class Log:
         chunk_rows: int = CHUNK_ROWS,
         changes: tuple[Callable[[Chunk], Chunk], ...] = (),
         facts: Mapping[str, int | float] | None = None,
+        files: Files | None = None,
     ):
         self._changes = changes
         self.facts = dict(facts or {})
-        self.frame, self.columns, self.name, self._chunk_rows = frame, columns, name, min(chunk_rows, CHUNK_ROWS)
+        self.columns, self.name, self._chunk_rows = columns, name, min(chunk_rows, CHUNK_ROWS)
+        self.files = files or Files(())
         self._steps_are_distinct = False
+        self._whole: Log | None = None
         self.schema = schema_of(frame, name)
+        self.files.require(columns.named())
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
         self._require_numbers(columns.numbers())
-        self._require_segments()
-        self.catalog = Catalog.of_column(frame, columns.action) if catalog is None else catalog
+        labels = columns.labels()
+        self.frame = plain_labels(frame, self.schema, labels, columns.segments, name, self.files.fault)
+        if self.frame is not frame:
+            self.schema = schema_of(self.frame, name)
+        self.catalog = catalog or self._values(columns.action, "action")
         if positions is None and columns.position is not None:
-            positions = Catalog.of_column(frame, columns.position, "position")
+            positions = self._values(columns.position, "position")
+            if not len(positions):
+                raise InputError(f"{name} has no rows with a position in column {columns.position!r}.")
         self.position_catalog = positions if columns.position is not None else None
         if not len(self.catalog):
             raise InputError(f"{name} has no rows with an action in column {columns.action!r}.")
+
+    def held(self, column: str, wanted: Any = pl.Float64) -> str:
+        """The kind of a column, and the first text in it that is no number of the wanted kind: to be told."""
+        kind, log = self.schema[column], self._whole or self
+        return f"{kind}{unlike(log.frame, column, wanted, log.name, log.files.fault) if kind == pl.String else ''}"
+
+    def over(self, catalog: Catalog, positions: Catalog | None) -> Log:
+        """The same log over another catalog and other positions."""
+        return self._with(catalog=catalog, positions=positions)
+
+    def _values(self, column: str, what: str) -> Catalog:
+        return Catalog.of_column(self.frame, column, what, self.files.fault)
 
     @property
     def actions(self) -> int:
@@ -258,8 +250,10 @@ class Log:
         return self._with(columns=columns)
 
     def of_rows(self, frame: pl.LazyFrame, name: str | None = None) -> Log:
-        """The same columns of other rows: of a part of the log."""
-        return self._with(frame=frame, name=name or self.name)
+        """The same columns of other rows: a part of the log. Bad rows are told by their places in the whole."""
+        part = self._with(frame=frame, name=name or self.name)
+        part._whole = self._whole or self
+        return part
 
     def with_change(self, change: Callable[[Chunk], Chunk], facts: Mapping[str, int | float] | None = None) -> Log:
         """The same log, each chunk as `change` gives it: with propensities that were fitted, say.
@@ -279,11 +273,23 @@ class Log:
             "chunk_rows": self._chunk_rows,
             "changes": self._changes,
             "facts": self.facts,
+            "files": self.files,
         }
-        return Log(**{**arguments, **changed})
+        log = Log(**{**arguments, **changed})
+        log._whole = self._whole
+        return log
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order. Raises InputError once the log's end is reached if any row was bad; none follows it."""
+        try:
+            yield from self._chunks()
+        except InputError:
+            if self._whole is not None:
+                for _ in self._whole.chunks():
+                    pass  # the whole log tells its bad rows by their own numbers
+            raise
+
+    def _chunks(self) -> Iterator[Chunk]:
         self._require_distinct_steps()
         problems, users, first, counted = Problems(self.name), Clusters(), 0, 0
         for frame in self._frames():
@@ -342,25 +348,35 @@ class Log:
         """The columns that a chunk needs, renamed to what they mean."""
         columns = self.columns
         wanted = [
-            self.catalog.index(columns.action, self.schema[columns.action]).alias("action"),
+            self._place(self.catalog, columns.action).alias("action"),
             *(_number(name).alias(f"reward{k}") for k, name in enumerate(columns.rewards)),
             *(_text(name).alias(f"segment{i}") for i, name in enumerate(columns.segments)),
             *(pl.col(name).alias(f"context{i}") for i, name in enumerate(columns.context)),
         ]
         if columns.position is not None and self.position_catalog is not None:
-            kind = self.schema[columns.position]
-            wanted.append(self.position_catalog.index(columns.position, kind).alias("position"))
+            wanted.append(self._place(self.position_catalog, columns.position).alias("position"))
         if columns.propensity is not None:
             wanted.append(_number(columns.propensity).alias("propensity"))
         if columns.multiplicity is not None:
             wanted.append(_number(columns.multiplicity).alias("multiplicity"))
         if columns.user is not None:
             user, kind = pl.col(columns.user), self.schema[columns.user]
-            user = user.fill_nan(None) if kind.is_float() else user
-            plain = kind.is_integer() and kind not in _BEYOND
+            plain = kind.is_integer() and kind not in BEYOND
             key = user.cast(pl.Int64) if plain else user.hash(0).reinterpret(signed=True)
             wanted += [key.fill_null(-1).alias("user"), user.is_null().alias("user_missing")]
-        return exact_batches(self.frame.select(wanted), self._chunk_rows, self.name)
+        return exact_batches(self.frame.select(wanted), self._chunk_rows, self.name, self.files.fault)
+
+    def _place(self, catalog: Catalog, column: str) -> pl.Expr:
+        """The place of each value in a catalog. Raises InputError for a column of another kind of values."""
+        kind = self.schema[column]
+        if catalog.holds(kind):
+            return catalog.index(column, kind)
+        label = catalog.labels[0]
+        raise InputError(
+            f"Column {column!r} must hold {catalog.what} labels such as {label!r} ({catalog.labels.dtype}); in "
+            f"{self.name} it holds {self.held(column, pl.Int64)}. Write the labels alike, or leave the number of "
+            "actions out (data.actions, actions=), which says that they are 0, 1, 2, …"
+        )
 
     def _require_numbers(self, names: Sequence[str]) -> None:
         for name in names:
@@ -368,27 +384,12 @@ class Log:
             if not (kind.is_numeric() or kind == pl.Boolean):
                 raise InputError(f"Column {name!r} of {self.name} must hold numbers; it holds {kind}.")
 
-    def _require_segments(self) -> None:
-        for name in self.columns.segments:
-            kind = self.schema[name]
-            if kind.is_nested() or kind in (pl.Object, pl.Binary):
-                raise InputError(
-                    f"Column {name!r} of segments must hold one value a row; in {self.name} it holds {kind}."
-                )
-
     def _require_distinct_steps(self) -> None:
-        """Raise InputError where a step of an episode occurs twice; looked for once."""
+        """Look once whether each step of an episode is there, and occurs once."""
         episode, step = self.columns.episode, self.columns.step
-        if episode is None or step is None or self._steps_are_distinct:
-            return
-        try:
-            count, rows = repeated_steps(self.frame.select(episode, step), TOLD_ROWS)
-        except pl.exceptions.PolarsError as error:
-            raise unreadable(self.name, error) from error
-        problems = Problems(self.name)
-        problems.add(f"{episode} and {step} as in an earlier row", count, rows)
-        problems.tell()
-        self._steps_are_distinct = True
+        if episode is not None and step is not None and not self._steps_are_distinct:
+            require_distinct_steps(self.frame, episode, step, self.name, self.files.fault)
+            self._steps_are_distinct = True
 
 
 def _number(name: str) -> pl.Expr:

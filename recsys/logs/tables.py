@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ import polars as pl
 from envs.core import InputError
 
 TOLD_ROWS = 5  # row numbers that an error names
+COUNTED = "Rows are counted from 1, without the header."
+
+Fault = Callable[[], str | None]  # looks for the first cell that cannot be read, and says where it is
 
 
 class Problems:
@@ -45,8 +48,8 @@ class Problems:
             rows = ", ".join(map(str, self._rows[what])) + (", …" if count > len(self._rows[what]) else "")
             told.append(f"{what} in {count:,} {'row' if count == 1 else 'rows'} ({rows})")
         raise InputError(
-            f"{self.name} cannot be evaluated: {'; '.join(told)}. Rows are counted from 1, without the header. Mend or "
-            "remove them; nothing is dropped silently."
+            f"{self.name} cannot be evaluated: {'; '.join(told)}. {COUNTED} Mend or remove them; nothing is dropped "
+            "silently."
         )
 
 
@@ -64,7 +67,7 @@ def require_columns(names: Sequence[str], known: Collection[str], what: str, whe
     raise InputError(f"Missing {what}: {', '.join(told)}{more}. There are, as {where}: {listed}.")
 
 
-def exact_batches(frame: pl.LazyFrame, rows: int, name: str) -> Iterator[pl.DataFrame]:
+def exact_batches(frame: pl.LazyFrame, rows: int, name: str, fault: Fault | None = None) -> Iterator[pl.DataFrame]:
     """All rows in order, `rows` at a time wherever the files' own parts end, so that sums by chunk always agree."""
     waiting: list[pl.DataFrame] = []
     count = 0
@@ -78,8 +81,8 @@ def exact_batches(frame: pl.LazyFrame, rows: int, name: str) -> Iterator[pl.Data
                     yield whole.slice(start, rows)
                 waiting = [whole.slice(count - count % rows)] if count % rows else []
                 count %= rows
-    except pl.exceptions.PolarsError as error:
-        raise unreadable(name, error) from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(name, error, fault) from error
     if count:
         yield pl.concat(waiting)
 
@@ -92,15 +95,18 @@ def schema_of(frame: pl.LazyFrame, name: str) -> Mapping[str, Any]:
         raise unreadable(name, error) from error
 
 
-def collect(frame: pl.LazyFrame, name: str = "the log") -> pl.DataFrame:
+def collect(frame: pl.LazyFrame, name: str = "the log", fault: Fault | None = None) -> pl.DataFrame:
     """The rows, streamed. Raises InputError where the files are no table."""
     try:
         return frame.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
-        raise unreadable(name, error) from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(name, error, fault) from error
 
 
-def unreadable(name: str, error: Exception) -> InputError:
-    """What to say of a table that polars cannot read."""
+def unreadable(name: str, error: Exception, fault: Fault | None = None) -> InputError:
+    """What to say of a table that polars cannot read: the file, row and column, where `fault` finds these."""
+    told = None if fault is None else fault()
+    if told is not None:
+        return InputError(told)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return InputError(f"{name} cannot be read: {lines[0] if lines else type(error).__name__}.")

@@ -280,7 +280,7 @@ def fit_linear(log: Log, columns: Sequence[str], prior_rows: float, l2: float, f
 def _values(log: Log, name: str) -> pl.Series:
     """The texts of a column, sorted."""
     text = pl.col(name).cast(pl.String)
-    values = collect(log.frame.select(text.drop_nulls().unique()), log.name).to_series().sort()
+    values = collect(log.frame.select(text.drop_nulls().unique()), log.name, log.files.fault).to_series().sort()
     if len(values) > MOST_VALUES:
         raise InputError(
             f"Column {name!r} of reward_model.columns has {len(values):,} different values; kind=linear makes a "

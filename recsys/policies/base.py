@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import polars as pl
 from jaxtyping import Float, Int
 
 from envs.core import InputError, import_dotted
 from marl.output.console import in_words
-from recsys.logs.log import Chunk, Log
+from recsys.logs.action_tables import by_action, real_numbers
+from recsys.logs.log import Chunk, Log, require_rows
 from recsys.logs.tables import require_columns
 from recsys.models.reward import RewardModel
 
@@ -53,6 +53,10 @@ class TablePolicy:
     of_the_log = False
 
     def __init__(self, name: str, table: Float[np.ndarray, "positions A"]):
+        if np.ndim(table) != 2:
+            raise InputError(
+                f"The policy {name} is a table [positions, actions]; got an array {list(np.shape(table))}."
+            )
         self.name, self.actions, self.table = name, table.shape[1], table
         require_distribution(name, table, "position")
 
@@ -132,6 +136,33 @@ class ContextPolicy:
         return np.concatenate(parts) if parts else np.zeros(0)
 
 
+class OwnPolicy(ContextPolicy):
+    """A policy of any class, whose every answer is checked."""
+
+    def __init__(self, policy: Policy):
+        super().__init__(policy.name, policy.actions, policy.distribution)
+        self._policy, self.table = policy, policy.table
+        self.of_the_log = getattr(policy, "of_the_log", False)
+        if self.table is not None:
+            require_distribution(policy.name, np.asarray(self.table, dtype=np.float64), "position")
+
+    def probability(self, rows: Chunk) -> Float[np.ndarray, " n"]:
+        """Probabilities as the policy gives them. Raises InputError where it fails, or gives others than in [0, 1]."""
+        try:
+            chances = np.asarray(self._policy.probability(rows), dtype=np.float64)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"The policy {self.name} failed. {in_words(error)}") from error
+        if chances.shape != (len(rows),) or not ((chances >= 0) & (chances <= 1 + TOLERANCE)).all():
+            raise InputError(
+                f"The policy {self.name} must give each of {len(rows)} rows the probability of its logged action, in "
+                f"[0, 1]; it gave an array {list(chances.shape)} of values from {np.min(chances, initial=np.inf):.6g} "
+                f"to {np.max(chances, initial=-np.inf):.6g}."
+            )
+        return chances
+
+
 def require_distribution(
     name: str, table: Float[np.ndarray, "n A"], place: str, numbers: Int[np.ndarray, " n"] | None = None
 ) -> None:
@@ -161,29 +192,19 @@ def popularity(log: Log, name: str = "popularity") -> TablePolicy:
     return policy
 
 
-def stored_table(log: Log, path: Path, name: str = "table") -> TablePolicy:
+def stored_table(log: Log, path: str | Path, name: str = "table") -> TablePolicy:
     """A CSV of one line an action: its label in the first column, then its probability at each position.
 
     Columns are renormalized if they add up to 1 within 1e-3, as rounded ones do. Raises InputError for other files.
     """
-    if not path.is_file():
-        raise InputError(f"There is no table of a policy at {path}.")
-    frame = pl.read_csv(path)
-    if frame.width != 1 + log.positions:
-        raise InputError(
-            f"{path} must have a column of actions and one of probabilities for each of {log.positions} positions; it "
-            f"has {', '.join(frame.columns)}."
-        )
-    place = frame.select(log.catalog.index(frame.columns[0], frame.schema[frame.columns[0]])).to_series().to_numpy()
-    if len(place) != log.actions or set(place.tolist()) != set(range(log.actions)):
-        raise InputError(
-            f"{path} must list each of the {log.actions} actions of the catalog once; of its {len(place)} lines "
-            f"{int((place < 0).sum())} are of actions that are not in it."
-        )
-    table = np.empty((log.positions, log.actions))
-    table[:, place] = frame[:, 1:].cast(pl.Float64).to_numpy().T
+    values = f"one of probabilities for each of {log.positions} positions"
+    lines = by_action(log, path, "table of a policy", values, log.positions)
+    table = np.ascontiguousarray(real_numbers(lines, path).to_numpy().T)
     total = table.sum(1, keepdims=True)
-    return TablePolicy(name, table / total if np.abs(total - 1).max() <= 1e-3 else table)
+    if np.abs(total - 1).max() <= 1e-3:
+        table = table / total
+    require_distribution(f"of {path}", table, "position")
+    return TablePolicy(name, table)
 
 
 def softmax(log: Log, scores: Sequence[str], temperature: float = 1.0, name: str = "softmax") -> ContextPolicy:
@@ -217,7 +238,12 @@ RESERVED = ("", "logged", "truth")  # names of what stands beside policies
 
 def own(log: Log, path: str, name: str | None = None) -> ContextPolicy:
     """A function `module:name` of a Chunk that gives [n, A]. Raises InputError where there is none."""
-    function: Any = import_dotted(path)
+    try:
+        function: Any = import_dotted(path)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a module of the user's own does
+        raise InputError(f"Cannot import the policy {path}. {in_words(error)}") from error
     if not callable(function):
         raise InputError(f"A policy by dotted path is a function of a Chunk, module:name; {path} is no such thing.")
     return ContextPolicy(name or path.rpartition(":")[2], log.actions, function)
@@ -231,7 +257,7 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
     if isinstance(what, Policy):
         renamed = copy.copy(what)
         renamed.name = name
-        return renamed
+        return _fitting(renamed, log)
     if isinstance(what, str):
         if what not in NAMED and ":" not in what:
             raise InputError(
@@ -240,13 +266,29 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
         return NAMED[what](log, name) if what in NAMED else own(log, what, name)
     if callable(what):
         return ContextPolicy(name, log.actions, what)
-    table = np.atleast_2d(np.asarray(what, dtype=np.float64))
+    table = np.atleast_2d(_numbers(what, name, log))
     if table.ndim != 2 or table.shape[1] != log.actions or len(table) not in (1, log.positions):
         raise InputError(
             f"The policy {name} must give each of {log.actions} actions a probability, at {log.positions} positions or "
             f"at all alike; got an array {list(table.shape)}."
         )
     return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
+
+
+def _numbers(what: Any, name: str, log: Log) -> Float[np.ndarray, "*shape"]:
+    """Probabilities as an array. Raises InputError for text, for lists of unequal length, and for no array at all."""
+    expected = (
+        f"The policy {name} is given as {log.actions} probabilities, in the order of the catalog, as such a list for "
+        f"each of {log.positions} positions, as a function of a Chunk, or by name"
+    )
+    try:
+        table = np.asarray(what)
+    except Exception as error:  # whatever an array of the user's own says of itself
+        raise InputError(f"{expected}; got a {type(what).__name__}. {in_words(error)}") from error
+    if table.dtype.kind not in "biuf":
+        held = type(what).__name__ if table.ndim == 0 else f"{type(what).__name__} of {table.dtype}"
+        raise InputError(f"{expected}; got a {held}.")
+    return table.astype(np.float64)
 
 
 def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> list[Policy]:
@@ -267,7 +309,19 @@ def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> lis
             f'Expected policies by name, such as {{"new": "uniform"}}, or a list of them; got {policies!r}.'
         )
     require_names([policy.name for policy in policies])
-    return list(policies)
+    return [_fitting(policy, log) for policy in policies]
+
+
+def _fitting(policy: Policy, log: Log) -> Policy:
+    """A policy whose answers are held against the log's catalog. Raises InputError for one of another catalog."""
+    table = policy.table
+    if policy.actions != log.actions or (table is not None and np.shape(table) != (log.positions, log.actions)):
+        of = f"{policy.actions} actions" if table is None else f"a table {list(np.shape(table))}"
+        raise InputError(
+            f"The policy {policy.name} is of {of}; {log.name} has {log.actions} actions at {log.positions} positions. "
+            "Make it for this log."
+        )
+    return policy if isinstance(policy, TablePolicy | ContextPolicy) else OwnPolicy(policy)
 
 
 def require_names(names: Sequence[Any]) -> None:
@@ -293,11 +347,18 @@ def expected_reward(policy: Policy, model: RewardModel, rows: Chunk) -> Float[np
 
 
 def _scores(rows: Chunk, columns: Sequence[str]) -> Distribution:
-    return np.stack([rows.context[name] for name in columns], 1).astype(np.float64)
+    scores: Distribution = np.stack([rows.context[name] for name in columns], 1).astype(np.float64)
+    require_rows(~np.isnan(scores).any(axis=1), f"a score of {columns[0]}, … is missing", rows)
+    return scores
 
 
 def _require_scores(log: Log, columns: Sequence[str]) -> None:
     require_columns(columns, log.context, "score columns", "the log's context columns")
+    for name in columns:
+        if not log.schema[name].is_numeric():
+            raise InputError(
+                f"Column {name!r} of {log.name} must hold scores, one number a row; it holds {log.held(name)}."
+            )
     if len(columns) != log.actions:
         raise InputError(
             f"A policy of scores needs one column for each of the {log.actions} actions; got {len(columns)}."

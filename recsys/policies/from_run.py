@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import torch
 from jaxtyping import Float
 
@@ -21,9 +22,12 @@ from marl.models.policies import JointActor
 from marl.training.run import Run
 from recsys.logs.config import DataConfig
 from recsys.logs.log import Chunk, Log
+from recsys.logs.paths import home
 from recsys.logs.splits import Split
 from recsys.logs.tables import require_columns
 from recsys.policies.base import ContextPolicy
+
+ENCODE = "Encode it, such as one column of 0 and 1 for each value, or leave it out."
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class View:
         plain = cls(named, log.positions, labels=tuple(log.catalog.labels.to_list()))
         if not named:
             return plain
+        require_columns(named, log.context, "columns that the policy sees", "the log's context columns")
+        for name in named:
+            if log.schema[name] == pl.String:
+                raise InputError(f"A policy sees numbers; column {name!r} holds {log.held(name)}. {ENCODE}")
         count, total, squares = 0, np.zeros(len(named)), np.zeros(len(named))
         for rows in log.chunks():
             x = plain.numbers(rows)
@@ -80,10 +88,7 @@ class View:
         require_columns(self.columns, rows.context, "columns that the policy sees", "the log's context columns")
         for name in self.columns:
             if rows.context[name].dtype.kind not in "biuf":
-                raise InputError(
-                    f"A policy sees numbers; column {name!r} holds {rows.context[name].dtype}. Encode it, such as one "
-                    "column of 0 and 1 for each value, or leave it out."
-                )
+                raise InputError(f"A policy sees numbers; column {name!r} holds {rows.context[name].dtype}. {ENCODE}")
         x = np.stack([rows.context[name] for name in self.columns], 1).astype(np.float64)
         bad = ~np.isfinite(x)
         if bad.any():
@@ -191,7 +196,7 @@ def trained(log: Log, path: str, observation: Sequence[str] = ()) -> ContextPoli
 
 def load(path: str) -> Trained:
     """The policy that a folder's run has trained, and how it sees a log, where it was learned from one."""
-    run = Run.open(Path(path), {"device": "cpu", "threads": torch.get_num_threads()})
+    run = Run.open(home(path), {"device": "cpu", "threads": torch.get_num_threads()})
     recipe = load_recipe(run.config.recipe)
     if isinstance(recipe, LearnsFromLogs):
         return recipe.load_target(run)

@@ -26,8 +26,9 @@ from scipy import special
 from envs.core import InputError
 from marl.output.report import Metric
 from recsys.config import checked
+from recsys.logs.catalog import Catalog
 from recsys.logs.config import SyntheticConfig
-from recsys.logs.log import CHUNK_ROWS, Catalog, Chunk, Columns, Log
+from recsys.logs.log import CHUNK_ROWS, Chunk, Columns, Log
 from recsys.policies.base import ContextPolicy, Policy
 
 FRESH_ROWS = 200_000  # contexts over which a truth is averaged

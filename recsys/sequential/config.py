@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from marl.config.schema import RunConfig, Section
 from recsys.config import COLUMN, KNOWN, TargetConfig
 from recsys.logs.config import LoggedColumnsConfig
+from recsys.logs.files import MISSING_WORDS
 from recsys.sequential.estimators import PLAIN, WITH_STATES
 
 
@@ -35,6 +36,9 @@ class SessionDataConfig(Section):
     actions: int | None = Field(
         None, ge=1, description="of table: labels are 0 to actions - 1; null takes what is shown"
     )
+    missing: tuple[str, ...] = Field(
+        MISSING_WORDS, description="of table: words of a CSV that stand for no value; an empty cell always does"
+    )
     context: tuple[str, ...] = Field((), description="columns that policies of your own read; the state always is one")
     sessions: int = Field(2000, ge=2, description="of oracle: how many are drawn, by the run's seed")
 
@@ -44,6 +48,8 @@ class SessionDataConfig(Section):
             raise ValueError("format=table needs path and columns.{episode,step,action,rewards,propensity}")
         if self.format == "oracle" and (self.columns is not None or self.actions is not None):
             raise ValueError("columns and actions are for format=table; this is oracle")
+        if self.format == "oracle" and self.missing != MISSING_WORDS:
+            raise ValueError("missing is for format=table; this is oracle")
         if self.format == "table" and self.sessions != type(self).model_fields["sessions"].default:
             raise ValueError("sessions is for format=oracle; this is table")
         return self

@@ -11,12 +11,14 @@ All of them need weights that are right (π_b known) and π_b > 0 wherever π_e 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from envs.core import InputError
+from recsys.statistics.diagnostics import MOST_WEIGHT
 
 Discount = float | Float[np.ndarray, " K"]
 PLAIN = ("tis", "wis", "pdis", "cwpdis", "ncis")  # need weights only
@@ -118,8 +120,14 @@ def discounted(values: Float[np.ndarray, "n T K"], discount: Discount) -> Float[
 
 
 def prefix_weight(log: Trajectories) -> Float[np.ndarray, "n T"]:
-    """ρ_t = w_0 ⋯ w_t."""
-    return np.cumprod(log.weight, axis=1)
+    """ρ_t = w_0 ⋯ w_t, at most `MOST_WEIGHT`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rho = np.cumprod(log.weight, axis=1)
+    if rho.max() <= MOST_WEIGHT:
+        return rho
+    with np.errstate(divide="ignore"):  # a product may be too large on the way, and small in the end
+        logarithm = np.cumsum(np.log(log.weight), axis=1)
+    return np.exp(np.minimum(logarithm, math.log(MOST_WEIGHT)))
 
 
 def earlier(rho: Float[np.ndarray, "n T"]) -> Float[np.ndarray, "n T"]:

@@ -18,6 +18,7 @@ from recsys.logs.tables import TOLD_ROWS, Problems, exact_batches
 from recsys.policies.base import Policy
 from recsys.sequential.estimators import Trajectories, pad
 from recsys.sequential.tabular import TabularLog
+from recsys.statistics.diagnostics import MOST_WEIGHT
 
 MOST = 2**28  # numbers in an array, 2 GiB
 
@@ -48,8 +49,10 @@ class Sessions:
 
     def trajectories(self, policy: Policy) -> Trajectories:
         """With the weight π_e / π_b of every step; one scan."""
-        parts = [policy.probability(rows) / rows.propensity for rows in self.log.chunks()]
-        return Trajectories.of(self._padded(np.concatenate(parts)), self.reward, self.mask)
+        with np.errstate(over="ignore"):
+            parts = [policy.probability(rows) / rows.propensity for rows in self.log.chunks()]
+        weight = np.minimum(np.concatenate(parts), MOST_WEIGHT)
+        return Trajectories.of(self._padded(weight), self.reward, self.mask)
 
     def distribution(self, policy: Policy) -> Float[np.ndarray, "n T A"]:
         """π_e(· | x) of every step; one scan, or none where the policy is the same everywhere."""
@@ -139,7 +142,7 @@ def _places(log: Log) -> pl.DataFrame:
         )
     named = {"episode": episode, "step": step} | ({} if state is None else {"state": state})
     wanted = log.frame.select(pl.col(name).alias(what) for what, name in named.items())
-    places = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name))
+    places = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name, log.files.fault))
     problems = Problems(log.name)
     for what, name in named.items():
         missing = places[what].is_null().to_numpy()

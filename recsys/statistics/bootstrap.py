@@ -16,7 +16,16 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.statistics.intervals import ClusterSums, Interval, Side, influence, standard_error, student_t, tails
+from recsys.statistics.intervals import (
+    ClusterSums,
+    Interval,
+    Side,
+    influence,
+    standard_error,
+    student_t,
+    tails,
+    unit_of,
+)
 
 BLOCK = 8  # replications drawn together: 8 C counts in memory for each worker
 
@@ -111,7 +120,7 @@ def studentized(
     the influence values, so that any sum of ratios takes two columns a signal. (Efron 1979; Hall, Annals of Statistics
     1988.) One cluster has endless intervals.
     """
-    pulls = [_scaled(influence(sums)) for sums in estimates]
+    pulls = [pull / unit_of(pull) for pull in map(influence, estimates)]  # whose square no number is too large for
     table = np.concatenate([column for pull in pulls for column in (pull, pull**2)], axis=1)
     totals = resampled_totals(table, replications, seed, workers) / len(table)
     miss = (1 - level) / 2
@@ -129,12 +138,6 @@ def studentized(
         low, high = np.minimum(own.low, sums.value - down), np.maximum(own.high, sums.value + up)
         found.append(Interval(sums.value, low, high, sums.clusters, level, "studentized"))
     return found
-
-
-def _scaled(pull: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "C K"]:
-    """In units of the largest, whose square no number is too large for."""
-    most = np.abs(pull).max(axis=0)
-    return pull / np.where(most > 0, most, 1.0)
 
 
 def _t_of_resamples(mean: np.ndarray, square: np.ndarray, clusters: int) -> Float[np.ndarray, "R K"]:
@@ -206,6 +209,7 @@ def _bca_levels(sums: ClusterSums, drawn: np.ndarray) -> Callable[[float], np.nd
     z0 = stats.norm.ppf(below.clip(edge, 1 - edge))
     jack = without_each(sums)
     off = np.nan_to_num(np.nanmean(jack, axis=0) - jack)
+    off /= unit_of(np.abs(off).max(axis=0))  # of no matter to what follows, but that it is a number
     spread = (off**2).sum(axis=0) ** 1.5
     with np.errstate(invalid="ignore"):
         acceleration = np.where(spread > 0, (off**3).sum(axis=0) / (6 * spread), 0.0)

@@ -13,21 +13,26 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.statistics.intervals import ClusterSums, influence, standard_error
+from recsys.statistics.intervals import ClusterSums, influence, standard_error, unit_of
 from recsys.statistics.pareto_tail import pareto_k
 
 WEIGHT_FACTS = ("ess", "max_weight", "mean_weight")  # of weights, beside the estimates among metrics
+MOST_WEIGHT = 1e290  # of one row: larger ones count as that, for sums of many must be numbers
 KEPT = 10_000  # largest weights that a scan keeps: the whole PSIS tail of logs up to 11 million rows
 
 
 @dataclass(frozen=True)
 class WeightSums:
-    """Sums of the weights w = pi_e / pi_b of the logged actions: n, Σ w, Σ w², and the largest, descending."""
+    """Sums of the weights w = pi_e / pi_b of the logged actions: n, Σ w, Σ (w / unit)², and the largest, descending.
+
+    unit: 1, but where squares of w would be no numbers.
+    """
 
     rows: int
     total: float
     squares: float
     largest: Float[np.ndarray, " m"]
+    unit: float = 1.0
 
     @property
     def mean(self) -> float:
@@ -40,7 +45,7 @@ class WeightSums:
 
         (Kish, Survey Sampling, 1965; Kong, Liu and Wong, JASA 1994.)
         """
-        return self.total**2 / self.squares if self.squares > 0 else 0.0
+        return (self.total / self.unit) ** 2 / self.squares if self.squares > 0 else 0.0
 
     @property
     def max_weight(self) -> float:
@@ -66,8 +71,9 @@ class WeightSums:
         off = self.mean - 1
         if self.rows < 2 or abs(off) < 1e-12:
             return 0.0
-        variance = (self.squares - self.total * self.mean) / (self.rows - 1)
-        return off / math.sqrt(variance / self.rows) if variance > 0 else math.copysign(math.inf, off)
+        squares = self.squares - (self.total / self.unit) * (self.mean / self.unit)
+        variance = squares / (self.rows - 1)
+        return off / self.unit / math.sqrt(variance / self.rows) if variance > 0 else math.copysign(math.inf, off)
 
 
 def weight_sums(weight: Float[np.ndarray, " n"]) -> WeightSums:
@@ -78,7 +84,9 @@ def weight_sums(weight: Float[np.ndarray, " n"]) -> WeightSums:
             f"{len(weight)} rows, {int((~np.isfinite(weight)).sum())} not finite, {int((weight < 0).sum())} negative."
         )
     top = weight if len(weight) <= KEPT else np.partition(weight, len(weight) - KEPT)[-KEPT:]
-    return WeightSums(len(weight), float(weight.sum()), float((weight**2).sum()), np.sort(top)[::-1].copy())
+    unit = float(unit_of(weight.max()))
+    squares = float(((weight / unit) ** 2).sum())
+    return WeightSums(len(weight), float(weight.sum()), squares, np.sort(top)[::-1].copy(), unit)
 
 
 def mean_z(mean: ClusterSums) -> float:
@@ -113,8 +121,7 @@ def influence_facts(sums: ClusterSums) -> Influence:
     of that sum: with few effective clusters the standard error itself is a guess, whatever the weights look like.
     """
     pull = np.abs(influence(sums))
-    most = pull.max(axis=0)
-    scaled = pull / np.where(most > 0, most, 1.0)  # the square of a square would overflow
+    scaled = pull / unit_of(pull)  # the square of a square would overflow
     squares, fourth = (scaled**2).sum(axis=0), (scaled**4).sum(axis=0)
     effective = np.where(fourth > 0, squares**2 / np.where(fourth > 0, fourth, 1.0), math.nan)
     largest = np.sort(pull, axis=0)[::-1][:KEPT]
@@ -128,6 +135,7 @@ def effective_events(weight: Float[np.ndarray, " n"], reward: Float[np.ndarray, 
     Not of w r: a signal that may be negative can add up to nothing, however much is known of it.
     """
     happened = reward != 0
+    weight = weight / unit_of(weight.max(initial=0.0))
     squares = (weight[:, None] ** 2 * happened).sum(axis=0)
     total = (weight[:, None] * happened).sum(axis=0)
     events: np.ndarray = np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1.0), 0.0)

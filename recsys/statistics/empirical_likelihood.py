@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.statistics.intervals import ClusterSums, Interval, Side, tails
+from recsys.statistics.intervals import ClusterSums, Interval, Side, tails, unit_of
 
 STEPS = 60  # of Newton; ten suffice away from the edge of the data's hull
 WIDEST = 60  # doublings of the search for an end before it is called endless
@@ -111,7 +111,9 @@ def _ends(
     value = float(q @ above / (q @ below))
     if math.isinf(reach):
         return value, -math.inf, math.inf
-    spread = float(np.sqrt(((above - value * below) ** 2).sum())) / abs(float(below.sum()))
+    off = above - value * below
+    unit = unit_of(np.abs(off).max())
+    spread = float(unit * np.sqrt(((off / unit) ** 2).sum())) / abs(float(below.sum()))
 
     def root(v: float) -> float:
         moments = np.concatenate([(above - v * below)[:, None], known], axis=1)
@@ -122,6 +124,8 @@ def _ends(
         for _ in range(WIDEST):
             outer = value + direction * width
             if root(outer) > 0:
+                if root(inner) >= 0:  # all that varies is rounding
+                    return inner
                 return float(optimize.brentq(root, inner, outer, xtol=1e-10 * spread, rtol=1e-12))
             inner, width = outer, 2 * width
         return direction * math.inf

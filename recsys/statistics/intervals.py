@@ -20,6 +20,7 @@ from marl.output.report import Metric
 
 Side = Literal["both", "low", "high"]
 Range = tuple[int | float, int | float]
+HUGE = 1e90  # the third power of anything below is a number
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,16 @@ def standard_error(sums: ClusterSums) -> Float[np.ndarray, " K"]:
     C = sums.clusters
     if C < 2:
         return np.full(sums.numerator.shape[2], math.inf)
-    error: np.ndarray = np.sqrt((influence(sums) ** 2).sum(axis=0) / (C * (C - 1)))
+    pull = influence(sums)
+    unit = unit_of(np.abs(pull).max(axis=0))
+    error: np.ndarray = unit * np.sqrt(((pull / unit) ** 2).sum(axis=0) / (C * (C - 1)))
     return error
+
+
+def unit_of(largest: Float[np.ndarray, "*K"] | float) -> Float[np.ndarray, "*K"]:
+    """A power of 2 in whose units squares and cubes of values up to `largest` are numbers: 1 for all but huge ones."""
+    unit: np.ndarray = np.where(largest > HUGE, np.exp2(np.floor(np.log2(np.maximum(largest, 1.0)))), 1.0)
+    return unit
 
 
 def student_t(sums: ClusterSums, level: float = 0.95, side: Side = "both") -> Interval:

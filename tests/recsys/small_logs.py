@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recsys.logs.log import Catalog, Columns, Log
+from recsys.logs.catalog import Catalog
+from recsys.logs.log import Columns, Log
 
 CONTEXTS, ACTIONS, SIGNALS = 3, 4, 2
 

@@ -22,8 +22,9 @@ from recsys.bandit.evaluate import evaluate
 from recsys.bandit.sensitivity import Groups, scanned, sensitivity_bounds
 from recsys.config import IntervalsConfig
 from recsys.logs import formats
+from recsys.logs.catalog import Catalog
 from recsys.logs.config import BehaviorConfig
-from recsys.logs.log import Catalog, Chunk, Columns, Log
+from recsys.logs.log import Chunk, Columns, Log
 from recsys.models.cross_fitting import fold_of, mixed
 from recsys.models.propensity import calibration_table, fit_folds, frequency
 from recsys.models.propensity_frequency import Contexts, FrequencyModel

@@ -12,8 +12,9 @@ from small_logs import COLUMNS, frame, log_of, written
 
 from envs.core import InputError
 from recsys.logs import formats
+from recsys.logs.catalog import Catalog
 from recsys.logs.clusters import Clusters
-from recsys.logs.log import Catalog, Columns, Log
+from recsys.logs.log import Columns, Log
 
 WITH_USERS = replace(COLUMNS, user="user", segments=("tab",), context=("score0",))
 
@@ -152,7 +153,7 @@ def test_files_that_are_no_logs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b\.parquet cannot be read"):
         formats.table(str(tmp_path / "b.parquet"), COLUMNS)
     (tmp_path / "c.csv").write_text("item,click,watch,p,place\n" + "1,0,0,0.5,0\n" * 10_001 + "1,0,?,0.5,0\n")
-    with pytest.raises(InputError, match=r"c\.csv cannot be read"):
+    with pytest.raises(InputError, match=r"c\.csv, row 10002: column watch holds '\?', which is no number"):
         list(formats.table(str(tmp_path / "c.csv"), COLUMNS, 4).chunks())
 
 

@@ -231,7 +231,7 @@ def test_what_would_not_fit_into_memory_is_told_with_its_size() -> None:
 
 
 def replace_catalog(log: Log, actions: int) -> Log:
-    from recsys.logs.log import Catalog
+    from recsys.logs.catalog import Catalog
 
     return Log(log.frame, log.columns, Catalog.numbered(actions))
 
