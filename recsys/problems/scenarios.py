@@ -26,7 +26,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from scipy import special
 
 from marl.config.schema import Section
-from recsys.logs.log import Catalog, Chunk, Columns, Log
+from recsys.logs.catalog import Catalog
+from recsys.logs.log import Chunk, Columns, Log
 from recsys.policies.base import ContextPolicy
 
 Amount = Callable[[np.random.Generator, float, int], np.ndarray]

@@ -20,6 +20,7 @@ from recsys.statistics.intervals import (
     ClusterSums,
     Interval,
     Side,
+    in_units_of_the_largest,
     influence,
     standard_error,
     student_t,
@@ -120,7 +121,7 @@ def studentized(
     the influence values, so that any sum of ratios takes two columns a signal. (Efron 1979; Hall, Annals of Statistics
     1988.) One cluster has endless intervals.
     """
-    pulls = [pull / unit_of(pull) for pull in map(influence, estimates)]  # whose square no number is too large for
+    pulls = [in_units_of_the_largest(influence(sums)) for sums in estimates]
     table = np.concatenate([column for pull in pulls for column in (pull, pull**2)], axis=1)
     totals = resampled_totals(table, replications, seed, workers) / len(table)
     miss = (1 - level) / 2

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.statistics.intervals import ClusterSums, influence, standard_error, unit_of
+from recsys.statistics.intervals import ClusterSums, in_units_of_the_largest, influence, standard_error, unit_of
 from recsys.statistics.pareto_tail import pareto_k
 
 WEIGHT_FACTS = ("ess", "max_weight", "mean_weight")  # of weights, beside the estimates among metrics
@@ -120,9 +120,8 @@ def influence_facts(sums: ClusterSums) -> Influence:
     The variance of an estimate is Σ ψ² / C², and 1 / effective is to first order the squared coefficient of variation
     of that sum: with few effective clusters the standard error itself is a guess, whatever the weights look like.
     """
-    pull = np.abs(influence(sums))
-    scaled = pull / unit_of(pull)  # the square of a square would overflow
-    squares, fourth = (scaled**2).sum(axis=0), (scaled**4).sum(axis=0)
+    pull = np.abs(in_units_of_the_largest(influence(sums)))
+    squares, fourth = (pull**2).sum(axis=0), (pull**4).sum(axis=0)
     effective = np.where(fourth > 0, squares**2 / np.where(fourth > 0, fourth, 1.0), math.nan)
     largest = np.sort(pull, axis=0)[::-1][:KEPT]
     tail_k = np.array([pareto_k(column, len(pull)) for column in largest.T])
