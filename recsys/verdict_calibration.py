@@ -23,7 +23,7 @@ from marl.training.run import Run
 from recsys.bandit.evaluate import evaluate_rows
 from recsys.config import EstimatorsConfig, EvaluationSettings, IntervalsConfig
 from recsys.evaluation import Evaluation
-from recsys.problems.scenarios import RowsScenario, Scenario
+from recsys.problems.scenarios import RowsScenario, Scenario, scenario_of
 from recsys.sequential.config import SessionEstimatorsConfig
 from recsys.sequential.evaluate import evaluate_read
 from recsys.sequential.log import read_sessions
@@ -39,7 +39,10 @@ class Config(RunConfig):
     """Scenarios, and how many logs are drawn of each."""
 
     logs: int = Field(300, ge=2, description="logs of each scenario")
-    scenarios: tuple[Scenario, ...] = Field(min_length=1, description="kinds of logs")
+    scenarios: tuple[dict[str, Any], ...] = Field(
+        min_length=1,
+        description="kinds of logs, each with a name, healthy, a generator (rows, sessions) and its settings",
+    )
     estimators: tuple[str, ...] = Field(("ips", "snips", "dr", "sndr"), min_length=1, description="of rows")
     session_estimators: tuple[str, ...] = Field(("pdis", "seq_dr", "wdr"), min_length=1, description="of sessions")
     intervals: IntervalsConfig = IntervalsConfig()
@@ -47,10 +50,14 @@ class Config(RunConfig):
 
     @model_validator(mode="after")
     def _names(self) -> Config:
-        names = [scenario.name for scenario in self.scenarios]
+        names = [scenario.name for scenario in self.kinds()]
         if len(set(names)) < len(names):
             raise ValueError(f"scenarios: each has a name of its own; got {', '.join(names)}")
         return self
+
+    def kinds(self) -> list[Scenario]:
+        """The scenarios, checked."""
+        return [scenario_of(given) for given in self.scenarios]
 
 
 class Outcome(NamedTuple):
@@ -103,7 +110,7 @@ class Calibration(Recipe):
         display = TrainingDisplay("scenarios", len(config.scenarios) * config.logs)
         workers = ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn"))
         with display, workers:
-            for number, scenario in enumerate(config.scenarios):
+            for number, scenario in enumerate(config.kinds()):
                 told = partial(_all_outcomes, config, scenario, workers, display, number * config.logs)
                 kept = run.once(f"scenario_{scenario.name}", told)
                 rows += rows_of(scenario, [Outcome(*each) for each in kept], config.logs)

@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, ValidationError, model_validator
 from scipy import special
 
 from marl.config.schema import Section
@@ -128,18 +128,20 @@ class SessionsScenario(_Scenario):
         return SessionsProblem(self, chance, logging, target, moves)
 
 
-def _generator(given: Any) -> Any:
-    return given.get("generator") if isinstance(given, Mapping) else getattr(given, "generator", None)
+Scenario = RowsScenario | SessionsScenario
+GENERATORS: Mapping[str, type[Scenario]] = MappingProxyType({"rows": RowsScenario, "sessions": SessionsScenario})
 
 
-Scenario = Annotated[
-    Annotated[RowsScenario, Tag("rows")] | Annotated[SessionsScenario, Tag("sessions")],
-    Discriminator(
-        _generator,
-        custom_error_type="generator",
-        custom_error_message="each scenario has a generator, rows or sessions",
-    ),
-]
+def scenario_of(given: Mapping[str, Any]) -> Scenario:
+    """The scenario with these settings. Raises ValueError for an unknown generator, or for others than its settings."""
+    name, generator = given.get("name", "one without a name"), str(given.get("generator"))
+    if generator not in GENERATORS:
+        raise ValueError(f"scenario {name}: expected generator {' or '.join(GENERATORS)}; got {generator!r}")
+    try:
+        return GENERATORS[generator](**given)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"scenario {name}: {told}") from None
 
 
 @dataclass(frozen=True)
