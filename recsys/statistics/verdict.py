@@ -123,21 +123,21 @@ CHECKS = (
         "influence",
         lambda d: -d.influential,
         -40,
-        -4,
+        math.inf,
         "it rests on few users or rows: their pulls on it are as uneven as of {influential:.1f} equal ones",
         "1 / 40 is the squared coefficient of variation of the variance estimate. With less standard errors are off by "
         "more than a tenth, and intervals of heavy rewards, loud users and rare actions miss two to five times as "
-        "often as they say; below 4 the largest pull alone is half of the variance.",
+        "often as they say. Studentized ones grow with it, so it is no more than a warning.",
     ),
     Check(
         "influence_tail",
         lambda d: d.influence_k,
         0.5,
-        1.0,
+        math.inf,
         "the largest pulls of single users or rows on the estimate have a Pareto tail of k = {influence_k:.2f}, so "
         "some not yet seen may well change it",
-        "From 0.5 the variance of what a cluster contributes is infinite, from 1 its mean: no interval is wide enough "
-        "for what has not been seen.",
+        "From 0.5 the variance of what a cluster contributes is infinite, and no interval is wide enough for what has "
+        "not been seen. Of the few events that most logs have, k itself is too uncertain to refuse by it.",
     ),
     Check(
         "clusters",

@@ -67,10 +67,10 @@ def test_the_tail_is_that_of_pulls_in_both_directions() -> None:
     [
         ({"influential": 40.0}, Level.RELIABLE, ""),
         ({"influential": 39.9}, Level.CAUTION, "influence"),
-        ({"influential": 3.9}, Level.UNRELIABLE, "influence"),
+        ({"influential": 1.1}, Level.CAUTION, "influence"),
         ({"influence_k": 0.5}, Level.RELIABLE, ""),
         ({"influence_k": 0.51}, Level.CAUTION, "influence_tail"),
-        ({"influence_k": 1.01}, Level.UNRELIABLE, "influence_tail"),
+        ({"influence_k": 2.0}, Level.CAUTION, "influence_tail"),
     ],
 )
 def test_verdicts_know_how_few_decide(told: dict[str, float], level: Level, check: str) -> None:
