@@ -119,7 +119,14 @@ class Calibration(Recipe):
     def show(self, tables: Tables, console: Console) -> None:
         """Print the estimates that are read; the report has the others."""
         read = [row for row in tables.get("scenarios", []) if row["estimator"] == READ]
-        print_table("verdicts of the estimate to read", read, console)
+        print_table("verdicts of the estimate to read", [_told(row) for row in read], console)
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row in words: shares in percent, nothing where nothing was counted."""
+    told = {"scenario": row["scenario"], "healthy": "yes" if row["healthy"] else "no"}
+    shares = {name: row[name] for name in ("reliable", "missed_of_reliable", "reliable_and_missed", "missed")}
+    return told | {name: "" if share is None else f"{share:.1%}" for name, share in shares.items()}
 
 
 def _all_outcomes(
