@@ -115,11 +115,13 @@ class BoundsConfig(Section):
 class IntervalsConfig(Section):
     """Intervals of the estimates: by users where the log has them."""
 
-    method: Literal["bootstrap", "bca", "t", "hoeffding", "bernstein", "empirical_likelihood"] = Field(
-        "bootstrap", description="percentiles, corrected ones, Student's, or bounds that hold for any number of users"
+    method: Literal["studentized", "bootstrap", "bca", "t", "hoeffding", "bernstein", "empirical_likelihood"] = Field(
+        "studentized",
+        description="a bootstrap of t, of percentiles or of corrected ones; Student's; or bounds that hold for any "
+        "number of users",
     )
     level: float = Field(0.95, gt=0, lt=1, description="the probability with which an interval should hold the truth")
-    replications: int = Field(1000, ge=100, description="of bootstrap and bca, drawn from the run's seed")
+    replications: int = Field(1000, ge=100, description="of bootstraps, drawn from the run's seed")
     bounds: BoundsConfig | None = Field(None, description="of hoeffding and bernstein: what nothing exceeds")
     multiplicity: Literal["holm", "bh"] = Field(
         "holm", description="how p-values of segments are adjusted: no false alarm at all, or a share of them"
@@ -135,9 +137,10 @@ class IntervalsConfig(Section):
 class SelectionConfig(Section):
     """The choice of the estimator to read."""
 
-    method: Literal["slope", "pas_if"] = Field(
-        "slope",
-        description="the narrowest interval that agrees with wider ones, or the least error on splits of the log",
+    method: Literal["fixed", "slope", "pas_if"] = Field(
+        "fixed",
+        description="sndr, dr, snips or ips, the first of the best verdict; the narrowest interval that agrees with "
+        "wider ones; or the least error on splits of the log",
     )
     biased: bool = Field(
         False, description="whether capped, shrunken or modeled estimates may be read, whose intervals miss their bias"

@@ -35,7 +35,7 @@ from recsys.policies.base import Policy, policies_of
 from recsys.statistics.histograms import overlap_table
 from recsys.statistics.intervals import ClusterSums, Interval, standard_error
 from recsys.statistics.methods import LOGGED, Intervals
-from recsys.statistics.selection import Recommendation, recommend
+from recsys.statistics.selection import DESCRIBED, Recommendation, recommend, recommend_first
 from recsys.statistics.verdict import Verdict
 
 Facts = Callable[[str, str], Mapping[str, int | float]]  # of a signal and a policy
@@ -153,7 +153,7 @@ def evaluate_rows(
             errors = pas_if_errors(
                 log, one.policy, logger.logging, settings.estimators, choice, means.prior_rows, settings.seed
             )
-        read = reader(one, verdicts, errors, choice.biased)
+        read = reader(one, verdicts, choice, errors)
         estimates.append(one.estimates(verdicts, read))
     plain = scanned[0].plain
     dealt = 1 if log.columns.user is not None else math.ceil(plain.n / ROW_CLUSTERS)
@@ -220,24 +220,24 @@ def require_bounds(scanned: Sequence[ScannedPolicy], intervals: IntervalsConfig)
 def reader(
     scanned: ScannedPolicy,
     verdicts: Mapping[str, Sequence[Verdict]],
+    choice: SelectionConfig,
     errors: Mapping[str, Float[np.ndarray, " K"]] | None = None,
-    biased: bool = False,
 ) -> Reader:
-    """The choice of an estimator by SLOPE, or by errors [K] that were estimated.
-
-    biased: among all, also those whose intervals do not know their bias.
-    """
+    """The choice of an estimator: in a fixed order, by SLOPE, or by errors [K] that were estimated."""
     readable = scanned.consistent()
-    sums = {name: of for name, of in scanned.cluster_sums().items() if biased or name in readable}
+    sums = {name: of for name, of in scanned.cluster_sums().items() if choice.biased or name in readable}
 
     def read(k: int, intervals: Mapping[str, Interval]) -> Recommendation:
         if not sums:
             first = next(iter(verdicts))
             return Recommendation(None, verdicts[first][k].reason)
+        told = {name: verdicts[name][k] for name in sums}
+        if choice.method == "fixed":
+            return recommend_first(told, tuple(DESCRIBED))
         value = {name: float(of.value[k]) for name, of in sums.items()}
         error = {name: float(standard_error(of)[k]) for name, of in sums.items()}
         mse = None if errors is None else {name: float(by_signal[k]) for name, by_signal in errors.items()}
-        return recommend({name: verdicts[name][k] for name in sums}, value, error, mse)
+        return recommend(told, value, error, mse)
 
     return read
 

@@ -19,7 +19,7 @@ from recsys.bandit.kernel import KERNEL, RealPolicy
 from recsys.bandit.scan import Weighed, Weigher, weigh
 from recsys.config import EstimatorsConfig
 from recsys.logs.log import Chunk, Log, require_rows
-from recsys.logs.tables import require_columns
+from recsys.logs.tables import collect, require_columns
 from recsys.models.reward import RewardModel, TableModel, fitted_means
 from recsys.policies.base import BLOCK, Policy, expected_reward
 from recsys.statistics.methods import LOGGED
@@ -114,13 +114,15 @@ def weighers_of(
     if "replay" in names:
         chosen["replay"] = lambda x: _replay(policy.name, x)
     used = {name: how for name, how in used_weights(settings).items() if name in chosen}
-    lost = None if logger.logging is None else lost_support(logger.logging)
+    lost = never_shown(log) if logger.logging is None else lost_support(logger.logging)
+
+    some_lost = lost.table is None or bool(lost.table.any())
 
     def plain(rows: Chunk) -> Weighed:
         if logger.logging is not None:
             _require_logging(logger.logging, rows)
         weighed = weigh(rows, policy, model)
-        if lost is None:
+        if not some_lost:
             return weighed
         return replace(weighed, unsupported=expected_reward(policy, lost, rows)[:, 0])
 
@@ -147,6 +149,22 @@ def _require_logging(logging: Policy, rows: Chunk) -> None:
             f"the log a propensity of {rows.propensity[at]:.6g} ({len(off):,} such of {len(rows):,} rows). Name the "
             "policy that chose, or leave data.logging out."
         )
+
+
+def never_shown(log: Log) -> TableModel:
+    """A model that is 1 for actions of the catalog that no row shows at a position, and 0 otherwise.
+
+    What it expects of a policy is the probability of choices of which the log says nothing, known logger or not.
+    """
+    cells = [log.catalog.index(log.columns.action, log.schema[log.columns.action]).alias("action")]
+    if log.columns.position is not None and log.position_catalog is not None:
+        kind = log.schema[log.columns.position]
+        cells.append(log.position_catalog.index(log.columns.position, kind).alias("position"))
+    seen = collect(log.frame.select(cells).unique(), log.name)
+    position = seen["position"].to_numpy() if "position" in seen.columns else np.zeros(len(seen), np.int64)
+    never = np.ones((log.positions, log.actions, 1))
+    never[position, seen["action"].to_numpy()] = 0.0  # bad labels are told while reading
+    return TableModel(never)
 
 
 def lost_support(logging: Policy, share: float = 0.01) -> RewardModel:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from recsys.bandit.importance_weights import WEIGHT
 from recsys.bandit.scan import Sums
-from recsys.statistics.diagnostics import diagnose, mean_z
+from recsys.statistics.diagnostics import diagnose, influence_facts, mean_z
 from recsys.statistics.intervals import ClusterSums, standard_error
 from recsys.statistics.verdict import Verdict, verdict
 
@@ -40,9 +40,10 @@ def judge(
     verdicts = {}
     for name in names:
         off = biases(sums, name, None if half is None else half.cluster_sums(name))
+        pulls = _pulls(sums, name)
         verdicts[name] = [
-            verdict(replace(facts, bias=float(bias), **_changed(sums, name)))
-            for facts, bias in zip(by_signal, off, strict=True)
+            verdict(replace(facts, bias=float(bias), **pull, **_changed(sums, name)))
+            for facts, bias, pull in zip(by_signal, off, pulls, strict=True)
         ]
     return verdicts
 
@@ -69,6 +70,13 @@ def biases(sums: Sums, name: str, reference: ClusterSums | None = None) -> Float
             off > np.maximum(chance, 1e-12 * np.abs(own.value)), off / standard_error(own), 0.0
         )
     return ratio
+
+
+def _pulls(sums: Sums, name: str) -> list[dict[str, Any]]:
+    """Facts of the estimate's own influence values, by signal; nothing of an estimate that is not finite."""
+    if not np.isfinite(sums.estimate(name)).all():
+        return [{} for _ in sums.events]
+    return influence_facts(sums.cluster_sums(name)).by_signal()
 
 
 def consistent(sums: Sums, name: str) -> bool:

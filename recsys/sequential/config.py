@@ -70,11 +70,12 @@ class SessionEstimatorsConfig(Section):
 class SessionIntervalsConfig(Section):
     """Intervals of the estimates: by users where the log has them, else by sessions."""
 
-    method: Literal["bootstrap", "bca", "t", "empirical_likelihood"] = Field(
-        "bootstrap", description="percentiles, corrected ones, Student's, or empirical likelihood"
+    method: Literal["studentized", "bootstrap", "bca", "t", "empirical_likelihood"] = Field(
+        "studentized",
+        description="a bootstrap of t, of percentiles or of corrected ones; Student's; or empirical likelihood",
     )
     level: float = Field(0.95, gt=0, lt=1, description="the probability with which an interval should hold the truth")
-    replications: int = Field(1000, ge=100, description="of bootstrap and bca, drawn from the run's seed")
+    replications: int = Field(1000, ge=100, description="of bootstraps, drawn from the run's seed")
 
 
 class Config(RunConfig):

@@ -37,7 +37,14 @@ from recsys.sequential.estimators import (
 )
 from recsys.sequential.log import Sessions, read_sessions
 from recsys.sequential.tabular import TabularLog, fqe, looked_up
-from recsys.statistics.diagnostics import diagnose, effective_events, mean_z, weight_sums
+from recsys.statistics.diagnostics import (
+    Diagnosis,
+    diagnose,
+    effective_events,
+    influence_facts,
+    mean_z,
+    weight_sums,
+)
 from recsys.statistics.histograms import histograms
 from recsys.statistics.intervals import ClusterSums, Interval, cluster_sums
 from recsys.statistics.methods import Intervals
@@ -45,6 +52,7 @@ from recsys.statistics.selection import Recommendation, recommend_narrowest
 from recsys.statistics.verdict import Level, Verdict, verdict
 
 READ = ("pdis", "cwpdis", "seq_dr", "wdr")  # what may be recommended: consistent, and of little variance
+WHOLE = ("tis", "wis")  # what weighs whole sessions; the others weigh each step by the way to it
 FOLDS = 5
 # Biases that no interval contains, and no weight shows.
 BIASED = {
@@ -71,7 +79,7 @@ class Contributions:
     def estimates(self, sessions: Sessions) -> PolicyEstimates:
         """The policy as evaluations take it."""
         sums = {name: cluster_sums(x, None, sessions.cluster) for name, x in self.by_estimator.items()}
-        verdicts, weights = judge(self, sessions), weight_sums(self.whole).facts
+        verdicts, weights = judge(self, sums, sessions), weight_sums(self.whole).facts
         drawn = histograms(self.whole, np.ones_like(self.whole))
         return PolicyEstimates(self.policy.name, sums, verdicts, weights, drawn, reader(sums, verdicts))
 
@@ -208,25 +216,40 @@ def _take(log: TabularLog, rows: np.ndarray) -> TabularLog:
     return TabularLog(log.state[rows], log.action[rows], log.reward[rows], log.mask[rows], log.states, log.actions)
 
 
-def judge(contributions: Contributions, sessions: Sessions) -> dict[str, list[Verdict]]:
-    """By estimator and signal: the checks of single decisions on the weights of whole sessions, ρ_{T-1}.
+def judge(
+    contributions: Contributions, sums: Mapping[str, ClusterSums], sessions: Sessions
+) -> dict[str, list[Verdict]]:
+    """By estimator and signal: the checks of single decisions, each session being one, and of the estimate's own pulls.
 
-    Events are sessions that earned something.
+    Estimators that weigh whole sessions are judged by ρ_{T-1}, those that weigh each step by the session's mean of ρ_t,
+    whose expectation is 1 too. Events are sessions that earned something.
     """
     whole = contributions.whole
-    sums = cluster_sums(whole[:, None], None, sessions.cluster)
-    earned = (sessions.reward != 0).any(1).astype(np.float64)
-    effective, events = effective_events(whole, earned), earned.sum(0)
-    verdicts: dict[str, list[Verdict]] = {name: [] for name in contributions.by_estimator}
-    for count, weighted in zip(events.tolist(), effective.tolist(), strict=True):
-        facts = diagnose(
-            weight_sums(whole), sums.clusters, mean_z=mean_z(sums), events=count, effective_events=weighted
-        )
-        told = _of_sessions(verdict(facts))
-        for name, by_signal in verdicts.items():
-            biased = name in BIASED and told.level <= Level.CAUTION
-            by_signal.append(Verdict(Level.CAUTION, BIASED[name][0], f"{BIASED[name][1]}.") if biased else told)
+    facts = {True: _facts(whole, sessions), False: _facts(contributions.weight.mean(axis=1), sessions)}
+    verdicts: dict[str, list[Verdict]] = {}
+    for name, of in sums.items():
+        pulls = influence_facts(of).by_signal()
+        told = [_of_sessions(verdict(replace(d, **pull))) for d, pull in zip(facts[name in WHOLE], pulls, strict=True)]
+        verdicts[name] = [_with_bias(name, each) for each in told]
     return verdicts
+
+
+def _facts(weight: Float[np.ndarray, " n"], sessions: Sessions) -> list[Diagnosis]:
+    """Facts of a weight for each session, by signal."""
+    sums = cluster_sums(weight[:, None], None, sessions.cluster)
+    earned = (sessions.reward != 0).any(1).astype(np.float64)
+    effective, events = effective_events(weight, earned), earned.sum(0)
+    facts = diagnose(weight_sums(weight), sums.clusters, mean_z=mean_z(sums))
+    pairs = zip(events.tolist(), effective.tolist(), strict=True)
+    return [replace(facts, events=count, effective_events=weighted) for count, weighted in pairs]
+
+
+def _with_bias(name: str, told: Verdict) -> Verdict:
+    """The verdict on an estimate with a bias that no interval contains: at best CAUTION."""
+    if name not in BIASED or told.level > Level.CAUTION:
+        return told
+    check, reason = BIASED[name]
+    return Verdict(Level.CAUTION, check, f"{reason}.")
 
 
 def _of_sessions(told: Verdict) -> Verdict:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.statistics.intervals import ClusterSums, standard_error, unit_of
+from recsys.statistics.intervals import ClusterSums, in_units_of_the_largest, influence, standard_error, unit_of
 from recsys.statistics.pareto_tail import pareto_k
 
 WEIGHT_FACTS = ("ess", "max_weight", "mean_weight")  # of weights, beside the estimates among metrics
@@ -96,6 +97,37 @@ def mean_z(mean: ClusterSums) -> float:
     return off / error if error > 0 else math.copysign(math.inf, off)
 
 
+@dataclass(frozen=True)
+class Influence:
+    """Facts of the pulls ψ of clusters on an estimate, by signal, [K].
+
+    effective: (Σ ψ²)² / Σ ψ⁴, how many clusters of equal pull would be as uneven: C where all pull alike, 1 where one
+    cluster decides, NaN where none pulls. tail_k: the shape of the Pareto tail of |ψ|, NaN where there is none to fit.
+    """
+
+    effective: Float[np.ndarray, " K"]
+    tail_k: Float[np.ndarray, " K"]
+
+    def by_signal(self) -> list[dict[str, Any]]:
+        """Of each signal, by the names of `Diagnosis`."""
+        pairs = zip(self.effective.tolist(), self.tail_k.tolist(), strict=True)
+        return [{"influential": effective, "influence_k": tail} for effective, tail in pairs]
+
+
+def influence_facts(sums: ClusterSums) -> Influence:
+    """The facts of an estimate's own influence values.
+
+    The variance of an estimate is Σ ψ² / C², and 1 / effective is to first order the squared coefficient of variation
+    of that sum: with few effective clusters the standard error itself is a guess, whatever the weights look like.
+    """
+    pull = np.abs(in_units_of_the_largest(influence(sums)))
+    squares, fourth = (pull**2).sum(axis=0), (pull**4).sum(axis=0)
+    effective = np.where(fourth > 0, squares**2 / np.where(fourth > 0, fourth, 1.0), math.nan)
+    largest = np.sort(pull, axis=0)[::-1][:KEPT]
+    tail_k = np.array([pareto_k(column, len(pull)) for column in largest.T])
+    return Influence(effective, tail_k)
+
+
 def effective_events(weight: Float[np.ndarray, " n"], reward: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
     """(Σ w)² / Σ w² over the rows whose reward is not 0: how many equally weighted events they are worth, by signal.
 
@@ -120,7 +152,8 @@ class Diagnosis:
     propensities were fitted, with `calibration_error` of the rows misplaced (0 where chance explains it) and
     `calibration_z`; `bias`: how many of its own standard errors an estimate of changed weights, or of the model, is
     from one that is consistent, 0 where chance explains it; `mean_slack`: by how much the mean weight may miss 1
-    without a reason; `slice_z` is how far the estimate is from that of a random slice.
+    without a reason; `slice_z` is how far the estimate is from that of a random slice. `influential`, `influence_k`:
+    of the estimate's own influence values (`Influence`).
     """
 
     rows: int
@@ -142,6 +175,8 @@ class Diagnosis:
     bias: int | float = math.nan
     mean_slack: int | float = 0.01
     slice_z: int | float = math.nan
+    influential: int | float = math.nan
+    influence_k: int | float = math.nan
 
     @property
     def ess_share(self) -> float:
@@ -155,8 +190,8 @@ def diagnose(
     """The facts that weights tell, with those of `facts`.
 
     `facts` may hold `unsupported`, `kept`, `events`, `effective_events`, `model_share`, `fitted`, `calibration_error`,
-    `calibration_z` and `slice_z`. `clusters` are the rows if not given. `mean_z` replaces the z of independent rows
-    where users have several.
+    `calibration_z`, `slice_z`, `influential` and `influence_k`. `clusters` are the rows if not given. `mean_z` replaces
+    the z of independent rows where users have several.
     """
     return Diagnosis(
         rows=weights.rows,

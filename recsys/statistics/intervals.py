@@ -152,6 +152,12 @@ def standard_error(sums: ClusterSums) -> Float[np.ndarray, " K"]:
     return error
 
 
+def in_units_of_the_largest(pull: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "C K"]:
+    """Pulls divided by the largest of their signal, so that no power of them is too large for a number."""
+    most = np.abs(pull).max(axis=0)
+    return pull / np.where(most > 0, most, 1.0)
+
+
 def unit_of(largest: Float[np.ndarray, "*K"] | float) -> Float[np.ndarray, "*K"]:
     """A power of 2 in whose units squares and cubes of values up to `largest` are numbers: 1 for all but huge ones."""
     unit: np.ndarray = np.where(largest > HUGE, np.exp2(np.floor(np.log2(np.maximum(largest, 1.0)))), 1.0)

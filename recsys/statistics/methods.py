@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from recsys.config import EstimatorsConfig, IntervalsConfig
-from recsys.statistics.bootstrap import quantile_interval, replicates
+from recsys.statistics.bootstrap import quantile_interval, replicates, studentized
 from recsys.statistics.empirical_likelihood import empirical_likelihood
 from recsys.statistics.intervals import ClusterSums, Interval, Range, empirical_bernstein, hoeffding, student_t
 
@@ -18,6 +18,7 @@ Pair = tuple[str, str, str, str]  # a policy and its estimator, minus another's
 Bounds = tuple[Range, Range]  # of a cluster's numerator and denominator
 WITH_MODEL = ("dm", "dr", "capped_dr", "switch_dr", "dros", "subgaussian_dr", "mrdr")
 LOGGED = "logged"  # the log's own mean reward, beside the estimates
+RESAMPLED = ("studentized", "bootstrap", "bca")
 NORMALIZED = ("snips", "ncis", "replay", "sn_mips", "sn_balanced_ips")
 
 
@@ -34,18 +35,22 @@ class Intervals:
         """Of estimates by name, on the same clusters; the resamples of a bootstrap are the same in every call."""
         if not estimates:
             return {}
-        if self.config.method in ("bootstrap", "bca"):
+        if self.config.method in RESAMPLED:
             return self._resampled(estimates)
         return {name: self._closed(name, sums) for name, sums in estimates.items()}
 
     def of_differences(self, pairs: Mapping[Pair, tuple[ClusterSums, ClusterSums]]) -> dict[Pair, Interval]:
         """Of first minus second, paired cluster by cluster; by the names of two estimators, whose bounds are known."""
         both = {names: first - second for names, (first, second) in pairs.items()}
-        if self.config.method in ("bootstrap", "bca") and both:
+        if self.config.method in RESAMPLED and both:
             return self._resampled(both)
         return {names: self._closed(f"{names[1]} - {names[3]}", sums, names[1::2]) for names, sums in both.items()}
 
     def _resampled(self, estimates: Mapping[Name, ClusterSums]) -> dict[Name, Interval]:
+        if self.config.method == "studentized":
+            level, replications = self.config.level, self.config.replications
+            found = studentized(list(estimates.values()), level, replications, self.seed, self.workers)
+            return dict(zip(estimates, found, strict=True))
         kind: Literal["percentile", "bca"] = "bca" if self.config.method == "bca" else "percentile"
         drawn = replicates(list(estimates.values()), self.config.replications, self.seed, self.workers)
         return {

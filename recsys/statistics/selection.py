@@ -171,6 +171,15 @@ class Recommendation:
     sentence: str
 
 
+# In the order in which they are read, with what speaks for each.
+DESCRIBED = {
+    "sndr": "doubly robust, and its weights add up to one",
+    "dr": "doubly robust",
+    "snips": "its weights add up to one",
+    "ips": "it is unbiased wherever propensities are right",
+}
+
+
 def recommend(
     verdicts: Mapping[str, Verdict],
     value: Mapping[str, float],
@@ -194,6 +203,19 @@ def recommend(
     values, widths = [np.array([[numbers[name]] for name in names]) for numbers in (value, error)]
     chosen = names[int(slope(values, widths)[0])]
     how = f"its interval is the narrowest of {len(names)} that agrees with all wider ones (SLOPE)"
+    return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
+
+
+def recommend_first(verdicts: Mapping[str, Verdict], preferred: Sequence[str]) -> Recommendation:
+    """The estimator to read: of those with the best verdict the first in an order that was fixed before the log.
+
+    preferred: names in that order; others follow as they come.
+    """
+    names = _of_best_verdict(verdicts)
+    if verdicts[names[0]].level is Level.UNRELIABLE:
+        return _none_of(verdicts[names[0]])
+    chosen = next((name for name in preferred if name in names), names[0])
+    how = f"{DESCRIBED[chosen]}, fixed before the log was seen" if chosen in DESCRIBED else "it is the one there is"
     return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
 
 

@@ -120,6 +120,26 @@ CHECKS = (
         "As for events; below 2 a single one decides.",
     ),
     Check(
+        "influence",
+        lambda d: -d.influential,
+        -40,
+        math.inf,
+        "it rests on few users or rows: their pulls on it are as uneven as of {influential:.1f} equal ones",
+        "1 / 40 is the squared coefficient of variation of the variance estimate. With less standard errors are off by "
+        "more than a tenth, and intervals of heavy rewards, loud users and rare actions miss two to five times as "
+        "often as they say. Studentized ones grow with it, so it is no more than a warning.",
+    ),
+    Check(
+        "influence_tail",
+        lambda d: d.influence_k,
+        0.5,
+        math.inf,
+        "the largest pulls of single users or rows on the estimate have a Pareto tail of k = {influence_k:.2f}, so "
+        "some not yet seen may well change it",
+        "From 0.5 the variance of what a cluster contributes is infinite, and no interval is wide enough for what has "
+        "not been seen. Of the few events that most logs have, k itself is too uncertain to refuse by it.",
+    ),
+    Check(
         "clusters",
         lambda d: -d.clusters,
         -40,
@@ -207,11 +227,18 @@ def verdict(diagnosis: Diagnosis) -> Verdict:
     if worst is Level.RELIABLE:
         d = diagnosis
         size = f"An effective sample of {d.ess:,.0f} of {d.rows:,} rows"
-        reason = f"{size}, no row with more than {d.max_share:.1%} of the weight."
+        reason = f"{size}, no row with more than {_percent(d.max_share)} of the weight."
+        if not math.isnan(d.influential):
+            reason = f"{reason[:-1]}, and pulls on the estimate as even as of {d.influential:,.0f} equal ones."
         return Verdict(worst, "", reason)
     check = CHECKS[levels.index(worst)]
     said = check.says.format(**vars(diagnosis), ess_share=diagnosis.ess_share)
     return Verdict(worst, check.name, said[0].upper() + said[1:] + ".")
+
+
+def _percent(share: float) -> str:
+    """With two digits that say something, so that no share is 0.0 %."""
+    return f"{share:.1%}" if share >= 0.01 else f"{100 * share:.2g}%"
 
 
 def _over(check: Check, diagnosis: Diagnosis, threshold: int | float) -> bool:

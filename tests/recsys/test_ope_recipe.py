@@ -54,10 +54,10 @@ def test_intervals_hold_the_estimate_and_follow_the_seed_and_the_method(tmp_path
     again = ran(tmp_path, workers=1).metrics["click/bts/dr"]
     assert found[0] == again
     assert found[0].value == found[1].value
-    assert found[0].low != found[1].low
+    assert found[0].high != found[1].high
     student = ran(tmp_path, intervals__method="t").metrics["click/bts/dr"]
     assert found[0].low < found[0].value < found[0].high
-    assert student.high - student.low == pytest.approx(found[0].high - found[0].low, rel=0.25)
+    assert found[0].low <= student.low < student.high < found[0].high  # a few clicks weigh most
     wide = ran(tmp_path, intervals__method="t", intervals__level=0.99).metrics["click/bts/dr"]
     assert wide.low < student.low < student.high < wide.high
 

@@ -131,7 +131,8 @@ def test_what_to_read_covers_the_truth_and_so_does_what_it_would_change() -> Non
 
 
 def test_what_is_biased_is_read_only_where_that_is_asked_for() -> None:
-    settings, how = EstimatorsConfig(names=("ips", "subgaussian_ips"), subgaussian=0.3), SelectionConfig(biased=True)
+    settings = EstimatorsConfig(names=("ips", "subgaussian_ips"), subgaussian=0.3)
+    how = SelectionConfig(method="slope", biased=True)
     every = {"estimators": settings, "intervals": FAST}
     table = frame(300)
     careful = evaluate(log_of(table), {"new": bandit().target}, **every)
