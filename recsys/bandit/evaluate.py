@@ -35,7 +35,7 @@ from recsys.policies.base import Policy, policies_of
 from recsys.statistics.histograms import overlap_table
 from recsys.statistics.intervals import ClusterSums, Interval, standard_error
 from recsys.statistics.methods import LOGGED, Intervals
-from recsys.statistics.selection import DESCRIBED, Recommendation, recommend, recommend_first
+from recsys.statistics.selection import Recommendation, recommend, recommend_first
 from recsys.statistics.verdict import Verdict
 
 Facts = Callable[[str, str], Mapping[str, int | float]]  # of a signal and a policy
@@ -233,7 +233,7 @@ def reader(
             return Recommendation(None, verdicts[first][k].reason)
         told = {name: verdicts[name][k] for name in sums}
         if choice.method == "fixed":
-            return recommend_first(told, tuple(DESCRIBED))
+            return recommend_first(told)
         value = {name: float(of.value[k]) for name, of in sums.items()}
         error = {name: float(standard_error(of)[k]) for name, of in sums.items()}
         mse = None if errors is None else {name: float(by_signal[k]) for name, by_signal in errors.items()}

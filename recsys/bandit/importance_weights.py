@@ -116,13 +116,11 @@ def weighers_of(
     used = {name: how for name, how in used_weights(settings).items() if name in chosen}
     lost = never_shown(log) if logger.logging is None else lost_support(logger.logging)
 
-    some_lost = lost.table is None or bool(lost.table.any())
-
     def plain(rows: Chunk) -> Weighed:
         if logger.logging is not None:
             _require_logging(logger.logging, rows)
         weighed = weigh(rows, policy, model)
-        if not some_lost:
+        if lost is None:
             return weighed
         return replace(weighed, unsupported=expected_reward(policy, lost, rows)[:, 0])
 
@@ -151,8 +149,8 @@ def _require_logging(logging: Policy, rows: Chunk) -> None:
         )
 
 
-def never_shown(log: Log) -> TableModel:
-    """A model that is 1 for actions of the catalog that no row shows at a position, and 0 otherwise.
+def never_shown(log: Log) -> TableModel | None:
+    """A model that is 1 for actions of the catalog that no row shows at a position, else 0; None where all are shown.
 
     What it expects of a policy is the probability of choices of which the log says nothing, known logger or not.
     """
@@ -164,7 +162,7 @@ def never_shown(log: Log) -> TableModel:
     position = seen["position"].to_numpy() if "position" in seen.columns else np.zeros(len(seen), np.int64)
     never = np.ones((log.positions, log.actions, 1))
     never[position, seen["action"].to_numpy()] = 0.0  # bad labels are told while reading
-    return TableModel(never)
+    return TableModel(never) if never.any() else None
 
 
 def lost_support(logging: Policy, share: float = 0.01) -> RewardModel:

@@ -24,7 +24,7 @@ from recsys.logs.clusters import Clusters, sums_by_cluster
 from recsys.logs.log import Chunk, Log
 from recsys.models.reward import RewardModel
 from recsys.policies.base import Policy, expected_reward
-from recsys.statistics.diagnostics import KEPT, MOST_WEIGHT, WeightSums
+from recsys.statistics.diagnostics import KEPT, MOST_WEIGHT, WeightSums, largest_of
 from recsys.statistics.histograms import Histograms, histograms
 from recsys.statistics.intervals import ClusterSums, unit_of
 
@@ -304,7 +304,7 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher) -> Part:
         weight=float(counted_weight.sum()),
         squared_weight=float(np.einsum("n,n->", counted_share, share)),
         unit=unit,
-        largest=_largest(weight),
+        largest=largest_of(weight),
         largest_row=int(rows.row_numbers[np.argmax(weight)]) + 1,
         events=np.count_nonzero(weighed.reward, axis=0),
         event_weight=np.einsum("n,nk->k", counted_weight, happened),
@@ -314,13 +314,6 @@ def part_of(rows: Chunk, weighed: Weighed, weigher: Weigher) -> Part:
         kept=kept,
         unsupported=unsupported,
     )
-
-
-def _largest(weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
-    """At most `KEPT` of the weights, in descending order."""
-    kept = min(KEPT, len(weight))
-    top = np.partition(weight, len(weight) - kept)[len(weight) - kept :]
-    return np.sort(top)[::-1]
 
 
 def _columns(weighed: Weighed, estimators: Estimators) -> tuple[dict[str, Slot], list[np.ndarray]]:

@@ -22,10 +22,12 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from scipy import special
 
+from envs.core import InputError
 from marl.config.schema import Section
+from recsys.config import checked
 from recsys.logs.catalog import Catalog
 from recsys.logs.log import Chunk, Columns, Log
 from recsys.policies.base import ContextPolicy
@@ -110,7 +112,7 @@ class RowsScenario(_Scenario):
             chance = np.append(chance, new, axis=1)
             logging = np.append(logging, np.zeros_like(new), axis=1)
             target = np.append(target * (1 - self.unshown), np.full_like(new, self.unshown), axis=1)
-        return RowsProblem(self, chance, logging, target)
+        return RowsProblem(chance, logging, target, self)
 
 
 class SessionsScenario(_Scenario):
@@ -125,7 +127,7 @@ class SessionsScenario(_Scenario):
         """The problem that its logs are drawn from."""
         chance, logging, target, rng = self.tables()
         moves = rng.dirichlet(np.ones(self.groups), size=(self.groups, self.actions))
-        return SessionsProblem(self, chance, logging, target, moves)
+        return SessionsProblem(chance, logging, target, self, moves)
 
 
 Scenario = RowsScenario | SessionsScenario
@@ -138,29 +140,38 @@ def scenario_of(given: Mapping[str, Any]) -> Scenario:
     if generator not in GENERATORS:
         raise ValueError(f"scenario {name}: expected generator {' or '.join(GENERATORS)}; got {generator!r}")
     try:
-        return GENERATORS[generator](**given)
-    except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"scenario {name}: {told}") from None
+        return checked(GENERATORS[generator], **given)
+    except InputError as error:
+        raise ValueError(f"scenario {name}: {error}") from None
 
 
 @dataclass(frozen=True)
-class RowsProblem:
-    """Logs of single decisions. chance, logging, target: [G,A]."""
+class _Problem:
+    """Chances of events, and the probabilities of logger and target, in each group."""
 
-    scenario: RowsScenario
     chance: Float[np.ndarray, "G A"]
     logging: Float[np.ndarray, "G A"]
     target: Float[np.ndarray, "G A"]
+
+    def policy(self) -> ContextPolicy:
+        """The target."""
+
+        def choose(rows: Chunk) -> Float[np.ndarray, "n A"]:
+            return self.target[rows.context["group"]]
+
+        return ContextPolicy("target", self.target.shape[1], choose)
+
+
+@dataclass(frozen=True)
+class RowsProblem(_Problem):
+    """Logs of single decisions."""
+
+    scenario: RowsScenario
 
     @property
     def truth(self) -> float:
         """The expected reward of a row under the target."""
         return float((self.target * self.chance).sum(1).mean())
-
-    def policy(self) -> ContextPolicy:
-        """The target."""
-        return _policy(self.target)
 
     def log(self, seed: int) -> Log:
         """A log of so many rows."""
@@ -189,13 +200,10 @@ class RowsProblem:
 
 
 @dataclass(frozen=True)
-class SessionsProblem:
-    """Logs of whole sessions. chance, logging, target: [G,A]. moves [G,A,G]."""
+class SessionsProblem(_Problem):
+    """Logs of whole sessions. moves: the next group's chances, by group and action."""
 
     scenario: SessionsScenario
-    chance: Float[np.ndarray, "G A"]
-    logging: Float[np.ndarray, "G A"]
-    target: Float[np.ndarray, "G A"]
     moves: Float[np.ndarray, "G A G"]
 
     @property
@@ -206,10 +214,6 @@ class SessionsProblem:
             later = (1 - self.scenario.leave) * self.moves @ value
             value = (self.target * (self.chance + later)).sum(1)
         return float(value.mean())
-
-    def policy(self) -> ContextPolicy:
-        """The target."""
-        return _policy(self.target)
 
     def log(self, seed: int) -> Log:
         """A log of so many sessions."""
@@ -247,13 +251,6 @@ class SessionsProblem:
         )
         frame = pl.concat(parts).lazy()
         return Log(frame, named, Catalog.numbered(asked.actions), name=asked.name)
-
-
-def _policy(target: Float[np.ndarray, "G A"]) -> ContextPolicy:
-    def choose(rows: Chunk) -> Float[np.ndarray, "n A"]:
-        return target[rows.context["group"]]
-
-    return ContextPolicy("target", target.shape[1], choose)
 
 
 def _drawn(rng: np.random.Generator, chances: Float[np.ndarray, "n A"]) -> Int[np.ndarray, " n"]:

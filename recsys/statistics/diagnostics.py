@@ -83,10 +83,15 @@ def weight_sums(weight: Float[np.ndarray, " n"]) -> WeightSums:
             "Importance weights must be finite numbers of at least 0, and there must be some; got "
             f"{len(weight)} rows, {int((~np.isfinite(weight)).sum())} not finite, {int((weight < 0).sum())} negative."
         )
-    top = weight if len(weight) <= KEPT else np.partition(weight, len(weight) - KEPT)[-KEPT:]
     unit = float(unit_of(weight.max()))
     squares = float(((weight / unit) ** 2).sum())
-    return WeightSums(len(weight), float(weight.sum()), squares, np.sort(top)[::-1].copy(), unit)
+    return WeightSums(len(weight), float(weight.sum()), squares, largest_of(weight), unit)
+
+
+def largest_of(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """At most `KEPT` of the values, the largest, in descending order."""
+    top = values if len(values) <= KEPT else np.partition(values, len(values) - KEPT)[-KEPT:]
+    return np.sort(top)[::-1].copy()
 
 
 def mean_z(mean: ClusterSums) -> float:
@@ -123,8 +128,7 @@ def influence_facts(sums: ClusterSums) -> Influence:
     pull = np.abs(in_units_of_the_largest(influence(sums)))
     squares, fourth = (pull**2).sum(axis=0), (pull**4).sum(axis=0)
     effective = np.where(fourth > 0, squares**2 / np.where(fourth > 0, fourth, 1.0), math.nan)
-    largest = np.sort(pull, axis=0)[::-1][:KEPT]
-    tail_k = np.array([pareto_k(column, len(pull)) for column in largest.T])
+    tail_k = np.array([pareto_k(largest_of(column), len(pull)) for column in pull.T])
     return Influence(effective, tail_k)
 
 

@@ -171,7 +171,7 @@ class Recommendation:
     sentence: str
 
 
-# In the order in which they are read, with what speaks for each.
+# In the order in which they are read, whatever the log says, with what speaks for each.
 DESCRIBED = {
     "sndr": "doubly robust, and its weights add up to one",
     "dr": "doubly robust",
@@ -206,16 +206,13 @@ def recommend(
     return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
 
 
-def recommend_first(verdicts: Mapping[str, Verdict], preferred: Sequence[str]) -> Recommendation:
-    """The estimator to read: of those with the best verdict the first in an order that was fixed before the log.
-
-    preferred: names in that order; others follow as they come.
-    """
+def recommend_first(verdicts: Mapping[str, Verdict]) -> Recommendation:
+    """The estimator to read: of those with the best verdict the first of `DESCRIBED`; others follow as they come."""
     names = _of_best_verdict(verdicts)
     if verdicts[names[0]].level is Level.UNRELIABLE:
         return _none_of(verdicts[names[0]])
-    chosen = next((name for name in preferred if name in names), names[0])
-    how = f"{DESCRIBED[chosen]}, fixed before the log was seen" if chosen in DESCRIBED else "it is the one there is"
+    chosen = next((name for name in DESCRIBED if name in names), names[0])
+    how = DESCRIBED.get(chosen, f"it comes first of {', '.join(names)}")
     return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
 
 

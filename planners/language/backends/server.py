@@ -52,8 +52,7 @@ class Server:
     concurrency: the most requests under way at once. constraint: how the server is told of a query's choices; auto
     tries in turn what servers know, goes on where one refuses or says something else than a choice, and remembers what
     worked for as long as the process lives; that nothing works it believes after ODD odd answers, since one may be a
-    slip. A text that is no choice after all is given as it is, like any other, up to
-    LONGEST_TEXT characters.
+    slip. A text that is no choice after all is given as it is, like any other, up to LONGEST_TEXT characters.
 
     A query takes several requests where a server gives fewer completions than asked for, and where the constraint is
     looked for; its tokens are those of all. They are what the server says: 0 where it says nothing, shared out evenly

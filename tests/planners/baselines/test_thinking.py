@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from documented_meetings import Parting, meeting
 
 from envs.core import InputError, KeepsRows, Streams
 from envs.team import Team
-from envs.world import RandomActor, TensorEnv, Transition
+from envs.world import RandomActor, TensorEnv
 from marl.evaluation.episodes import Episodes, play
 from planners.baselines.diary import Diary
 from planners.baselines.react import ReAct, ReActConfig
@@ -23,26 +22,7 @@ from planners.episode.witness import Witness
 from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
 
-PAGE = (Path(__file__).parents[3] / "docs" / "planning.md").read_text()
 GO_RIGHT = "Thought: right is best.\nPlan: right"
-
-
-def meeting() -> Any:
-    """The world that docs/planning.md shows: eight steps, two walkers."""
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Meeting" in block)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    return names["Meeting"]
-
-
-class Parting(meeting()):  # type: ignore[misc]
-    """A meeting that ends when both have met, or stand at the ends."""
-
-    def transition(self, state: Tensor, action: Tensor, noise: Any) -> Transition:
-        then = super().transition(state, action, noise)
-        distance = (then.state[:, 0] - then.state[:, 1]).abs()
-        over = (distance == 0) | (distance == 4)
-        return then._replace(terminated=over.unsqueeze(-1).expand(-1, 2))
 
 
 class Model:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from documented_meetings import Parting, meeting
 from torch import Tensor
 
 from envs.core import InputError, Observation, Streams
@@ -21,26 +21,7 @@ from planners.episode.story import StoryStep
 from planners.episode.witness import Witness, _ending, require_players
 from planners.read.planner import PlannerConfig, ReadPlanner
 
-PAGE = (Path(__file__).parents[3] / "docs" / "planning.md").read_text()
 MOVES = {"left": -1, "stay": 0, "right": 1}
-
-
-def meeting() -> Any:
-    """The world that docs/planning.md shows."""
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Meeting" in block)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    return names["Meeting"]
-
-
-class Parting(meeting()):  # type: ignore[misc]
-    """A meeting that ends when both have met, or stand at the ends."""
-
-    def transition(self, state: Tensor, action: Tensor, noise: Any) -> Transition:
-        then = super().transition(state, action, noise)
-        met = then.state[:, 0] == then.state[:, 1]
-        apart = (then.state[:, 0] - then.state[:, 1]).abs() == 4
-        return then._replace(terminated=(met | apart).unsqueeze(-1).expand(-1, 2))
 
 
 class FirstAgent:
