@@ -227,9 +227,8 @@ def verdict(diagnosis: Diagnosis) -> Verdict:
     if worst is Level.RELIABLE:
         d = diagnosis
         size = f"An effective sample of {d.ess:,.0f} of {d.rows:,} rows"
+        # Not how even the pulls are: all estimates by the same weights share a sentence, and are told in one line.
         reason = f"{size}, no row with more than {_percent(d.max_share)} of the weight."
-        if not math.isnan(d.influential):
-            reason = f"{reason[:-1]}, and pulls on the estimate as even as of {d.influential:,.0f} equal ones."
         return Verdict(worst, "", reason)
     check = CHECKS[levels.index(worst)]
     said = check.says.format(**vars(diagnosis), ess_share=diagnosis.ess_share)

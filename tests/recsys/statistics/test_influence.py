@@ -78,11 +78,10 @@ def test_verdicts_know_how_few_decide(told: dict[str, float], level: Level, chec
     assert (said.level, said.check) == (level, check)
 
 
-def test_what_is_reliable_says_by_how_many() -> None:
-    said = verdict(facts(influential=123.4))
-    assert said.reason.endswith(
-        "no row with more than 0.01% of the weight, and pulls on the estimate as even as of 123 equal ones."
-    )
+def test_reliable_estimates_by_the_same_weights_are_told_in_one_sentence() -> None:
+    one, other = (verdict(facts(influential=effective)) for effective in (123.4, 56.7))
+    assert one == other
+    assert one.reason.endswith("no row with more than 0.01% of the weight.")
 
 
 @pytest.mark.parametrize("seed", range(3))
