@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from envs.core import Streams
-from envs.restarts import from_random_play
 from envs.world import TensorEnv, World
 from marl.output.console import console
 from marl.training.run import Run, stage_seed
 from planners.distillation.config import Config
 from planners.language.base import LanguageModel
+from planners.planning.critic import started_anywhere
 from planners.read.advantages import filtered, reweighed
 from planners.read.critics import PlanCritic
 from planners.read.reweigh import Improve, ReweighingPlanner
@@ -40,7 +40,7 @@ def improved_lessons(
     becomes what the model says, as in arXiv 2606.08596.
     """
     planner = ReweighingPlanner(world, model, critic, config.planner, improvement(config))
-    asked, log = config.distillation, config.critic.log
+    asked = config.distillation
     seed = run.stage_seeds("play" + suffix)[0]
     at_start = round(asked.from_start * asked.num_envs)
     lessons: list[Lesson] = []
@@ -48,8 +48,7 @@ def improved_lessons(
         if at_start:
             lessons += lessons_of_play(planner, _envs(config, world, at_start), asked.steps, seed)
         if at_start < asked.num_envs:
-            anywhere = from_random_play(world, log.starts, log.start_steps, seed)
-            env = _envs(config, anywhere, asked.num_envs - at_start)
+            env = _envs(config, started_anywhere(config, world, seed), asked.num_envs - at_start)
             lessons += lessons_of_play(planner, env, asked.steps, seed)
     return lessons
 

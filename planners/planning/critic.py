@@ -64,13 +64,20 @@ def logged_play(config: Config, run: Run, world: World[Any], player: LanguageMod
     """Play of a model alone, after random starts, with its probabilities."""
     asked = config.critic.log
     seed = run.stage_seeds("log" + suffix)[0]
-    starts = from_random_play(world_of_log(config, world), asked.starts, asked.start_steps, seed)
-    env = TensorEnv(starts, asked.num_envs, time_limit=asked.time_limit, device=run.device)
+    env = TensorEnv(
+        started_anywhere(config, world, seed), asked.num_envs, time_limit=asked.time_limit, device=run.device
+    )
     actor = Behavior(world, player, config.planner, asked.explore)
     with console.status(f"logging {asked.steps * asked.num_envs:,} steps of play"):
         log = record(env, actor, asked.steps, seed)
     console.print(f"logged {len(log):,} steps of play; {actor.asked:,} situations were scored", markup=False)
     return log
+
+
+def started_anywhere(config: Config, world: World[Any], seed: int) -> World[Any]:
+    """The world with `critic.log.args`, whose episodes begin where random play led."""
+    asked = config.critic.log
+    return from_random_play(world_of_log(config, world), asked.starts, asked.start_steps, seed)
 
 
 def world_of_log(config: Config, world: World[Any]) -> World[Any]:

@@ -16,10 +16,12 @@ from torch import Tensor
 from envs.core import Observation
 from envs.world import TensorEnv
 from marl.training.run import Run
+from planners.baselines import uniform_prior
 from planners.distillation.config import Config
 from planners.distillation.lessons import improved_lessons, improvement, lessons_of_play
 from planners.language.backends.scripted import Scripted
 from planners.language.base import Query
+from planners.planning.recipe import world_of
 from planners.read.advantages import filtered, reweighed
 from planners.read.reweigh import Improve, ReweighConfig, ReweighingPlanner
 from planners.tiny.lessons import Lesson
@@ -131,3 +133,22 @@ def test_lessons_begin_where_play_does_and_after_random_play(tmp_path: Path) -> 
     half = begun(0.5)
     assert (len(half), half[:8]) == (16, [start] * 8)
     assert len(set(half[8:])) > 1
+
+
+def test_lessons_anywhere_begin_where_the_critics_log_does(tmp_path: Path) -> None:
+    def begun(folder: str, args: dict[str, str]) -> set[str]:
+        raw = {
+            "recipe": "planners.distillation.recipe",
+            "device": "cpu",
+            "env": {"world": "worded_meetings:Meeting"},
+            "critic": {"log": {"args": args, "start_steps": 0}},
+            "distillation": {"from_start": 0.0, "num_envs": 16, "steps": 1},
+        }
+        config = Config.model_validate(raw)
+        world = world_of(config)
+        planner_run = Run.create(tmp_path / folder, config)
+        lessons = improved_lessons(config, planner_run, world, uniform_prior(), ByChoice(), " 1")
+        return {lesson.messages[-1].content.split("Decided")[0] for lesson in lessons[::2]}
+
+    assert len(begun("apart", {})) == 1
+    assert len(begun("anywhere", {"starts": "anywhere"})) > 4
