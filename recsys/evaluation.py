@@ -22,11 +22,11 @@ from marl.output.console import console
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import print_metrics
 from recsys.report import summary, write_page
-from recsys.report.results import Results
+from recsys.report.results import COUNTED, Results, apart_from_estimates
 from recsys.report.terminal import print_judgments
 from recsys.statistics.histograms import Histograms, weight_table
-from recsys.statistics.intervals import ClusterSums, Interval
-from recsys.statistics.methods import LOGGED, Intervals, Pair
+from recsys.statistics.intervals import ClusterSums, Interval, rows_to_tell
+from recsys.statistics.methods import FITTED, LOGGED, Intervals, Pair
 from recsys.statistics.selection import Recommendation
 from recsys.statistics.verdict import Verdict
 
@@ -80,10 +80,13 @@ class Evaluation:
         names = ("signal", "policy", "estimator", "value", "low", "high", "n", "verdict")
         return pl.DataFrame(self._results().rows(), schema=names, infer_schema_length=None)
 
-    def show(self) -> None:
-        """Print the estimates with their intervals and verdicts, as `concord run` does."""
-        print_metrics(self.metrics, "evaluation", console)
-        print_judgments(self.tables, console)
+    def show(self, every: bool = False) -> None:
+        """Print what each policy would change and how far to trust it, as `concord run` does; with all estimates too.
+
+        every: all estimates with their intervals, also those that are not to be read.
+        """
+        print_metrics(self.metrics if every else apart_from_estimates(self.metrics), "evaluation", console)
+        print_judgments(self.tables, console, others="above" if every else "show(every=True)")
 
     def save(self, path: str | Path) -> None:
         """Write a page, where the path ends with .html, or all numbers, with .json. Raises InputError for others."""
@@ -120,13 +123,17 @@ class Evaluation:
         )
 
     def beside(self, truths: Mapping[str, Metric]) -> Evaluation:
-        """With each truth, `<signal>/<policy>/truth`, before the estimates of it."""
+        """With each truth, `<signal>/<policy>/truth`, before the estimates of it, and in the recommendations."""
         metrics: dict[str, Metric] = {}
         for name, metric in self.metrics.items():
             truth = f"{name.rpartition('/')[0]}/truth"
             metrics |= {truth: truths[truth]} if truth in truths else {}
             metrics[name] = metric
-        return replace(self, metrics=metrics)
+        read = [dict(row) for row in self.tables["recommendations"]]
+        for row in read:
+            known = truths.get(f"{row['signal']}/{row['policy']}/truth")
+            row |= {} if known is None else {"truth": known.value}
+        return replace(self, metrics=metrics, tables={**self.tables, "recommendations": read})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, that a run keeps."""
@@ -140,9 +147,9 @@ class Evaluation:
 
 
 def evaluation_of(log: LogSummary, policies: Sequence[PolicyEstimates], intervals: Intervals) -> Evaluation:
-    """Metrics, and the tables recommendations, verdicts, differences, weights and notes (where a method has none)."""
+    """Metrics, and the tables log, recommendations, verdicts, differences, weights and notes."""
     metrics = logged_metrics(log, intervals)
-    tables: Tables = {"recommendations": [], "verdicts": []}
+    tables: Tables = {"log": log_rows(log, metrics), "recommendations": [], "verdicts": []}
     for estimates in policies:
         by_estimator = intervals.of(estimates.sums)
         metrics |= policy_metrics(log, estimates, by_estimator)
@@ -150,7 +157,9 @@ def evaluation_of(log: LogSummary, policies: Sequence[PolicyEstimates], interval
         tables["verdicts"] += verdict_rows(log.signals, estimates)
     tables["differences"] = differences(log, policies, intervals)
     tables["weights"] = weight_table({estimates.policy: estimates.histograms for estimates in policies})
-    return Evaluation(metrics, tables).with_more(notes=[log.independence, *_without_note(intervals)])
+    fitted = [name for name in FITTED if any(name in estimates.sums for estimates in policies)]
+    notes = [log.independence, *_without_note(intervals), *_fitted_note(fitted)]
+    return Evaluation(metrics, tables).with_more(notes=notes)
 
 
 def logged_metrics(log: LogSummary, intervals: Intervals) -> dict[str, Metric]:
@@ -162,6 +171,12 @@ def logged_metrics(log: LogSummary, intervals: Intervals) -> dict[str, Metric]:
         if log.events is not None:
             metrics[f"{signal}/events"] = Metric.exact(log.events[k])
     return metrics
+
+
+def log_rows(log: LogSummary, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    """What each signal came to in the log itself."""
+    own = {signal: metrics[f"{signal}/{LOGGED}"] for signal in log.signals}
+    return [{"signal": signal, "value": m.value, "low": m.low, "high": m.high} for signal, m in own.items()]
 
 
 def policy_metrics(log: LogSummary, estimates: PolicyEstimates, intervals: Mapping[str, Interval]) -> dict[str, Metric]:
@@ -191,30 +206,49 @@ def verdict_rows(signals: Sequence[str], estimates: PolicyEstimates) -> list[dic
 def recommendations(
     signals: Sequence[str], estimates: PolicyEstimates, intervals: Mapping[str, Interval]
 ) -> list[dict[str, Any]]:
-    """The estimator to read for each signal, None for none of them, and why."""
+    """The estimator to read for each signal, None for none of them, its estimate, and why."""
     rows = []
     for k, signal in enumerate(signals):
         best = estimates.read(k, intervals)
-        row = {"signal": signal, "policy": estimates.policy}
-        rows.append({**row, "estimator": best.estimator, "sentence": best.sentence})
+        row: dict[str, Any] = {"signal": signal, "policy": estimates.policy}
+        row |= {"estimator": best.estimator, "sentence": best.sentence}
+        if best.estimator is not None:
+            metric = intervals[best.estimator].metrics()[k]
+            row |= {"value": metric.value, "low": metric.low, "high": metric.high}
+        rows.append(row)
     return rows
 
 
 def differences(log: LogSummary, policies: Sequence[PolicyEstimates], intervals: Intervals) -> list[dict[str, Any]]:
-    """Changes that a launch would bring: each policy minus the log itself, and minus the first; paired by cluster."""
+    """Changes that a launch would bring: each policy minus the log itself, and minus the first; paired by cluster.
+
+    rows_to_tell: how many rows or sessions like these it takes to tell a change of that size from none.
+    """
     rows = []
     first = policies[0]
+    counted = next(log.counts[name] for name in COUNTED if name in log.counts)
     for place, estimates in enumerate(policies):
         pairs: dict[Pair, tuple[ClusterSums, ClusterSums]] = {}
         for name, sums in estimates.sums.items():
             pairs[estimates.policy, name, LOGGED, LOGGED] = (sums, log.logged)
             if place and name in first.sums:
                 pairs[estimates.policy, name, first.policy, name] = (sums, first.sums[name])
-        for (policy, name, against, _), interval in intervals.of_differences(pairs).items():
-            for signal, metric in zip(log.signals, interval.metrics(), strict=True):
-                row = {"signal": signal, "policy": policy, "against": against, "estimator": name}
-                rows.append({**row, "value": metric.value, "low": metric.low, "high": metric.high})
+        for pair, interval in intervals.of_differences(pairs).items():
+            policy, name, against, _ = pair
+            enough = rows_to_tell(pairs[pair][0] - pairs[pair][1], counted, interval.level)
+            for signal, metric, needed in zip(log.signals, interval.metrics(), enough, strict=True):
+                row: dict[str, Any] = {"signal": signal, "policy": policy, "against": against, "estimator": name}
+                row |= {"value": metric.value, "low": metric.low, "high": metric.high}
+                rows.append({**row, "rows_to_tell": float(needed)})
     return rows
+
+
+def _fitted_note(fitted: Sequence[str]) -> list[str]:
+    if not fitted:
+        return []
+    return [
+        f"There is no interval of {', '.join(fitted)}: none here has the error of the fit, which may be the larger."
+    ]
 
 
 def _without_note(intervals: Intervals) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +12,7 @@ from marl.config.recipe import Recipe
 from marl.config.schema import RunConfig
 from marl.output.report import REPORT, Metric, Report, Tables
 from marl.training.run import Run
+from recsys.report.results import apart_from_estimates
 from recsys.report.terminal import JUDGED, print_judgments
 
 
@@ -25,8 +27,12 @@ class LogRecipe(Recipe):
         """Draw the page again, from the report alone."""
         return [draw_page(run, Report.load(run.folder / REPORT))]
 
+    def shown(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Counts; estimates are told by `show`, those to read, and all of them by the page and the report."""
+        return apart_from_estimates(metrics)
+
     def show(self, tables: Tables, console: Console) -> None:
-        """Print verdicts, what to read, differences and segments."""
+        """Print what each policy would change, why that is to be believed, and segments."""
         print_judgments(tables, console)
 
 

@@ -67,5 +67,9 @@ class Recipe(ABC):
         """Train alone, for seeds that are trained as one; each of them then judges itself."""
         raise InputError(f"{run.config.recipe} trains nothing apart from its whole run.")
 
+    def shown(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+        """Those of a report's metrics that are printed one by one; a recipe leaves out what `show` tells better."""
+        return dict(metrics)
+
     def show(self, tables: Tables, console: Console) -> None:  # noqa: B027 (nothing, unless a subclass has something)
         """Print of a report's tables what a person should read after its metrics."""

@@ -18,7 +18,7 @@ from marl.output.report import Metric, Tables
 from recsys.bandit.importance_weights import HALF, WEIGHT, LoggerInfo, require_estimators, weighers_of
 from recsys.bandit.pas_if import pas_if_errors
 from recsys.bandit.scan import Place, Sums, scan
-from recsys.bandit.segments import finite_estimates, segments
+from recsys.bandit.segments import finite_estimates, require_groups, segments
 from recsys.bandit.verdict_facts import consistent, judge
 from recsys.config import (
     EstimatorsConfig,
@@ -140,6 +140,7 @@ def evaluate_rows(
         raise InputError(
             "PAS-IF fits a mean to every split of the log: take reward_model.kind=mean, or select by slope."
         )
+    require_groups(log)
     model = model or fit_reward_model(log, means)
     log = log.with_context(model.columns)
     logger = logger or LoggerInfo()

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import polars as pl
 
+from envs.core import InputError
 from recsys.bandit.importance_weights import HALF, WEIGHT
 from recsys.bandit.scan import Place, Sums
 from recsys.bandit.verdict_facts import judge
-from recsys.statistics.intervals import ClusterSums, student_t
-from recsys.statistics.methods import LOGGED
+from recsys.logs.log import Log
+from recsys.statistics.intervals import ClusterSums, skewness_corrected
+from recsys.statistics.methods import FITTED, LOGGED
 from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
+from recsys.statistics.verdict import Level
 
+FEWEST_ROWS = 50  # fewer are UNRELIABLE, whatever their weights
+ENDLESS = (-math.inf, math.inf)
 ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
+
+
+def require_groups(log: Log) -> None:
+    """Raise InputError for a segment column whose values are nearly all different, so that none can be judged."""
+    for column in log.columns.segments:
+        size = pl.col("size")
+        sizes = log.frame.group_by(column).agg(pl.len().alias("size"))
+        many, most, rows = sizes.select(size.len(), size.max().alias("most"), size.sum().alias("rows")).collect().row(0)
+        if rows > FEWEST_ROWS > most and many > rows / 2:
+            raise InputError(
+                f"{log.name}: segments {column!r} has {many:,} values in {rows:,} rows, {most:,} rows of one at most. "
+                f"A segment needs some {FEWEST_ROWS} rows before anything can be told of it: name a column of fewer "
+                "values, such as the day instead of the time, or leave it out."
+            )
 
 
 def segments(
@@ -26,10 +47,11 @@ def segments(
 ) -> list[dict[str, Any]]:
     """A row for each segment, signal, policy and estimator.
 
-    value with its interval by Student's t, and `low_all`, `high_all`: intervals that hold in all segments at once with
-    probability `level` (Bonferroni). `difference` to what the segment's own rows earned as logged, with its p-value,
-    `p`, and `adjusted` for all segments of that policy, estimator and signal: by Holm, or by Benjamini and Hochberg.
-    facts: by policy, what verdicts must know.
+    value with its interval, corrected for skewness, and `low_all`, `high_all`: intervals that hold in all segments at
+    once with probability `level` (Bonferroni). `difference` to what the segment's own rows earned as logged, with its
+    p-value, `p`, and `adjusted` for all segments of that policy, estimator and signal: by Holm, or by Benjamini and
+    Hochberg. "All" are those that may be read: one that is UNRELIABLE has a value, endless intervals and p-values of 1,
+    and counts for none of the others. facts: by policy, what verdicts must know.
     """
     sums = {place: of for place, of in sums.items() if place.segment and place.weights != HALF}
     verdicts = {
@@ -37,14 +59,27 @@ def segments(
     }
     rows = []
     for family in _families(sums).values():
-        by_segment = [_rows(place, of, name, signals, level, family=len(family)) for place, of, name in family]
+        levels = np.array([[verdict.level for verdict in verdicts[place][name]] for place, _, name in family])
+        readable = levels < Level.UNRELIABLE
+        together = [level if n == 0 else 1 - (1 - level) / n for n in readable.sum(axis=0).tolist()]
+        by_segment = [
+            _rows(place, of, name, signals, level, together, may)
+            for (place, of, name), may in zip(family, readable.tolist(), strict=True)
+        ]
         for k in range(len(signals)):
             of_signal = [segment_rows[k] for segment_rows in by_segment]
-            adjusted = ADJUSTED[control](np.array([row["p"] for row in of_signal]))
-            for row, p, (place, _, name) in zip(of_signal, adjusted, family, strict=True):
-                verdict = verdicts[place][name][k].level.name
-                rows.append({**row, "adjusted": float(p), "verdict": verdict})
+            adjusted = _adjusted(np.array([row["p"] for row in of_signal]), readable[:, k], control)
+            for row, p, told in zip(of_signal, adjusted, levels[:, k], strict=True):
+                rows.append({**row, "adjusted": float(p), "verdict": Level(int(told)).name})
     return rows
+
+
+def _adjusted(p: np.ndarray, readable: np.ndarray, control: str) -> np.ndarray:
+    """For as many tests as may be read; 1 for the others."""
+    adjusted = np.ones(len(p))
+    if readable.any():
+        adjusted[readable] = ADJUSTED[control](p[readable])
+    return adjusted
 
 
 def _families(sums: Mapping[Place, Sums]) -> dict[tuple[str, str], list[tuple[Place, Sums, str]]]:
@@ -63,16 +98,26 @@ def finite_estimates(of: Sums) -> Iterator[str]:
             yield name
 
 
-def _rows(place: Place, of: Sums, name: str, signals: Sequence[str], level: float, family: int) -> list[dict[str, Any]]:
-    """A row for each signal; family: how many segments the simultaneous intervals are for."""
+def _rows(
+    place: Place,
+    of: Sums,
+    name: str,
+    signals: Sequence[str],
+    level: float,
+    together: Sequence[float],
+    readable: Sequence[bool],
+) -> list[dict[str, Any]]:
+    """A row for each signal; together: the level at which its intervals hold in all segments that may be read."""
     sums: ClusterSums = of.cluster_sums(name)
-    alone = student_t(sums, level)
-    together = student_t(sums, 1 - (1 - level) / family)
     above_log = sums - of.cluster_sums(LOGGED)
-    p = p_values(above_log)
-    weights = of.weights.facts
+    value, difference = sums.value, above_log.value
+    told = name not in FITTED and any(readable)
+    at = {one: skewness_corrected(sums, one) for one in (level, *together)} if told else {}
+    p = p_values(above_log) if told else np.ones(len(signals))
     rows = []
     for k, signal in enumerate(signals):
+        both = [(at[one].low[k], at[one].high[k]) if told and readable[k] else ENDLESS for one in (level, together[k])]
+        (low, high), (low_all, high_all) = both
         row: dict[str, Any] = {
             "segment": "=".join(place.segment or ()),
             "signal": signal,
@@ -80,13 +125,13 @@ def _rows(place: Place, of: Sums, name: str, signals: Sequence[str], level: floa
             "estimator": name,
             "rows": of.n,
             "events": int(of.events[k]),
-            "value": float(alone.value[k]),
-            "low": float(alone.low[k]),
-            "high": float(alone.high[k]),
-            "low_all": float(together.low[k]),
-            "high_all": float(together.high[k]),
-            "difference": float(above_log.value[k]),
-            "p": float(p[k]),
+            "value": float(value[k]),
+            "low": float(low),
+            "high": float(high),
+            "low_all": float(low_all),
+            "high_all": float(high_all),
+            "difference": float(difference[k]),
+            "p": float(p[k]) if readable[k] else 1.0,
         }
-        rows.append({**row, **weights})
+        rows.append({**row, **of.weights.facts})
     return rows

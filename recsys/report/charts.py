@@ -47,6 +47,11 @@ class Bar:
     after: tuple[Child, ...] = ()
     chosen: bool = False
 
+    @property
+    def bounded(self) -> bool:
+        """False where nothing is known of how far the estimate may be off."""
+        return math.isfinite(self.low) or math.isfinite(self.high)
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -143,7 +148,7 @@ def _interval(bar: Bar, axis: Axis, grid: str, reference: float) -> Element:
         svg.append(tag("path", class_="r", d=f"M{axis.x(reference)} 0v{HEIGHT}"))
     if axis.holds(bar.mark):
         svg.append(tag("path", class_="k", d=f"M{axis.x(bar.mark)} 5v{HEIGHT - 10}"))
-    if not math.isnan(bar.low + bar.high) or bar.low < bar.high:
+    if bar.bounded and not math.isnan(bar.low + bar.high):
         line = f"M{axis.x(bar.low)} {middle}H{axis.x(bar.high)}"
         for end, beyond, into in ((bar.low, bar.low < axis.low, 6), (bar.high, bar.high > axis.high, -6)):
             x = axis.x(end)
@@ -171,7 +176,7 @@ def _scale(axis: Axis) -> Element:
 def _cut(bars: Sequence[Bar], axis: Axis) -> Element | None:
     """A note on marks that the axis does not show."""
     outside = sum(math.isfinite(bar.value) and not axis.holds(bar.value) for bar in bars)
-    longer = sum(bar.low < axis.low or bar.high > axis.high for bar in bars)
+    longer = sum(bar.bounded and (bar.low < axis.low or bar.high > axis.high) for bar in bars)
     if not outside and not longer:
         return None
     told = f"The axis is cut: {longer} of {len(bars)} intervals go on where the arrows point"

@@ -78,6 +78,11 @@ def fixed(value: int | float, decimals: int) -> str:
     return f"{value:z,.{decimals}f}".translate(MINUS)
 
 
+def signed(value: int | float, decimals: int) -> str:
+    """As `fixed`, with a plus where it is above 0."""
+    return ("+" if value > 0 else "") + fixed(value, decimals)
+
+
 def rounded(value: int | float, digits: int = 3) -> str:
     """With so many significant digits, counts whole."""
     if not math.isfinite(value) or value == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,30 @@ COUNTED = ("rows", "sessions")  # metrics, one of which says how much a log hold
 Rows = list[dict[str, Any]]
 
 
+def apart_from_estimates(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The metrics that are no estimate of a policy or of the log, and nothing of weights."""
+    signals = signals_of(metrics)
+    told = (*WEIGHT_FACTS, LOGGED)
+    return {
+        name: metric
+        for name, metric in metrics.items()
+        if not parts_of(name, signals)[1] and name.rpartition("/")[2] not in told
+    }
+
+
+def signals_of(metrics: Iterable[str]) -> list[str]:
+    """The signals whose mean in the log is among metrics of these names."""
+    ending = f"/{LOGGED}"
+    return [name.removesuffix(ending) for name in metrics if name.endswith(ending)]
+
+
+def parts_of(name: str, signals: Sequence[str]) -> tuple[str, str, str]:
+    """Signal, policy and estimator of a metric's name; the last two are empty for any other metric."""
+    signal = max((known for known in signals if name.startswith(f"{known}/")), key=len, default="")
+    policy, _, estimator = name[len(signal) + 1 :].rpartition("/") if signal else ("", "", "")
+    return signal, policy, estimator
+
+
 class Results:
     """Metrics by signal, policy and estimator, whose names may have slashes, and what tables say of each."""
 
@@ -21,8 +46,7 @@ class Results:
         self.report = report
         self.tables: dict[str, Rows] = report.tables
         self.level = number(report.config.get("intervals", {}).get("level", 0.95))
-        ending = f"/{LOGGED}"
-        self.signals = [key.removesuffix(ending) for key in report.metrics if key.endswith(ending)]
+        self.signals = signals_of(report.metrics)
         self.estimates: dict[tuple[str, str, str], Metric] = {}
         self.facts: dict[str, dict[str, float]] = {}
         for key, metric in report.metrics.items():
@@ -36,9 +60,7 @@ class Results:
 
     def parts(self, key: str) -> tuple[str, str, str]:
         """Signal, policy and estimator of a metric's name; the last two are empty for any other metric."""
-        signal = max((name for name in self.signals if key.startswith(f"{name}/")), key=len, default="")
-        policy, _, estimator = key[len(signal) + 1 :].rpartition("/") if signal else ("", "", "")
-        return signal, policy, estimator
+        return parts_of(key, self.signals)
 
     def logged(self, signal: str) -> Metric:
         """The log's own mean."""
@@ -60,6 +82,11 @@ class Results:
         """The estimator to read, where the report recommends one."""
         rows = self.tables.get("recommendations", [])
         return next((row["estimator"] for row in rows if (row["signal"], row["policy"]) == (signal, policy)), None)
+
+    def changes(self) -> Rows:
+        """Differences by the estimators to read."""
+        read = {(row["signal"], row["policy"]): row["estimator"] for row in self.tables.get("recommendations", [])}
+        return [dict(row) for row in changes_to_read(self.tables.get("differences", []), read)]
 
     def read(self, signal: str, policy: str) -> str:
         """The recommended estimator, or else the first."""
@@ -83,3 +110,24 @@ def grouped(rows: Rows, *keys: str) -> list[tuple[Any, Rows]]:
 def numbers(rows: Rows) -> Rows:
     """Rows whose columns, other than the policy, are numbers again."""
     return [{key: value if key == "policy" else number(value) for key, value in row.items()} for row in rows]
+
+
+def changes_to_read(
+    rows: Sequence[Mapping[str, Any]], chosen: Mapping[tuple[str, str], str | None]
+) -> list[Mapping[str, Any]]:
+    """Each difference by the estimator to read; where that differs between two policies, by the less certain one."""
+    widest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        signal, policy, against = row["signal"], row["policy"], row["against"]
+        own = chosen.get((signal, policy))
+        read = {own, chosen.get((signal, against), own)}
+        known = widest.get((signal, policy, against))
+        wider = known is None or width_of(row) > width_of(known)
+        if None not in read and row["estimator"] in read and wider:
+            widest[signal, policy, against] = row
+    return list(widest.values())
+
+
+def width_of(row: Mapping[str, Any]) -> float:
+    """Of a row's interval."""
+    return float(row["high"]) - float(row["low"])

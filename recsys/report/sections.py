@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from marl.config.load import flatten, yaml_text
 from recsys.report.charts import Bar, calibration, chip, intervals, shares
-from recsys.report.markup import Child, Element, details, exact, number, percent, rounded, table, tag
-from recsys.report.results import COUNTED, Results, Rows, grouped, numbers
+from recsys.report.markup import (
+    Child,
+    Element,
+    decimals_for,
+    details,
+    exact,
+    fixed,
+    number,
+    percent,
+    rounded,
+    signed,
+    table,
+    tag,
+)
+from recsys.report.results import COUNTED, Results, Rows, grouped, numbers, width_of
 from recsys.statistics.diagnostics import WEIGHT_FACTS, Diagnosis
 from recsys.statistics.methods import LOGGED
 from recsys.statistics.verdict import verdict
@@ -22,34 +35,51 @@ IDLE = ("train.", "evaluation.", "resume.", "compile")  # settings that offline 
 
 
 def headline(results: Results) -> Iterable[Element]:
-    """The estimator to read for each signal and policy, and why."""
+    """What each policy would change of each signal, by the estimator to read, and why that one."""
     rows = results.tables.get("recommendations", [])
     if not rows:
         return
+    changes = {(row["signal"], row["policy"]): row for row in results.changes() if row["against"] == LOGGED}
     cells: list[list[Child]] = []
     for row in rows:
         signal, policy, estimator = row["signal"], row["policy"], row["estimator"]
+        decimals = decimals_for(width_of(each) for (of, _), each in changes.items() if of == signal)
+        change, between = _change_in_words(changes.get((signal, policy)), decimals)
         estimate = results.estimates.get((signal, policy, estimator))
-        told: list[Child] = [tag("b", "none"), None, chip("UNRELIABLE")]
-        if estimate is not None:
-            between = tag("span", f"[{rounded(estimate.low)}, {rounded(estimate.high)}]", class_="n")
-            level = chip(results.verdict(signal, policy, estimator))
-            told = [exact(estimate.value, rounded(estimate.value)), between, level]
+        value: Child = tag("b", "none") if estimate is None else exact(estimate.value, fixed(estimate.value, decimals))
+        level = chip("UNRELIABLE" if estimate is None else results.verdict(signal, policy, estimator))
         logged = results.logged(signal).value
-        cells.append([signal, policy, estimator or "–", *told, exact(logged, rounded(logged)), row["sentence"]])
-    header = ["signal", "policy", "read", "estimate", results.interval, "verdict", "the log's mean", "why"]
+        told = [change, between, level, value, exact(logged, fixed(logged, decimals))]
+        cells.append([signal, policy, *told, estimator or "–", row["sentence"]])
+    header = ["signal", "policy", "change", results.interval, "verdict", "would be", "in the log", "read", "why"]
     yield table(header, cells, "headline")
+
+
+def _change_in_words(row: dict[str, Any] | None, decimals: int) -> tuple[Child, Child]:
+    """A change with its sign, and its interval; nothing for none."""
+    if row is None:
+        return None, None
+    value, low, high = (number(row[name]) for name in ("value", "low", "high"))
+    between = f"[{signed(low, decimals)}, {signed(high, decimals)}]"
+    return exact(value, signed(value, decimals)), tag("span", between, class_="n")
 
 
 def _estimates(results: Results) -> Iterable[Element]:
     for signal in results.signals:
         logged = results.logged(signal)
         own = Bar(("the log itself",), logged.value, logged.low, logged.high)
+        all_of = [(signal, policy, name) for s, policy, name in results.estimates if s == signal]
+        to_read = [key for key in all_of if results.recommended(*key[:2]) == key[2]]
+        bars = [_bar(results, *key, names=(key[1], key[2])) for key in to_read]
         groups: list[tuple[str, Sequence[Bar]]] = [("", [own])]
         for policy in results.policies:
-            groups.append((policy, [_bar(results, *key) for key in results.estimates if key[:2] == (signal, policy)]))
+            groups.append((policy, [_bar(results, *key) for key in all_of if key[1] == policy]))
+        every = intervals(["estimator"], groups, logged.value, results.interval)
         yield tag("h3", signal)
-        yield intervals(["estimator"], groups, logged.value, results.interval)
+        if bars:
+            first = replace(own, before=("the log itself", ""))
+            yield intervals(["policy", "estimator"], [("", [first, *bars])], logged.value, results.interval)
+        yield details(f"all {len(all_of)} estimates", every) if bars else every
     if results.signals:
         shaded = " The shaded row is the one to read." if results.tables.get("recommendations") else ""
         yield _note(
@@ -58,27 +88,40 @@ def _estimates(results: Results) -> Iterable[Element]:
         )
 
 
-def _bar(results: Results, signal: str, policy: str, estimator: str) -> Bar:
+def _bar(results: Results, signal: str, policy: str, estimator: str, names: tuple[str, ...] = ()) -> Bar:
+    """An estimate; names: of the row, where the estimator's own is not enough."""
     estimate = results.estimates[signal, policy, estimator]
     level = results.verdict(signal, policy, estimator)
-    chosen = results.recommended(signal, policy) == estimator
-    return Bar((estimator,), estimate.value, estimate.low, estimate.high, level, chosen=chosen)
+    chosen = not names and results.recommended(signal, policy) == estimator
+    return Bar(names or (estimator,), estimate.value, estimate.low, estimate.high, level, chosen=chosen)
 
 
 def _differences(results: Results) -> Iterable[Element]:
     rows = results.tables.get("differences", [])
+    read = dict(grouped(results.changes(), "signal"))
     for signal, some in grouped(rows, "signal"):
-        groups = []
-        for (policy, against), pairs in grouped(some, "policy", "against"):
-            bars = []
-            for row in pairs:
-                levels = [results.verdict(signal, name, row["estimator"]) for name in (policy, against)]
-                bars.append(_bar_of(row, (row["estimator"],), _worst(levels)))
-            groups.append((f"{policy} − {against}", bars))
+        groups = [
+            (_pair(pairs[0]), [_change_bar(results, row, row["estimator"]) for row in pairs])
+            for _, pairs in grouped(some, "policy", "against")
+        ]
+        every = intervals(["estimator"], groups, 0.0, results.interval)
         yield tag("h3", signal)
-        yield intervals(["estimator"], groups, 0.0, results.interval)
+        bars = [_change_bar(results, row, _pair(row), row["estimator"]) for row in read.get(signal, [])]
+        if bars:
+            yield intervals(["change", "estimator"], [("", bars)], 0.0, results.interval)
+        yield details("by all estimators", every) if bars else every
     if rows:
         yield _note("Both policies are judged by the same rows. An interval without 0 tells them apart.")
+
+
+def _pair(row: dict[str, Any]) -> str:
+    return f"{row['policy']} − {row['against']}"
+
+
+def _change_bar(results: Results, row: dict[str, Any], *names: str) -> Bar:
+    """A difference under these names, as trustworthy as the worse of both estimates."""
+    levels = [results.verdict(row["signal"], policy, row["estimator"]) for policy in (row["policy"], row["against"])]
+    return _bar_of(row, names, _worst(levels))
 
 
 def _weights(results: Results) -> Iterable[Element]:
@@ -287,8 +330,8 @@ class Section:
 
 SECTIONS = (
     Section("headline", "What to read", headline),
+    Section("differences", "What policies would change", _differences),
     Section("estimates", "Estimates", _estimates),
-    Section("differences", "Differences between policies", _differences),
     Section("weights", "Importance weights", _weights),
     Section("overlap", "Overlap", _overlap),
     Section("segments", "Segments", _segments),

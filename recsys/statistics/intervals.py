@@ -152,6 +152,20 @@ def standard_error(sums: ClusterSums) -> Float[np.ndarray, " K"]:
     return error
 
 
+def rows_to_tell(sums: ClusterSums, rows: int | float, level: float, power: float = 0.8) -> Float[np.ndarray, " K"]:
+    """Rows like the `rows` behind an estimate with which one of this size is told from 0; infinite where it is 0.
+
+    rows ((z_{(1+level)/2} + z_power) · standard error / estimate)²: an interval at `level` then leaves out 0 in the
+    share `power` of logs, if the truth is what the estimate says. (Cohen, Statistical Power Analysis, 1988.)
+    """
+    from scipy import special
+
+    needed = float(special.ndtri((1 + level) / 2) + special.ndtri(power))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found: np.ndarray = rows * (needed * standard_error(sums) / np.abs(sums.value)) ** 2
+    return np.where(np.isnan(found), math.inf, found)
+
+
 def in_units_of_the_largest(pull: Float[np.ndarray, "C K"]) -> Float[np.ndarray, "C K"]:
     """Pulls divided by the largest of their signal, so that no power of them is too large for a number."""
     most = np.abs(pull).max(axis=0)
@@ -179,6 +193,48 @@ def student_t(sums: ClusterSums, level: float = 0.95, side: Side = "both") -> In
     ]
     # 0 · ∞ is a bound that was not asked for, on a signal that never varied
     return Interval(value, value - _endless(low), value + _endless(high), sums.clusters, level, "t")
+
+
+def skewness(sums: ClusterSums) -> Float[np.ndarray, " K"]:
+    """Of the estimate itself, Σ_c influence³ / (Σ_c influence²)^{3/2}: that of one cluster over the root of C."""
+    pull = in_units_of_the_largest(influence(sums))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: np.ndarray = (pull**3).sum(axis=0) / (pull**2).sum(axis=0) ** 1.5
+    return np.nan_to_num(found)
+
+
+def skewed_t(t: Float[np.ndarray, " K"], skew: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """T + a T² / 3 + a² T³ / 27 + a / 6, as nearly normal as T = (estimate - truth) / standard error is of no skew a.
+
+    (Hall, On the removal of skewness by transformation, JRSS B 1992.)
+    """
+    moved: np.ndarray = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
+    return moved
+
+
+def unskewed_t(x: Float[np.ndarray, " K"], skew: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+    """The T that `skewed_t` makes x."""
+    least = 1e-9
+    a = np.where(np.abs(skew) < least, least, skew)
+    t: np.ndarray = 3 / a * (np.cbrt(1 + a * (x - a / 6)) - 1)
+    return t
+
+
+def skewness_corrected(sums: ClusterSums, level: float = 0.95) -> Interval:
+    """Hall's interval, corrected for skewness in closed form, and where Student's is wider, that.
+
+    For small segments and small chances of an error, to which no bootstrap reaches: of 40 segments with ten clicks and
+    more, Student's intervals for all at once miss somewhere in a third of logs (docs/ope_intervals.md). Infinite for
+    one cluster.
+    """
+    from scipy import special
+
+    error, skew = standard_error(sums), skewness(sums)
+    wide = np.full(len(skew), special.stdtrit(max(sums.clusters - 1, 1), 1 - tails(level, "both")[0]))
+    with np.errstate(invalid="ignore"):  # 0 · ∞, of one cluster that earned nothing
+        below = _endless(error * np.maximum(wide, unskewed_t(wide, skew)))
+        above = _endless(error * np.maximum(wide, -unskewed_t(-wide, skew)))
+    return Interval(sums.value, sums.value - below, sums.value + above, sums.clusters, level, "hall")
 
 
 def hoeffding(

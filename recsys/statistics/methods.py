@@ -16,7 +16,9 @@ from recsys.statistics.intervals import ClusterSums, Interval, Range, empirical_
 Name = TypeVar("Name", bound=Hashable)
 Pair = tuple[str, str, str, str]  # a policy and its estimator, minus another's
 Bounds = tuple[Range, Range]  # of a cluster's numerator and denominator
-WITH_MODEL = ("dm", "dr", "capped_dr", "switch_dr", "dros", "subgaussian_dr", "mrdr")
+WITH_MODEL = ("dr", "capped_dr", "switch_dr", "dros", "subgaussian_dr", "mrdr")
+# A fit to the log itself speaks for all, or for what is believed: how the log's rows vary is not how wrong it may be.
+FITTED = ("dm", "fqe", "magic")
 LOGGED = "logged"  # the log's own mean reward, beside the estimates
 RESAMPLED = ("studentized", "bootstrap", "bca")
 NORMALIZED = ("snips", "ncis", "replay", "sn_mips", "sn_balanced_ips")
@@ -33,18 +35,28 @@ class Intervals:
 
     def of(self, estimates: Mapping[str, ClusterSums]) -> dict[str, Interval]:
         """Of estimates by name, on the same clusters; the resamples of a bootstrap are the same in every call."""
-        if not estimates:
-            return {}
+        fitted = {name: self._endless(sums) for name, sums in estimates.items() if name in FITTED}
+        others = {name: sums for name, sums in estimates.items() if name not in fitted}
+        if not others:
+            return fitted
         if self.config.method in RESAMPLED:
-            return self._resampled(estimates)
-        return {name: self._closed(name, sums) for name, sums in estimates.items()}
+            return fitted | self._resampled(others)
+        return fitted | {name: self._closed(name, sums) for name, sums in others.items()}
 
     def of_differences(self, pairs: Mapping[Pair, tuple[ClusterSums, ClusterSums]]) -> dict[Pair, Interval]:
         """Of first minus second, paired cluster by cluster; by the names of two estimators, whose bounds are known."""
         both = {names: first - second for names, (first, second) in pairs.items()}
-        if self.config.method in RESAMPLED and both:
-            return self._resampled(both)
-        return {names: self._closed(f"{names[1]} - {names[3]}", sums, names[1::2]) for names, sums in both.items()}
+        fitted = {names: self._endless(sums) for names, sums in both.items() if names[1] in FITTED}
+        others = {names: sums for names, sums in both.items() if names not in fitted}
+        if self.config.method in RESAMPLED and others:
+            return fitted | self._resampled(others)
+        closed = {names: self._closed(f"{names[1]} - {names[3]}", sums, names[1::2]) for names, sums in others.items()}
+        return fitted | closed
+
+    def _endless(self, sums: ClusterSums) -> Interval:
+        """An interval that says nothing."""
+        nothing = np.full(sums.numerator.shape[2], math.inf)
+        return Interval(sums.value, -nothing, nothing, sums.clusters, self.config.level, self.config.method)
 
     def _resampled(self, estimates: Mapping[Name, ClusterSums]) -> dict[Name, Interval]:
         if self.config.method == "studentized":
@@ -64,8 +76,7 @@ class Intervals:
             return student_t(sums, level)
         if sums.denominator.shape[1] != 1:  # a sum of two ratios
             self.without.add(name)
-            endless = np.full(sums.numerator.shape[2], math.inf)
-            return Interval(sums.value, -endless, endless, sums.clusters, level, method)
+            return self._endless(sums)
         if method == "empirical_likelihood":
             return empirical_likelihood(sums, level)
         bounds = [self._bounds(part) for part in names or (name,)]
@@ -86,7 +97,7 @@ class Intervals:
         if name == LOGGED:
             each = (least, most)
         elif name in WITH_MODEL:
-            reach = 0.0 if name == "dm" else capped * (most - least)
+            reach = capped * (most - least)
             each = (least - reach, most + reach)
         else:
             each = (min(0.0, least * capped), max(0.0, most * capped))

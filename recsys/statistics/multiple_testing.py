@@ -6,20 +6,23 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.statistics.intervals import ClusterSums, standard_error
+from recsys.statistics.intervals import ClusterSums, skewed_t, skewness, standard_error
 
 
 def p_values(sums: ClusterSums, null: float = 0.0) -> Float[np.ndarray, " K"]:
-    """Two-sided p-values of Student's t for estimate = null: P(|t_{C-1}| ≥ |estimate - null| / standard error).
+    """Two-sided p-values for estimate = null: of Student's t, or of that corrected for skewness where it is larger.
 
-    Of a difference, the null is 0: both policies earn the same. Assumes what `student_t` assumes.
+    P(|t_{C-1}| ≥ |t|), t = (estimate - null) / standard error, or its `skewed_t`. Below 1 - level, the interval
+    `skewness_corrected` leaves out the null. Of a difference, the null is 0: both policies earn the same.
     """
     from scipy import special
 
-    error, off = standard_error(sums), np.abs(sums.value - null)
+    error, off = standard_error(sums), sums.value - null
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(off > 0, off / error, 0.0)
-    p: np.ndarray = 2 * special.stdtr(max(sums.clusters - 1, 1), -t)
+        t = np.where(off != 0, off / error, 0.0)
+        corrected = np.where(np.isinf(t), np.abs(t), skewed_t(t, skewness(sums)) * np.sign(t))
+    nearest = np.minimum(np.abs(t), np.maximum(corrected, 0.0))
+    p: np.ndarray = 2 * special.stdtr(max(sums.clusters - 1, 1), -nearest)
     return p
 
 

@@ -9,6 +9,8 @@ from enum import IntEnum
 
 from recsys.statistics.diagnostics import Diagnosis
 
+MANY = 100  # standard errors, beyond which it does not matter how many
+
 
 class Level(IntEnum):
     """Trust in an estimate; the larger the worse."""
@@ -67,7 +69,7 @@ CHECKS = (
         lambda d: -d.ess_share,
         -0.01,
         math.inf,
-        "the weights leave {ess_share:.2%} of the log: the target policy does what was hardly tried",
+        "the weights leave {ess_share} of the log: the target policy does what was hardly tried",
         "A long log can afford this, so it is no more than a warning: all rests on the few rows where both "
         "policies agree.",
     ),
@@ -76,7 +78,7 @@ CHECKS = (
         _mean_off,
         3,
         4,
-        "the mean weight is {mean_weight:.3f} where it should be 1 (z = {mean_z:.1f}): propensities are wrong, "
+        "the mean weight is {mean_weight:.3f} where it should be 1 (z = {mean_z}): propensities are wrong, "
         "or the log "
         "lacks actions of the target policy",
         "|z| > 4 happens by chance once in 16,000 logs, 3 once in 370. A deviation of at most 1 % is let pass, "
@@ -161,7 +163,7 @@ CHECKS = (
         lambda d: d.bias,
         0.5,
         2.0,
-        "it is {bias:.1f} of its standard errors from what unchanged weights say (sndr or snips), more than chance "
+        "it is {bias} of its standard errors from what unchanged weights say (sndr or snips), more than chance "
         "explains, and its interval does not know",
         "A bias of half a standard error makes a 95 % interval miss 8 times in 100, of two standard errors every other "
         "time.",
@@ -189,7 +191,7 @@ CHECKS = (
         0.05,
         0.2,
         "the fitted propensities put {calibration_error:.0%} of what was shown in the wrong place (|z| = "
-        "{calibration_z:.1f})",
+        "{calibration_z})",
         "Weights are off by about as much. Below 5 % other errors are larger; at 20 % the model has missed what the "
         "logger did.",
     ),
@@ -198,7 +200,7 @@ CHECKS = (
         lambda d: d.slice_z,
         3,
         4,
-        "the random slice, whose propensities are known, says something else (|z| = {slice_z:.1f})",
+        "the random slice, whose propensities are known, says something else (|z| = {slice_z})",
         "The slice needs no model of the logger, so it is the judge; a difference of SNIPS below 5 % is let pass.",
     ),
 )
@@ -231,8 +233,15 @@ def verdict(diagnosis: Diagnosis) -> Verdict:
         reason = f"{size}, no row with more than {_percent(d.max_share)} of the weight."
         return Verdict(worst, "", reason)
     check = CHECKS[levels.index(worst)]
-    said = check.says.format(**vars(diagnosis), ess_share=diagnosis.ess_share)
+    said = check.says.format(**vars(diagnosis) | _in_words(diagnosis))
     return Verdict(worst, check.name, said[0].upper() + said[1:] + ".")
+
+
+def _in_words(diagnosis: Diagnosis) -> dict[str, str]:
+    """Facts that may be beyond any reason, as they are told: no number of standard errors is of sixteen digits."""
+    errors = {name: getattr(diagnosis, name) for name in ("mean_z", "bias", "calibration_z", "slice_z")}
+    told = {name: f"{value:.1f}" if abs(value) < MANY else f"more than {MANY}" for name, value in errors.items()}
+    return told | {"ess_share": _percent(diagnosis.ess_share)}
 
 
 def _percent(share: float) -> str:

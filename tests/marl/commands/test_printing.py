@@ -11,7 +11,6 @@ from rich.console import Console
 from marl.commands.printing import print_report
 from marl.output.report import Metric, Report
 from marl.output.tables import print_metrics
-from recsys.report.terminal import print_judgments
 
 LONG = "policy.network.kind=attention,critic.sees=agent/return_per_agent"
 
@@ -59,14 +58,3 @@ def test_samples_without_spread_are_no_exact_number() -> None:
     printed = io.StringIO()
     print_metrics({"return": Metric.mean([0.0] * 256)}, "run", Console(file=printed, width=80, soft_wrap=True))
     assert printed.getvalue().splitlines()[-1].split() == ["return", "0", "no", "spread", "in", "256", "256"]
-
-
-def test_differences_of_a_report_that_was_saved_may_be_endless() -> None:
-    printed = io.StringIO()
-    row = {"signal": "click", "policy": "new", "against": "logged"}
-    tables = {
-        "recommendations": [{"signal": "click", "policy": "new", "estimator": "ips", "sentence": "Read ips."}],
-        "differences": [{**row, "estimator": "ips", "value": 0.5, "low": "-inf", "high": "inf"}],
-    }
-    print_judgments(tables, Console(file=printed, width=80, soft_wrap=True))
-    assert printed.getvalue().splitlines()[-1] == "click, new - logged: +0.5 [-inf, +inf] (ips)"

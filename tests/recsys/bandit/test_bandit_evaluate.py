@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def test_a_difference_is_that_of_the_estimates_and_narrower_than_they_are_apart(
 def test_a_policy_differs_from_itself_by_nothing() -> None:
     found = evaluate(log_of(frame(), WITH_USERS), {"a": "uniform", "b": "uniform"}, intervals=FAST)
     for row in rows(found, "differences", against="a"):
-        assert row["value"] == row["low"] == row["high"] == 0
+        assert row["value"] == 0
+        assert [row["low"], row["high"]] == ([-math.inf, math.inf] if row["estimator"] == "dm" else [0, 0])
 
 
 def test_differences_cover_the_truth_as_often_as_they_say() -> None:
@@ -74,6 +76,20 @@ def test_segments_are_logs_of_their_own_and_p_values_are_adjusted_for_all_of_the
     assert all(one["low_all"] < one["low"] < one["high"] < one["high_all"] for one in family)
     less = evaluate(log_of(table, WITH_USERS), TARGET, intervals=IntervalsConfig(replications=100, multiplicity="bh"))
     assert rows(less, "segments")[0]["adjusted"] <= rows(found, "segments")[0]["adjusted"]
+
+
+def test_of_a_segment_that_is_not_to_be_read_nothing_is_told_at_once_with_others() -> None:
+    table = frame(1200).with_columns(tab=pl.when(pl.int_range(1200) < 6).then(pl.lit(7)).otherwise(pl.col("tab")))
+    found = evaluate(log_of(table, WITH_USERS), TARGET, intervals=FAST)
+    family = rows(found, "segments", signal="watch", policy="target", estimator="snips")
+    small, *others = sorted(family, key=lambda row: row["rows"])
+    assert small["verdict"] == "UNRELIABLE"
+    assert (small["low"], small["high"]) == (small["low_all"], small["high_all"]) == (-math.inf, math.inf)
+    assert small["p"] == small["adjusted"] == 1
+    assert math.isfinite(small["value"])
+    for row in others:
+        assert math.isfinite(row["low_all"])
+        assert row["adjusted"] <= min(1, 2 * row["p"]) + 1e-12  # of two that may be read, not of three
 
 
 def test_verdicts_know_what_is_ignored_unsupported_and_modeled() -> None:
@@ -284,7 +300,7 @@ def test_bounds_hold_whatever_is_drawn_and_what_they_do_not_apply_to_is_said(met
     bounds = BoundsConfig(weight=20, reward=(0, 3), rows=20)
     found = evaluate(log_of(frame(400), WITH_USERS), TARGET, intervals=IntervalsConfig(method=method, bounds=bounds))
     narrow = evaluate(log_of(frame(400), WITH_USERS), TARGET, intervals=FAST)
-    for name in ("ips", "snips", "dr", "dm", "ncis"):
+    for name in ("ips", "snips", "dr", "ncis"):
         wide, close = (x.metrics[f"click/target/{name}"] for x in (found, narrow))
         assert wide.low < close.low < close.high < wide.high, name
     assert np.isinf(found.metrics["click/target/sndr"].high)
@@ -311,10 +327,13 @@ def test_hoeffdings_bound_is_as_narrow_where_rows_are_dealt_into_clusters(monkey
 
 def test_five_lines_on_a_dataframe(capsys: pytest.CaptureFixture[str]) -> None:
     log = recsys.dataframe(frame(500), action="item", rewards="click", propensity="p", user="user")
-    recsys.evaluate(log, {"first": [1.0, 0, 0, 0], "even": lambda rows: np.full((len(rows), 4), 0.25)}).show()
+    found = recsys.evaluate(log, {"first": [1.0, 0, 0, 0], "even": lambda rows: np.full((len(rows), 4), 0.25)})
+    found.show()
     told = capsys.readouterr().out
-    assert "click/first/ips" in told
-    assert "Read " in told
+    assert "click/first/ips" not in told
+    assert all(part in told for part in ("Read sndr", "even - first", "other estimates", "show(every=True)"))
+    found.show(every=True)
+    assert "click/first/ips" in capsys.readouterr().out
     same = recsys.dataframe(frame(500).to_dict(as_series=False), action="item", rewards="click", propensity="p")
     assert recsys.evaluate(same, {"a": "uniform"}).metrics["rows"].value == 500
 

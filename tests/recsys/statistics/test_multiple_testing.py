@@ -3,14 +3,35 @@ import pytest
 from scipy import stats
 
 from envs.core import InputError
-from recsys.statistics.intervals import cluster_sums
+from recsys.statistics.intervals import cluster_sums, skewness_corrected
 from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
 
 
-def test_p_values_are_those_of_the_t_test():
+def test_p_values_are_those_of_the_t_test_where_nothing_is_skewed():
     x = np.random.default_rng(0).normal(0.3, 1, (30, 3))
-    np.testing.assert_allclose(p_values(cluster_sums(x)), stats.ttest_1samp(x, 0.0).pvalue)
-    np.testing.assert_allclose(p_values(cluster_sums(x), 0.3), stats.ttest_1samp(x, 0.3).pvalue)
+    x = np.concatenate([x, 2 * x.mean(0) - x])  # as far below the mean as above
+    for null in (0.0, 0.3):
+        np.testing.assert_allclose(p_values(cluster_sums(x), null), stats.ttest_1samp(x, null).pvalue)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("shape", [0.3, 3.0])
+def test_a_null_is_rejected_where_the_interval_corrected_for_skewness_leaves_it_out(shape: float, sign: int):
+    sums = cluster_sums(sign * np.random.default_rng(1).gamma(shape, 1.0, (40, 1)))
+    for level in (0.5, 0.9, 0.99):
+        interval = skewness_corrected(sums, level)
+        for end, outward in ((interval.low[0], -1), (interval.high[0], 1)):
+            assert p_values(sums, end + outward * 1e-6)[0] < 1 - level < p_values(sums, end - outward * 1e-6)[0]
+
+
+def test_a_null_of_rare_events_is_rejected_no_more_often_than_is_said():
+    rng, wrong, student = np.random.default_rng(2), 0, 0
+    for _ in range(4000):
+        x = (rng.random((1000, 1)) < 0.015) * 1.0
+        wrong += p_values(cluster_sums(x), 0.015)[0] <= 0.002
+        student += stats.ttest_1samp(x, 0.015).pvalue[0] <= 0.002
+    assert wrong / 4000 < 0.003
+    assert student / 4000 > 0.006
 
 
 def test_a_difference_that_is_always_the_same_is_certain_and_none_is_none():
