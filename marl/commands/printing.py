@@ -29,13 +29,11 @@ FILES = {
 def print_report(report: Report, folder: Path, console: Console) -> None:
     """The metrics, then the paths of what was made."""
     recipe = load_recipe(report.recipe)
-    shown = recipe.shown(report.metrics)
-    swept = "points" in report.tables
+    metrics, swept = recipe.shown(report.metrics), "points" in report.tables
     if swept:
-        _print_sweep(shown, str(folder), console)
+        _print_sweep(metrics, str(folder), console)
     else:
-        whole = {name: metric for name, metric in shown.items() if not name.startswith("agents=")}
-        print_metrics(whole, str(folder), console)
+        print_metrics(metrics, str(folder), console)
     if "along" in report.tables:
         print_along(report, str(folder), console)
     if swept:

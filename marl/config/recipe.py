@@ -69,7 +69,7 @@ class Recipe(ABC):
 
     def shown(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
         """Those of a report's metrics that are printed one by one; a recipe leaves out what `show` tells better."""
-        return dict(metrics)
+        return {name: metric for name, metric in metrics.items() if not name.startswith("agents=")}  # `along` has these
 
     def show(self, tables: Tables, console: Console) -> None:  # noqa: B027 (nothing, unless a subclass has something)
         """Print of a report's tables what a person should read after its metrics."""

@@ -30,9 +30,7 @@ def _cell(value: Any) -> str:
 
 def print_metrics(metrics: dict[str, Metric], title: str, console: Console, interval: str = INTERVAL) -> None:
     """Name, value and interval of each metric; interval: what it is. Where all are exact there are none."""
-    rows = []
-    for name, metric in metrics.items():
-        rows.append((name, number(metric.value), interval_text(metric), "" if metric.is_exact else str(metric.n)))
+    rows = [[name, number(m.value), interval_text(m), "" if m.is_exact else str(m.n)] for name, m in metrics.items()]
     columns = 2 if all(metric.is_exact for metric in metrics.values()) else 4
     print_columns(title, ("metric", "value", interval, "n")[:columns], [row[:columns] for row in rows], console)
 
