@@ -50,9 +50,7 @@ def load_recipe(path: str) -> Recipe:
         )
     config = recipe.config
     if not (isinstance(config, type) and issubclass(config, RunConfig)):
-        raise InputError(
-            f"config of a recipe is a class derived from marl.config.schema.RunConfig; that of {path} is not."
-        )
+        raise InputError(f"A recipe's config is a class derived from marl.config.schema.RunConfig; {path} has none.")
     return recipe
 
 

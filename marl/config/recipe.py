@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 class Recipe(ABC):
     """One algorithm from its config to its report.
 
-    A config names it by the dotted path of a module whose `recipe` is an instance. A subclass says what its `config` is
-    like and defines `run`; everything else has a default. `OnPolicyRecipe` (marl.evaluation.recipe) defines the rest
-    for what trains on its own experience.
+    A config names it by the dotted path of a module whose `recipe` is an instance. A subclass has a `config` and `run`;
+    all else has a default. What trains on its own experience is an `OnPolicyRecipe` (marl.evaluation.recipe).
     """
 
     config: ClassVar[type[RunConfig]] = RunConfig
