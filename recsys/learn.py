@@ -28,14 +28,13 @@ from marl.training.run import Run, env_steps_to_updates
 from recsys import ope
 from recsys.build import make_policies, problem_of, read_log, with_columns
 from recsys.config import TRAINED, EstimatorsConfig, IntervalsConfig, RewardModelConfig, TargetConfig
-from recsys.evaluation import Evaluation
 from recsys.logs.config import DataConfig
 from recsys.logs.log import Log
 from recsys.logs.splits import Split
 from recsys.models.reward import fit_reward_model
 from recsys.policies.base import ContextPolicy
 from recsys.policies.from_run import LearnsFromLogs, Origin, Trained, View, as_target
-from recsys.recipe import LogRecipe, reported
+from recsys.recipe import LogRecipe, kept, reported
 
 STAGE = "train"  # that fits the policy
 NAME = "learned"  # what the policy is called among the metrics
@@ -102,8 +101,7 @@ class OfflineLearning(LogRecipe, LearnsFromLogs):
         model = fit_reward_model(held_out, config.reward_model)  # reads these rows: bad ones leave no folder behind
         policy = as_target(NAME, fit(config, run, learning, view), view, log.actions)
         seed = run.stage_seeds("bootstrap")[0]
-        kept = run.once("evaluation", lambda: ope.judge(asked, held_out, [policy, *others], model, seed).to_json())
-        evaluation = Evaluation.from_json(kept)
+        evaluation = kept(run, log, lambda: ope.judge(asked, held_out, [policy, *others], model, seed))
         metrics, used = dict(evaluation.metrics), run.used(STAGE)
         metrics |= {name: Metric.exact(used[name]) for name in ("updates", "wall_seconds", "cpu_seconds")}
         if (problem := problem_of(config.data)) is not None:

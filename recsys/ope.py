@@ -35,7 +35,7 @@ from recsys.logs.log import Log
 from recsys.models.reward import RewardModel, fit_reward_model
 from recsys.policies.base import Policy
 from recsys.policies.from_run import unseen
-from recsys.recipe import LogRecipe, reported
+from recsys.recipe import LogRecipe, kept, reported
 
 __all__ = ["Config", "recipe"]
 
@@ -112,7 +112,7 @@ class OfflineEvaluation(LogRecipe):
                 return judge(config, log, targets, model, seed)
             return judge_fitted(config, fitted, slice_, targets, model, seed)
 
-        evaluation = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
+        evaluation = kept(run, whole, evaluated)
         if log.name != whole.name:
             evaluation = evaluation.with_more(notes=["Only rows count that no policy here was learned from."])
         return reported(config, run, evaluation.metrics, evaluation.tables)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from rich.console import Console
 
+from envs.core import InputError
 from marl.config.recipe import Recipe
 from marl.config.schema import RunConfig
 from marl.output.report import REPORT, Metric, Report, Tables
 from marl.training.run import Run
+from recsys.evaluation import Evaluation
+from recsys.logs.log import Log
 from recsys.report.results import apart_from_estimates
 from recsys.report.terminal import JUDGED, print_judgments
 
@@ -34,6 +37,21 @@ class LogRecipe(Recipe):
     def show(self, tables: Tables, console: Console) -> None:
         """Print what each policy would change, why that is to be believed, and segments."""
         print_judgments(tables, console)
+
+
+def kept(run: Run, log: Log, evaluated: Callable[[], Evaluation]) -> Evaluation:
+    """The evaluation, as this run has computed it before where it has.
+
+    Raises InputError where the files of the log were written to since: half of the report would be of another log.
+    """
+    stamps = log.files.stamps()
+    found = run.once("evaluation", lambda: {"log": stamps, **evaluated().to_json()})
+    if found.get("log", stamps) != stamps:
+        raise InputError(
+            f"{run.folder} holds an evaluation of {log.name} as it was before its files were changed. Put these back, "
+            "or run the config anew, with another --out."
+        )
+    return Evaluation.from_json(found)
 
 
 def reported(config: RunConfig, run: Run, metrics: dict[str, Metric], tables: Tables) -> Report:

@@ -29,7 +29,7 @@ from recsys.policies.base import Policy
 from recsys.policies.from_run import load
 from recsys.problems.base import PROBLEMS
 from recsys.problems.sequential import FiniteProblem
-from recsys.recipe import LogRecipe, reported
+from recsys.recipe import LogRecipe, kept, reported
 from recsys.sequential.config import Config
 from recsys.sequential.evaluate import evaluate_read
 from recsys.sequential.log import Sessions, read_sessions
@@ -56,7 +56,7 @@ class SessionEvaluation(LogRecipe):
             evaluation = judge(config, sessions, policies, seed)
             return evaluation if problem is None else with_truth(evaluation, problem, policies, config)
 
-        evaluation = Evaluation.from_json(run.once("evaluation", lambda: evaluated().to_json()))
+        evaluation = kept(run, log, evaluated)
         if problem is None and log.name != config.data.path:
             evaluation = evaluation.with_more(
                 notes=["Only sessions of users count from whom no policy here was learned."]

@@ -120,3 +120,22 @@ def test_segments_are_printed_by_the_estimator_to_read(
     readable = [row for row in report.tables["segments"] if row["estimator"] == read and row["verdict"] != "UNRELIABLE"]
     assert sum(line.startswith(("tab=", "day=")) for line in shown.splitlines()) == min(30, len(readable))
     assert f"{len(readable) - 30} with fewer rows" in shown
+
+
+def test_an_evaluation_that_was_kept_is_not_told_of_a_log_that_changed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(frame(300), tmp_path / "log.csv"), tmp_path / "run"
+    (tmp_path / "c.yaml").write_text(json.dumps(table_config(path, rewards=["click"])))
+    assert concord(monkeypatch, "run", tmp_path / "c.yaml", "intervals.method=t", "--out", out) == 0
+    first = Report.load(out / "report.json").metrics
+    (out / "report.json").unlink()  # as if it had been killed just before the end
+    assert concord(monkeypatch, "resume", out) == 0
+    assert Report.load(out / "report.json").metrics == first
+    (out / "report.json").unlink()
+    written(frame(320), path)
+    capsys.readouterr()
+    assert concord(monkeypatch, "resume", out) == 2
+    told = capsys.readouterr()
+    assert "as it was before its files were changed" in told.err + told.out
+    assert not (out / "report.json").exists()
