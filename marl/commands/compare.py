@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ RETURN = "return_per_agent"
 TRIMMED = 0.25  # of the seeds on either side, which leaves the interquartile mean
 FEWEST_SEEDS = 3  # below which no interval is printed
 ROUNDING = 1e-9  # relative
+SHOWN = 8  # names of metrics in an error
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,10 @@ def _short(label: str, folder: Path) -> str:
 def _group(label: str, members: list[tuple[Path, Report]], metric: str) -> Group:
     for folder, report in members:
         if metric not in report.metrics:
-            raise InputError(f"{folder} has no metric {metric!r}; it has {', '.join(report.metrics)}.")
+            near = difflib.get_close_matches(metric, report.metrics, SHOWN, 0.6) or list(report.metrics)[:SHOWN]
+            left = len(report.metrics) - len(near)
+            others = f" and {left} others, in report.json" if left else ""
+            raise InputError(f"{folder} has no metric {metric!r}; it has {', '.join(near)}{others}.")
     by_seed: dict[str, list[Path]] = {}
     for folder, report in members:
         by_seed.setdefault(str(report.seed), []).append(folder)
