@@ -31,6 +31,7 @@ from recsys.sequential.log import read_sessions
 __all__ = ["Config", "recipe"]
 
 READ = "read"  # the estimate that is recommended, whichever it is
+CHANGE = "{}, change"  # what an estimate says of the difference to the log
 RELIABLE = "RELIABLE"
 ENOUGH = 0.2  # share of logs with RELIABLE estimates from which the share of these that miss is judged
 
@@ -80,21 +81,24 @@ def outcomes_of(seed: int, scenario: Scenario, config: Config) -> list[Outcome]:
     else:
         chosen_too = SessionEstimatorsConfig(names=config.session_estimators)
         evaluation = evaluate_read(read_sessions(log), policies, 1.0, chosen_too, config.intervals, seed)
-    return list(_judged(evaluation, problem.truth))
+    return list(_judged(evaluation, problem.truth, problem.change))
 
 
-def _judged(evaluation: Evaluation, truth: float) -> Iterator[Outcome]:
-    said = {row["estimate"]: row["verdict"] for row in evaluation.tables["verdicts"]}
-    told = {}
-    for name, verdict in said.items():
-        metric = evaluation.metrics[name]
-        told[name] = Outcome(
-            name.rpartition("/")[2], verdict, not metric.low <= truth <= metric.high, truth > metric.high
-        )
-        yield told[name]
+def _judged(evaluation: Evaluation, truth: float, change: float) -> Iterator[Outcome]:
+    """Of each estimate, and of what each would change of the log; once more of the one to read."""
+    said = {row["estimate"].rpartition("/")[2]: row["verdict"] for row in evaluation.tables["verdicts"]}
     (read,) = evaluation.tables["recommendations"]
-    if read["estimator"] is not None:
-        yield told[f"reward/target/{read['estimator']}"]._replace(estimator=READ)
+    changes = {row["estimator"]: row for row in evaluation.tables["differences"]}
+    for name, verdict in said.items():
+        estimate, moved = evaluation.metrics[f"reward/target/{name}"], changes[name]
+        told = [
+            Outcome(name, verdict, not estimate.low <= truth <= estimate.high, truth > estimate.high),
+            Outcome(CHANGE.format(name), verdict, not moved["low"] <= change <= moved["high"], change > moved["high"]),
+        ]
+        yield from told
+        if name == read["estimator"]:
+            yield told[0]._replace(estimator=READ)
+            yield told[1]._replace(estimator=CHANGE.format(READ))
 
 
 class Calibration(Recipe):
@@ -118,14 +122,21 @@ class Calibration(Recipe):
 
     def show(self, tables: Tables, console: Console) -> None:
         """Print the estimates that are read; the report has the others."""
-        read = [row for row in tables.get("scenarios", []) if row["estimator"] == READ]
-        print_table("verdicts of the estimate to read", [_told(row) for row in read], console)
+        rows = {(row["scenario"], row["estimator"]): row for row in tables.get("scenarios", [])}
+        read = [(row, rows[name, CHANGE.format(READ)]) for (name, of), row in rows.items() if of == READ]
+        print_table("verdicts of the estimate to read", [_told(*pair) for pair in read], console)
 
 
-def _told(row: dict[str, Any]) -> dict[str, Any]:
-    """A row in words: shares in percent, nothing where nothing was counted."""
+def _told(row: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """An estimate and its change in words: shares in percent, nothing where nothing was counted."""
     told = {"scenario": row["scenario"], "healthy": "yes" if row["healthy"] else "no"}
-    shares = {name: row[name] for name in ("reliable", "missed_of_reliable", "reliable_and_missed", "missed")}
+    shares = {
+        "RELIABLE": row["reliable"],
+        "missed": row["missed_of_reliable"],
+        "change": change["missed_of_reliable"],
+        "all missed": row["missed"],
+        "all change": change["missed"],
+    }
     return told | {name: "" if share is None else f"{share:.1%}" for name, share in shares.items()}
 
 

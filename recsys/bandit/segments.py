@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Bool
 
 from envs.core import InputError
 from recsys.bandit.importance_weights import HALF, WEIGHT
 from recsys.bandit.scan import Place, Sums
 from recsys.bandit.verdict_facts import judge
 from recsys.logs.log import Log
+from recsys.statistics.diagnostics import effective_of_change
 from recsys.statistics.intervals import ClusterSums, skewness_corrected
 from recsys.statistics.methods import FITTED, LOGGED
 from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
 from recsys.statistics.verdict import Level
 
+FEWEST_PULLS = 40  # on a difference, as of `influence` on an estimate
 FEWEST_ROWS = 50  # fewer are UNRELIABLE, whatever their weights
 ENDLESS = (-math.inf, math.inf)
 ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
@@ -50,8 +53,10 @@ def segments(
     value with its interval, corrected for skewness, and `low_all`, `high_all`: intervals that hold in all segments at
     once with probability `level` (Bonferroni). `difference` to what the segment's own rows earned as logged, with its
     p-value, `p`, and `adjusted` for all segments of that policy, estimator and signal: by Holm, or by Benjamini and
-    Hochberg. "All" are those that may be read: one that is UNRELIABLE has a value, endless intervals and p-values of 1,
-    and counts for none of the others. facts: by policy, what verdicts must know.
+    Hochberg. "All" are for intervals those that may be read: one that is UNRELIABLE has a value, endless intervals and
+    a p-value of 1, and counts for none of the others. For tests they are those that are RELIABLE and in which forty
+    clusters pull on the difference: with less, what is rare and was not seen makes small p-values ten times as frequent
+    as they say. The others have an adjusted one of 1. facts: by policy, what verdicts must know.
     """
     sums = {place: of for place, of in sums.items() if place.segment and place.weights != HALF}
     verdicts = {
@@ -59,6 +64,7 @@ def segments(
     }
     rows = []
     for family in _families(sums).values():
+        tested = np.array([_tells_changes(of, name) for _, of, name in family])
         levels = np.array([[verdict.level for verdict in verdicts[place][name]] for place, _, name in family])
         readable = levels < Level.UNRELIABLE
         together = [level if n == 0 else 1 - (1 - level) / n for n in readable.sum(axis=0).tolist()]
@@ -68,17 +74,24 @@ def segments(
         ]
         for k in range(len(signals)):
             of_signal = [segment_rows[k] for segment_rows in by_segment]
-            adjusted = _adjusted(np.array([row["p"] for row in of_signal]), readable[:, k], control)
+            may_be_tested = tested[:, k] & (levels[:, k] == Level.RELIABLE)
+            adjusted = _adjusted(np.array([row["p"] for row in of_signal]), may_be_tested, control)
             for row, p, told in zip(of_signal, adjusted, levels[:, k], strict=True):
                 rows.append({**row, "adjusted": float(p), "verdict": Level(int(told)).name})
     return rows
 
 
-def _adjusted(p: np.ndarray, readable: np.ndarray, control: str) -> np.ndarray:
-    """For as many tests as may be read; 1 for the others."""
+def _tells_changes(of: Sums, name: str) -> Bool[np.ndarray, " K"]:
+    """Whether enough clusters pull on an estimate's difference to the log for a small p-value of it to be one."""
+    with np.errstate(invalid="ignore"):
+        return effective_of_change(of.cluster_sums(name), of.cluster_sums(LOGGED)) >= FEWEST_PULLS
+
+
+def _adjusted(p: np.ndarray, tested: np.ndarray, control: str) -> np.ndarray:
+    """For as many tests as there are; 1 for the others."""
     adjusted = np.ones(len(p))
-    if readable.any():
-        adjusted[readable] = ADJUSTED[control](p[readable])
+    if tested.any():
+        adjusted[tested] = ADJUSTED[control](p[tested])
     return adjusted
 
 

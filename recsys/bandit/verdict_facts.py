@@ -12,8 +12,9 @@ from jaxtyping import Float
 
 from recsys.bandit.importance_weights import WEIGHT
 from recsys.bandit.scan import Sums
-from recsys.statistics.diagnostics import diagnose, influence_facts, mean_z
+from recsys.statistics.diagnostics import diagnose, effective_of_change, influence_facts, mean_z
 from recsys.statistics.intervals import ClusterSums, standard_error
+from recsys.statistics.methods import LOGGED
 from recsys.statistics.verdict import Verdict, verdict
 
 REFERENCES = ("sndr", "snips", "ips")  # consistent wherever propensities are right
@@ -76,7 +77,10 @@ def _pulls(sums: Sums, name: str) -> list[dict[str, Any]]:
     """Facts of the estimate's own influence values, by signal; nothing of an estimate that is not finite."""
     if not np.isfinite(sums.estimate(name)).all():
         return [{} for _ in sums.events]
-    return influence_facts(sums.cluster_sums(name)).by_signal()
+    own, logged = sums.cluster_sums(name), sums.cluster_sums(LOGGED)
+    changing = effective_of_change(own, logged).tolist()
+    facts = influence_facts(own).by_signal()
+    return [{**told, "changing": effective} for told, effective in zip(facts, changing, strict=True)]
 
 
 def consistent(sums: Sums, name: str) -> bool:

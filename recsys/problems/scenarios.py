@@ -14,6 +14,7 @@ chance 1 - leave; the truth is the expected sum of rewards, by recursion.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -146,12 +147,26 @@ def scenario_of(given: Mapping[str, Any]) -> Scenario:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class _Problem(ABC):
     """Chances of events, and the probabilities of logger and target, in each group."""
 
     chance: Float[np.ndarray, "G A"]
     logging: Float[np.ndarray, "G A"]
     target: Float[np.ndarray, "G A"]
+
+    @abstractmethod
+    def value(self, policy: Float[np.ndarray, "G A"]) -> float:
+        """What a policy earns."""
+
+    @property
+    def truth(self) -> float:
+        """What the target earns."""
+        return self.value(self.target)
+
+    @property
+    def change(self) -> float:
+        """What the target earns more than the logger."""
+        return self.truth - self.value(self.logging)
 
     def policy(self) -> ContextPolicy:
         """The target."""
@@ -168,10 +183,9 @@ class RowsProblem(_Problem):
 
     scenario: RowsScenario
 
-    @property
-    def truth(self) -> float:
-        """The expected reward of a row under the target."""
-        return float((self.target * self.chance).sum(1).mean())
+    def value(self, policy: Float[np.ndarray, "G A"]) -> float:
+        """The expected reward of a row under a policy."""
+        return float((policy * self.chance).sum(1).mean())
 
     def log(self, seed: int) -> Log:
         """A log of so many rows."""
@@ -206,13 +220,12 @@ class SessionsProblem(_Problem):
     scenario: SessionsScenario
     moves: Float[np.ndarray, "G A G"]
 
-    @property
-    def truth(self) -> float:
-        """The expected sum of a session's rewards under the target."""
+    def value(self, policy: Float[np.ndarray, "G A"]) -> float:
+        """The expected sum of a session's rewards under a policy."""
         value = np.zeros(self.scenario.groups)
         for _ in range(self.scenario.horizon):
             later = (1 - self.scenario.leave) * self.moves @ value
-            value = (self.target * (self.chance + later)).sum(1)
+            value = (policy * (self.chance + later)).sum(1)
         return float(value.mean())
 
     def log(self, seed: int) -> Log:

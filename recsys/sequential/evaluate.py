@@ -41,6 +41,7 @@ from recsys.statistics.diagnostics import (
     Diagnosis,
     diagnose,
     effective_events,
+    effective_of_change,
     influence_facts,
     mean_z,
     weight_sums,
@@ -76,10 +77,10 @@ class Contributions:
         """ρ_{T-1}, the weights of whole sessions."""
         return np.ascontiguousarray(self.weight[:, -1])
 
-    def estimates(self, sessions: Sessions) -> PolicyEstimates:
-        """The policy as evaluations take it."""
+    def estimates(self, sessions: Sessions, logged: ClusterSums) -> PolicyEstimates:
+        """The policy as evaluations take it; logged: the log's own mean return."""
         sums = {name: cluster_sums(x, None, sessions.cluster) for name, x in self.by_estimator.items()}
-        verdicts, weights = judge(self, sums, sessions), weight_sums(self.whole).facts
+        verdicts, weights = judge(self, sums, sessions, logged), weight_sums(self.whole).facts
         drawn = histograms(self.whole, np.ones_like(self.whole))
         return PolicyEstimates(self.policy.name, sums, verdicts, weights, drawn, reader(sums, verdicts))
 
@@ -146,12 +147,12 @@ def evaluate_read(
 ) -> Evaluation:
     """The evaluation by sessions that are in memory; the table steps has the weights of the way to each step."""
     names = estimators.names or (PLAIN if sessions.state is None else (*PLAIN, *WITH_STATES))
+    summary = summary_of(sessions, discount)
     estimates, steps = [], []
     for policy in policies:
         contributions = estimate(sessions, policy, names, discount, estimators.cap)
-        estimates.append(contributions.estimates(sessions))
+        estimates.append(contributions.estimates(sessions, summary.logged))
         steps += by_step(contributions, sessions)
-    summary = summary_of(sessions, discount)
     evaluation = evaluation_of(summary, estimates, Intervals(intervals, EstimatorsConfig(), seed, workers=1))
     return evaluation.with_more(tables={"steps": steps})
 
@@ -217,9 +218,11 @@ def _take(log: TabularLog, rows: np.ndarray) -> TabularLog:
 
 
 def judge(
-    contributions: Contributions, sums: Mapping[str, ClusterSums], sessions: Sessions
+    contributions: Contributions, sums: Mapping[str, ClusterSums], sessions: Sessions, logged: ClusterSums
 ) -> dict[str, list[Verdict]]:
     """By estimator and signal: the checks of single decisions, each session being one, and of the estimate's own pulls.
+
+    logged: the log's own mean return, from which estimates are told apart.
 
     Estimators that weigh whole sessions are judged by ρ_{T-1}, those that weigh each step by the session's mean of ρ_t,
     whose expectation is 1 too. Events are sessions that earned something.
@@ -228,8 +231,11 @@ def judge(
     facts = {True: _facts(whole, sessions), False: _facts(contributions.weight.mean(axis=1), sessions)}
     verdicts: dict[str, list[Verdict]] = {}
     for name, of in sums.items():
-        pulls = influence_facts(of).by_signal()
-        told = [_of_sessions(verdict(replace(d, **pull))) for d, pull in zip(facts[name in WHOLE], pulls, strict=True)]
+        pulls, changing = influence_facts(of).by_signal(), effective_of_change(of, logged).tolist()
+        told = [
+            _of_sessions(verdict(replace(d, **pull, changing=effective)))
+            for d, pull, effective in zip(facts[name in WHOLE], pulls, changing, strict=True)
+        ]
         verdicts[name] = [_with_bias(name, each) for each in told]
     return verdicts
 

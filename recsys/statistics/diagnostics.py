@@ -18,6 +18,7 @@ from recsys.statistics.pareto_tail import pareto_k
 
 WEIGHT_FACTS = ("ess", "max_weight", "mean_weight")  # of weights, beside the estimates among metrics
 MOST_WEIGHT = 1e290  # of one row: larger ones count as that, for sums of many must be numbers
+ROUNDING = 1e-9  # relative, of sums
 KEPT = 10_000  # largest weights that a scan keeps: the whole PSIS tail of logs up to 11 million rows
 
 
@@ -132,6 +133,17 @@ def influence_facts(sums: ClusterSums) -> Influence:
     return Influence(effective, tail_k)
 
 
+def effective_of_change(sums: ClusterSums, logged: ClusterSums) -> Float[np.ndarray, " K"]:
+    """`Influence.effective` of what an estimate changes of the log's own mean; NaN where it changes nothing.
+
+    A policy that hardly differs from the logger's, but in a rare action, is known well by all that both do alike; what
+    it would change is known by the few clusters where they differ.
+    """
+    change = sums - logged
+    moved = np.abs(influence(change)).max(axis=0) > ROUNDING * np.abs(influence(sums)).max(axis=0)
+    return np.where(moved, influence_facts(change).effective, math.nan)
+
+
 def effective_events(weight: Float[np.ndarray, " n"], reward: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
     """(Σ w)² / Σ w² over the rows whose reward is not 0: how many equally weighted events they are worth, by signal.
 
@@ -157,7 +169,7 @@ class Diagnosis:
     `calibration_z`; `bias`: how many of its own standard errors an estimate of changed weights, or of the model, is
     from one that is consistent, 0 where chance explains it; `mean_slack`: by how much the mean weight may miss 1
     without a reason; `slice_z` is how far the estimate is from that of a random slice. `influential`, `influence_k`:
-    of the estimate's own influence values (`Influence`).
+    of the estimate's own influence values (`Influence`); `changing`: `effective_of_change`.
     """
 
     rows: int
@@ -181,6 +193,7 @@ class Diagnosis:
     slice_z: int | float = math.nan
     influential: int | float = math.nan
     influence_k: int | float = math.nan
+    changing: int | float = math.nan
 
     @property
     def ess_share(self) -> float:

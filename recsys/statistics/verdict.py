@@ -142,6 +142,16 @@ CHECKS = (
         "not been seen. Of the few events that most logs have, k itself is too uncertain to refuse by it.",
     ),
     Check(
+        "change",
+        lambda d: -d.changing,
+        -20,
+        math.inf,
+        "what it would change of the log rests on few users or rows: their pulls on the difference are as uneven as of "
+        "{changing:.1f} equal ones",
+        "Where a policy does little else than the logger, but for a rare action, the estimate is well known and its "
+        "change is not. With heavy rewards such changes miss as often as their estimates do, one in four below 16.",
+    ),
+    Check(
         "clusters",
         lambda d: -d.clusters,
         -40,

@@ -71,7 +71,9 @@ def test_a_calibration_counts_what_is_reliable_and_what_misses(tmp_path: Path) -
     asked = config(rows, {**SESSIONS, "sessions": 200}, workers=1, intervals={"method": "t"})
     report = recipe.run(asked, Run.create(tmp_path / "run", asked))
     table = report.tables["scenarios"]
-    assert [row["estimator"] for row in table if row["scenario"] == "r"] == ["ips", "snips", "dr", "sndr", READ]
+    named = {row["estimator"] for row in table if row["scenario"] == "r"}
+    estimates = {"ips", "snips", "dr", "sndr", READ}
+    assert named == estimates | {f"{name}, change" for name in estimates}
     assert {row["estimator"] for row in table if row["scenario"] == "s"} >= {"pdis", "seq_dr", "wdr"}
     assert report.metrics["r/reliable"].value == 1
     assert report.metrics["reliable/least_of_healthy"].value == 1
@@ -91,6 +93,15 @@ def test_a_calibration_counts_what_is_reliable_and_what_misses(tmp_path: Path) -
 def test_wrong_scenarios_are_refused(scenario: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         config(scenario)
+
+
+def test_the_change_is_what_target_and_logger_earn_apart() -> None:
+    rows = RowsScenario(**ROWS | {"rare": (0.05, 0.4)}).problem()
+    by_hand = (0.4 - 0.05) * (rows.chance[:, 1] - rows.chance[:, 0]).mean()
+    assert rows.change == pytest.approx(by_hand)
+    sessions = SessionsScenario(**SESSIONS | {"beta": 1.0, "sharpness": 1.0, "horizon": 1}).problem()
+    both = ((sessions.target - sessions.logging) * sessions.chance).sum(1).mean()
+    assert sessions.change == pytest.approx(both)
 
 
 def test_names_of_scenarios_differ() -> None:

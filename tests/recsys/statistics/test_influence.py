@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recsys.statistics.bootstrap import studentized
-from recsys.statistics.diagnostics import Diagnosis, diagnose, influence_facts, weight_sums
+from recsys.statistics.diagnostics import Diagnosis, diagnose, effective_of_change, influence_facts, weight_sums
 from recsys.statistics.intervals import ClusterSums, cluster_sums, student_t
 from recsys.statistics.verdict import Level, verdict
 
@@ -119,3 +119,20 @@ def test_what_never_varies_has_no_width_and_one_cluster_no_end() -> None:
     assert (found.low[0], found.high[0]) == (1, 1)
     (single,) = studentized([mean_of(np.array([2.0]))], replications=100)
     assert (single.low[0], single.high[0]) == (-math.inf, math.inf)
+
+
+def test_a_change_is_known_by_the_clusters_that_differ_from_the_log() -> None:
+    """Of 1,000 clicks four are by a rare action that the policy wants ten times as often as the logger."""
+    reward = np.zeros(10_000)
+    reward[:1000] = 1
+    weight = np.where(np.arange(10_000) < 4, 10.0, 0.99)
+    estimate, logged = mean_of(weight * reward), mean_of(reward)
+    assert influence_facts(estimate).effective[0] > 40
+    assert effective_of_change(estimate, logged)[0] == pytest.approx(4, rel=0.1)
+
+
+def test_what_changes_nothing_says_nothing_of_a_change() -> None:
+    logged = mean_of(np.random.default_rng(0).random((100, 2)))
+    assert np.isnan(effective_of_change(logged, logged)).all()
+    assert verdict(facts(changing=math.nan)).level is Level.RELIABLE
+    assert verdict(facts(changing=19.9)).check == "change"
