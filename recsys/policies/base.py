@@ -103,16 +103,10 @@ class ContextPolicy:
             raise
         except Exception as error:
             raise InputError(f"The policy {self.name} failed. {in_words(error)} {wanted}") from error
-        try:
-            chances = np.asarray(given)
-        except Exception as error:  # whatever an array of the user's own says of itself
-            raise InputError(f"The policy {self.name} gave no array. {in_words(error)} {wanted}") from error
-        if chances.dtype.kind not in "biuf":
-            held = type(given).__name__ if chances.ndim == 0 else f"an array of {chances.dtype}"
-            raise InputError(f"The policy {self.name} gave {held}. {wanted}")
+        chances = _numbers(given, lambda what: f"The policy {self.name} gave {what}. {wanted}")
         if chances.shape != (len(rows), self.actions):
             raise InputError(f"The policy {self.name} gave an array {list(chances.shape)}. {wanted}")
-        return chances.astype(np.float64)
+        return chances
 
     def _require_steady(self, rows: Chunk, chances: Distribution) -> None:
         """Ask for the second half of the rows alone: what draws, counts calls or mixes rows does not give the same."""
@@ -266,7 +260,11 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
         return NAMED[what](log, name) if what in NAMED else own(log, what, name)
     if callable(what):
         return ContextPolicy(name, log.actions, what)
-    table = np.atleast_2d(_numbers(what, name, log))
+    expected = (
+        f"The policy {name} is given as {log.actions} probabilities, in the order of the catalog, as such a list for "
+        f"each of {log.positions} positions, as a function of a Chunk, or by name"
+    )
+    table = np.atleast_2d(_numbers(what, lambda held: f"{expected}; got {held}."))
     if table.ndim != 2 or table.shape[1] != log.actions or len(table) not in (1, log.positions):
         raise InputError(
             f"The policy {name} must give each of {log.actions} actions a probability, at {log.positions} positions or "
@@ -275,20 +273,19 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
     return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
 
 
-def _numbers(what: Any, name: str, log: Log) -> Float[np.ndarray, "*shape"]:
-    """Probabilities as an array. Raises InputError for text, for lists of unequal length, and for no array at all."""
-    expected = (
-        f"The policy {name} is given as {log.actions} probabilities, in the order of the catalog, as such a list for "
-        f"each of {log.positions} positions, as a function of a Chunk, or by name"
-    )
+def _numbers(given: Any, refused: Callable[[str], str]) -> Float[np.ndarray, "*shape"]:
+    """What somebody gave as an array of numbers.
+
+    Raises InputError, with the sentence that `refused` makes of what it is, for text, for lists of unequal length, and
+    for no array at all.
+    """
     try:
-        table = np.asarray(what)
+        numbers = np.asarray(given)
     except Exception as error:  # whatever an array of the user's own says of itself
-        raise InputError(f"{expected}; got a {type(what).__name__}. {in_words(error)}") from error
-    if table.dtype.kind not in "biuf":
-        held = type(what).__name__ if table.ndim == 0 else f"{type(what).__name__} of {table.dtype}"
-        raise InputError(f"{expected}; got a {held}.")
-    return table.astype(np.float64)
+        raise InputError(refused(f"no array ({in_words(error).rstrip('.')})")) from error
+    if numbers.dtype.kind not in "biuf":
+        raise InputError(refused(type(given).__name__ if numbers.ndim == 0 else f"an array of {numbers.dtype}"))
+    return numbers.astype(np.float64)
 
 
 def policies_of(policies: Sequence[Policy] | Mapping[str, Any], log: Log) -> list[Policy]:

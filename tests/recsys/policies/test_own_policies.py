@@ -58,7 +58,7 @@ def mixing(rows: Chunk) -> np.ndarray:
         (lambda rows: "uniform", "mine gave str."),
         (lambda rows: [["0.25"] * ACTIONS] * len(rows), "mine gave an array of <U4."),
         (lambda rows: None, "mine gave NoneType."),
-        (lambda rows: [[0.5, 0.5]] * (len(rows) - 1) + [[1.0]], "mine gave no array. ValueError: "),
+        (lambda rows: [[0.5, 0.5]] * (len(rows) - 1) + [[1.0]], r"mine gave no array \(ValueError: "),
         (lambda rows: EVEN, r"mine gave an array \[1, 4\]"),
     ],
 )
