@@ -24,11 +24,12 @@ from marl.output.tables import print_metrics
 from recsys.report import summary, write_page
 from recsys.report.results import COUNTED, Results, apart_from_estimates
 from recsys.report.terminal import print_judgments
+from recsys.statistics.diagnostics import effective_of_change
 from recsys.statistics.histograms import Histograms, weight_table
 from recsys.statistics.intervals import ClusterSums, Interval, rows_to_tell
 from recsys.statistics.methods import FITTED, LOGGED, Intervals, Pair
 from recsys.statistics.selection import Recommendation
-from recsys.statistics.verdict import Verdict
+from recsys.statistics.verdict import FEW, Level, Verdict
 
 Reader = Callable[[int, Mapping[str, Interval]], Recommendation]  # of a signal's number, and intervals by estimator
 
@@ -226,6 +227,7 @@ def differences(log: LogSummary, policies: Sequence[PolicyEstimates], intervals:
     """
     rows = []
     first = policies[0]
+    verdicts = {(each.policy, name): told for each in policies for name, told in each.verdicts.items()}
     counted = next(log.counts[name] for name in COUNTED if name in log.counts)
     for place, estimates in enumerate(policies):
         pairs: dict[Pair, tuple[ClusterSums, ClusterSums]] = {}
@@ -236,11 +238,23 @@ def differences(log: LogSummary, policies: Sequence[PolicyEstimates], intervals:
         for pair, interval in intervals.of_differences(pairs).items():
             policy, name, against, _ = pair
             enough = rows_to_tell(pairs[pair][0] - pairs[pair][1], counted, interval.level)
-            for signal, metric, needed in zip(log.signals, interval.metrics(), enough, strict=True):
+            judged = [verdicts[each, name] for each in (policy, against) if (each, name) in verdicts]
+            levels = levels_of_change(*pairs[pair], judged)
+            for signal, metric, needed, told in zip(log.signals, interval.metrics(), enough, levels, strict=True):
                 row: dict[str, Any] = {"signal": signal, "policy": policy, "against": against, "estimator": name}
                 row |= {"value": metric.value, "low": metric.low, "high": metric.high}
-                rows.append({**row, "rows_to_tell": float(needed)})
+                rows.append({**row, "rows_to_tell": float(needed), "verdict": told.name})
     return rows
+
+
+def levels_of_change(one: ClusterSums, other: ClusterSums, judged: Sequence[Sequence[Verdict]]) -> list[Level]:
+    """For each signal the worst verdict on the estimates of a difference; at best CAUTION where few clusters decide it.
+
+    judged: of both estimates, or of one where the other is the log's own mean.
+    """
+    worst = [max(verdict.level for verdict in of_signal) for of_signal in zip(*judged, strict=True)]
+    few = (effective_of_change(one, other) < FEW).tolist()
+    return [max(level, Level.CAUTION) if decided_by_few else level for level, decided_by_few in zip(worst, few)]
 
 
 def _fitted_note(fitted: Sequence[str]) -> list[str]:

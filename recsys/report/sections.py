@@ -101,12 +101,13 @@ def _differences(results: Results) -> Iterable[Element]:
     read = dict(grouped(results.changes(), "signal"))
     for signal, some in grouped(rows, "signal"):
         groups = [
-            (_pair(pairs[0]), [_change_bar(results, row, row["estimator"]) for row in pairs])
+            (_pair(pairs[0]), [_bar_of(row, (row["estimator"],), row.get("verdict", "")) for row in pairs])
             for _, pairs in grouped(some, "policy", "against")
         ]
         every = intervals(["estimator"], groups, 0.0, results.interval)
         yield tag("h3", signal)
-        bars = [_change_bar(results, row, _pair(row), row["estimator"]) for row in read.get(signal, [])]
+        chosen = read.get(signal, [])
+        bars = [_bar_of(row, (_pair(row), row["estimator"]), row.get("verdict", "")) for row in chosen]
         if bars:
             yield intervals(["change", "estimator"], [("", bars)], 0.0, results.interval)
         yield details("by all estimators", every) if bars else every
@@ -116,12 +117,6 @@ def _differences(results: Results) -> Iterable[Element]:
 
 def _pair(row: dict[str, Any]) -> str:
     return f"{row['policy']} − {row['against']}"
-
-
-def _change_bar(results: Results, row: dict[str, Any], *names: str) -> Bar:
-    """A difference under these names, as trustworthy as the worse of both estimates."""
-    levels = [results.verdict(row["signal"], policy, row["estimator"]) for policy in (row["policy"], row["against"])]
-    return _bar_of(row, names, _worst(levels))
 
 
 def _weights(results: Results) -> Iterable[Element]:
@@ -297,10 +292,6 @@ def _bar_of(
 ) -> Bar:
     value, low, high = (number(row[name]) for name in ("value", "low", "high"))
     return Bar(before, value, low, high, level, mark, after)
-
-
-def _worst(levels: Sequence[str]) -> str:
-    return next((level for level in ("UNRELIABLE", "CAUTION", "RELIABLE") if level in levels), "")
 
 
 def _column(segment: str, columns: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ def _print_signal(
             line.insert(3, truth)
     for row in (row for row in changes if row["against"] != LOGGED):
         pair = [f"{row['policy']} - {row['against']}", _told(row, decimals, "+")]
-        cells.append([*pair, *[""] * (len(header) - 4), row["estimator"], ""])
+        cells.append([*pair, *[""] * (len(header) - 4), row["estimator"], row.get("verdict", "")])
     title = signal if own is None else f"{signal}: {_told(own, decimals)} in the log"
     print_columns(title, header, cells, console)
 

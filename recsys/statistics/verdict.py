@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from recsys.statistics.diagnostics import Diagnosis
 
+FEW = 20  # clusters that decide a difference, below which it is told with CAUTION
 MANY = 100  # standard errors, beyond which it does not matter how many
 
 
@@ -144,7 +145,7 @@ CHECKS = (
     Check(
         "change",
         lambda d: -d.changing,
-        -20,
+        -FEW,
         math.inf,
         "what it would change of the log rests on few users or rows: their pulls on the difference are as uneven as of "
         "{changing:.1f} equal ones",
