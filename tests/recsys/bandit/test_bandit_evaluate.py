@@ -87,9 +87,28 @@ def test_of_a_segment_that_is_not_to_be_read_nothing_is_told_at_once_with_others
     assert (small["low"], small["high"]) == (small["low_all"], small["high_all"]) == (-math.inf, math.inf)
     assert small["p"] == small["adjusted"] == 1
     assert math.isfinite(small["value"])
+    without = evaluate(log_of(table.filter(pl.col("tab") < 7), WITH_USERS), TARGET, intervals=FAST)
     for row in others:
-        assert math.isfinite(row["low_all"])
-        assert row["adjusted"] <= min(1, 2 * row["p"]) + 1e-12  # of two that may be read, not of three
+        (same,) = rows(without, "segments", segment=row["segment"], signal="watch", policy="target", estimator="snips")
+        for name in ("low", "low_all", "high_all", "adjusted"):
+            assert row[name] == pytest.approx(same[name]), name
+
+
+@pytest.mark.parametrize(("rare", "tested"), [(30, False), (400, True)])
+def test_a_segment_is_tested_where_enough_clusters_decide_its_difference(rare: int, tested: bool) -> None:
+    """So many of the 4,000 rows of a segment are of an action that the target wants several times as often."""
+    place = np.arange(8000) % 4000
+    chosen, share = place < rare, rare / 4000
+    columns = {"item": chosen.astype(int), "p": np.where(chosen, share, 1 - share), "click": chosen | (place % 5 == 0)}
+    table = pl.DataFrame(columns).with_columns(tab=pl.int_range(8000) // 4000)
+    log = recsys.dataframe(table, action="item", rewards="click", propensity="p", segments=["tab"])
+    wanted = min(10 * share, 0.5)
+    only = EstimatorsConfig(names=("ips",))
+    found = recsys.evaluate(log, {"new": [1 - wanted, wanted]}, intervals=FAST, estimators=only)
+    for row in found.tables["segments"]:
+        assert row["verdict"] == "RELIABLE"
+        assert row["p"] < 1e-4
+        assert (row["adjusted"] < 1) == tested
 
 
 def test_verdicts_know_what_is_ignored_unsupported_and_modeled() -> None:

@@ -107,6 +107,17 @@ def test_the_shipped_config_gives_what_the_functions_give_beside_the_truth(tmp_p
     uniform = np.full_like(ORACLE.target, 1 / 3)
     assert report.metrics["reward/uniform/truth"].value == pytest.approx(ORACLE.value(uniform), abs=1e-12)
     assert (tmp_path / "run0" / "report.html").exists()
+    endless = {name for name in names_of(report, "softmax") if np.isinf(report.metrics[f"reward/softmax/{name}"].low)}
+    assert endless == {"fqe", "magic"}
+    (note,) = (row["note"] for row in report.tables["notes"] if "no interval" in row["note"])
+    assert "no interval of fqe, magic" in note
+    told = {row["estimator"]: row["truth"] for row in report.tables["recommendations"] if row["policy"] == "softmax"}
+    assert list(told.values()) == [pytest.approx(ORACLE.value(ORACLE.target))]
+
+
+def names_of(report: Report, policy: str) -> list[str]:
+    names = [row["estimate"].rpartition("/") for row in report.tables["verdicts"]]
+    return [name for place, _, name in names if place.endswith(f"/{policy}")]
 
 
 def test_intervals_hold_the_truth() -> None:
