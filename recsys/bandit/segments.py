@@ -21,7 +21,7 @@ from recsys.statistics.methods import FITTED, LOGGED
 from recsys.statistics.multiple_testing import benjamini_hochberg, holm, p_values
 from recsys.statistics.verdict import Level
 
-FEWEST_PULLS = 40  # on a difference, as of `influence` on an estimate
+FEWEST_PULLS = 40  # on a difference; with fewer, tests of many segments err more often than they say
 FEWEST_ROWS = 50  # fewer are UNRELIABLE, whatever their weights
 ENDLESS = (-math.inf, math.inf)
 ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}

@@ -65,8 +65,8 @@ def test_the_tail_is_that_of_pulls_in_both_directions() -> None:
 @pytest.mark.parametrize(
     ("told", "level", "check"),
     [
-        ({"influential": 40.0}, Level.RELIABLE, ""),
-        ({"influential": 39.9}, Level.CAUTION, "influence"),
+        ({"influential": 30.0}, Level.RELIABLE, ""),
+        ({"influential": 29.9}, Level.CAUTION, "influence"),
         ({"influential": 1.1}, Level.CAUTION, "influence"),
         ({"influence_k": 0.5}, Level.RELIABLE, ""),
         ({"influence_k": 0.51}, Level.CAUTION, "influence_tail"),
