@@ -28,12 +28,12 @@ ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
 
 
 def require_groups(log: Log) -> None:
-    """Raise InputError for a segment column whose values are nearly all different, so that none can be judged."""
+    """Raise InputError for a segment column of many values that are all rare, so that none can be judged."""
     for column in log.columns.segments:
         size = pl.col("size")
         sizes = log.frame.group_by(column).agg(pl.len().alias("size"))
         many, most, rows = sizes.select(size.len(), size.max().alias("most"), size.sum().alias("rows")).collect().row(0)
-        if rows > FEWEST_ROWS > most and many > rows / 2:
+        if many > FEWEST_ROWS > most:
             raise InputError(
                 f"{log.name}: segments {column!r} has {many:,} values in {rows:,} rows, {most:,} rows of one at most. "
                 f"A segment needs some {FEWEST_ROWS} rows before anything can be told of it: name a column of fewer "
@@ -56,7 +56,7 @@ def segments(
     Hochberg. "All" are for intervals those that may be read: one that is UNRELIABLE has a value, endless intervals and
     a p-value of 1, and counts for none of the others. For tests they are those that are RELIABLE and in which forty
     clusters pull on the difference: with less, what is rare and was not seen makes small p-values ten times as frequent
-    as they say. The others have an adjusted one of 1. facts: by policy, what verdicts must know.
+    as they say. The others have none that is adjusted. facts: by policy, what verdicts must know.
     """
     sums = {place: of for place, of in sums.items() if place.segment and place.weights != HALF}
     verdicts = {
@@ -77,7 +77,7 @@ def segments(
             may_be_tested = tested[:, k] & (levels[:, k] == Level.RELIABLE)
             adjusted = _adjusted(np.array([row["p"] for row in of_signal]), may_be_tested, control)
             for row, p, told in zip(of_signal, adjusted, levels[:, k], strict=True):
-                rows.append({**row, "adjusted": float(p), "verdict": Level(int(told)).name})
+                rows.append({**row, "adjusted": p, "verdict": Level(int(told)).name})
     return rows
 
 
@@ -87,11 +87,12 @@ def _tells_changes(of: Sums, name: str) -> Bool[np.ndarray, " K"]:
         return effective_of_change(of.cluster_sums(name), of.cluster_sums(LOGGED)) >= FEWEST_PULLS
 
 
-def _adjusted(p: np.ndarray, tested: np.ndarray, control: str) -> np.ndarray:
-    """For as many tests as there are; 1 for the others."""
-    adjusted = np.ones(len(p))
+def _adjusted(p: np.ndarray, tested: np.ndarray, control: str) -> list[float | None]:
+    """For as many tests as there are; None for what is not tested."""
+    adjusted: list[float | None] = [None] * len(p)
     if tested.any():
-        adjusted[tested] = ADJUSTED[control](p[tested])
+        for place, value in zip(np.flatnonzero(tested), ADJUSTED[control](p[tested]).tolist(), strict=True):
+            adjusted[place] = value
     return adjusted
 
 

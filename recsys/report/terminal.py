@@ -135,7 +135,8 @@ def _print_segments(
         cells = []
         for row in largest:
             change = _fixed(row["difference"], decimals, "+")
-            told = (change, number(as_number(row["adjusted"])), _told(row, decimals), row["verdict"])
+            p = "not tested" if row["adjusted"] is None else number(as_number(row["adjusted"]))
+            told = (change, p, _told(row, decimals), row["verdict"])
             cells.append((row["segment"], number(float(row["rows"])), *told))
         title = f"segments: {signal}, {policy} ({family[0]['estimator']})"
         if cells:

@@ -15,6 +15,7 @@ from envs.core import InputError
 from recsys.bandit.evaluate import evaluate
 from recsys.bandit.importance_weights import standard
 from recsys.bandit.scan import Place, Weigher, scan, sum_up, weigh
+from recsys.bandit.segments import require_groups
 from recsys.config import EstimatorsConfig, IntervalsConfig
 from recsys.models.reward import smoothed_mean
 from recsys.policies.base import TablePolicy
@@ -62,10 +63,17 @@ def test_a_thousand_segments_of_few_rows_take_little_memory() -> None:
     assert peak < 40e6  # 1,000 segments x 1,500 clusters x 20 columns would be 240 MB
 
 
-def test_a_column_of_one_row_a_segment_is_refused_before_anything_is_fitted() -> None:
-    table = frame(300).with_columns(tab=pl.int_range(300))
-    log = log_of(table, replace(COLUMNS, segments=("tab",)))
-    with pytest.raises(InputError, match=r"'tab' has 300 values in 300 rows, 1 rows of one at most.*the day instead"):
+@pytest.mark.parametrize("size", [1, 4, 49])
+def test_a_column_of_many_rare_segments_is_refused_before_anything_is_fitted(size: int) -> None:
+    rows = 51 * size
+    log = log_of(frame(rows).with_columns(tab=pl.int_range(rows) // size), replace(COLUMNS, segments=("tab",)))
+    said = rf"'tab' has 51 values in {rows:,} rows, {size} rows of one at most.*the day instead"
+    with pytest.raises(InputError, match=said):
         evaluate(log, [TARGET])
-    few = log_of(frame(30), replace(COLUMNS, segments=("tab",)))  # two segments of a short log are told as they are
+    fewer = log_of(frame(50 * size).with_columns(tab=pl.int_range(50 * size) // size), log.columns)
+    require_groups(fewer)
+
+
+def test_segments_of_a_short_log_are_told_as_they_are() -> None:
+    few = log_of(frame(30), replace(COLUMNS, segments=("tab",)))
     assert {row["verdict"] for row in evaluate(few, [TARGET]).tables["segments"]} == {"UNRELIABLE"}
