@@ -16,6 +16,7 @@ from recsys.statistics.methods import LOGGED
 
 # Tables that say what policies would change, and whether to believe it.
 JUDGED = ("log", "recommendations", "differences", "verdicts")
+STEPS = "steps"  # the table of weights by step, which sessions alone have
 Row = Mapping[str, Any]
 FAR = 1e12  # rows that no log has
 
@@ -39,7 +40,7 @@ def print_judgments(tables: Mapping[str, Sequence[Row]], console: Console, other
     _print_reasons(read, console)
     if len(verdicts) > len(read) > 0:
         console.print(f"{len(verdicts) - len(read)} other estimates, with a verdict on each: {others}", markup=False)
-    _print_rows_to_tell(changes, console)
+    _print_rows_to_tell(changes, "sessions" if STEPS in tables else "rows", console)
     _print_segments(tables.get("segments", []), chosen, console)
 
 
@@ -106,7 +107,7 @@ def _print_reasons(read: Sequence[Row], console: Console) -> None:
         console.print(f"{names}. {sentence}", markup=False)
 
 
-def _print_rows_to_tell(changes: Sequence[Row], console: Console) -> None:
+def _print_rows_to_tell(changes: Sequence[Row], unit: str, console: Console) -> None:
     """How much larger logs must be to tell changes that these do not tell from none."""
     for row in changes:
         needed = as_number(row.get("rows_to_tell"))
@@ -114,7 +115,7 @@ def _print_rows_to_tell(changes: Sequence[Row], console: Console) -> None:
             what = f"{row['signal']}, {row['policy']} - {row['against']}"
             size = float(f"{needed:.2g}")
             console.print(
-                f"{what}: a change of this size is told from none by some {size:,.0f} rows like these", markup=False
+                f"{what}: a change of this size is told from none by some {size:,.0f} {unit} like these", markup=False
             )
 
 

@@ -64,6 +64,7 @@ def test_what_is_not_told_from_none_says_how_many_rows_it_takes() -> None:
     }
     last = "click, new - logged: a change of this size is told from none by some 120,000 rows like these"
     assert told(tables)[-1] == last
+    assert told({**tables, "steps": []})[-1] == last.replace("rows", "sessions")
     tables["differences"][0]["rows_to_tell"] = "inf"  # as JSON has it
     assert last not in told(tables)
 
