@@ -24,7 +24,13 @@ from marl.output.tables import print_table
 PROBLEMS = Path(__file__).resolve().parents[1] / "data" / "oracles"
 ROUNDED = 1e-6  # probabilities in a file may be off by this much, and known answers by this share
 EXACT = 1e-12  # below this share of the truth, estimates that do not vary count as the truth
-MAPPINGS = ("value", "expectation", "sd")  # what a file tells by name; everything else is one table
+MAPPINGS = (
+    "value",
+    "expectation",
+    "sd",
+    "fixed_point",
+    "stage_one",
+)  # what a file tells by name; everything else is one table
 
 
 class ProblemConfig(Section):
@@ -63,7 +69,8 @@ def read_problem(path: Path, needed: Sequence[str], known: Sequence[str]) -> dic
 
 def _numbers(path: Path, name: str, value: Any) -> Any:
     if isinstance(value, dict) and name in MAPPINGS:
-        return {key: float(_numbers(path, f"{name}.{key}", [entry]).item()) for key, entry in value.items()}
+        told = {key: _numbers(path, f"{name}.{key}", entry) for key, entry in value.items()}
+        return {key: entry if entry.ndim else float(entry) for key, entry in told.items()}
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):

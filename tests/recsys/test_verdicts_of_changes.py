@@ -33,7 +33,9 @@ def test_a_policy_that_changes_a_rare_action_alone_is_told_with_caution(
     if sessions:
         table = table.with_columns(visit=pl.int_range(LONG), step=pl.lit(0))
         log = recsys.dataframe(table, action="item", rewards="click", propensity="p", episode="visit", step="step")
-        found = recsys.evaluate_sessions(log, target, intervals=FAST, estimators=SessionEstimatorsConfig(names=("pdis",)))
+        found = recsys.evaluate_sessions(
+            log, target, intervals=FAST, estimators=SessionEstimatorsConfig(names=("pdis",))
+        )
     else:
         log = recsys.dataframe(table, action="item", rewards="click", propensity="p")
         found = recsys.evaluate(log, target, intervals=FAST, estimators=EstimatorsConfig(names=("ips",)))

@@ -14,7 +14,7 @@ from marl.training.run import Run
 from recsys.problems.scenarios import AMOUNTS, RowsScenario, SessionsScenario
 from recsys.sequential.estimators import pdis
 from recsys.sequential.log import read_sessions
-from recsys.verdict_calibration import READ, recipe
+from recsys.verdict_calibration import READ, outcomes_of, recipe
 
 ROWS: dict[str, Any] = {"name": "r", "healthy": True, "generator": "rows", "rows": 40_000, "rate": 0.2}
 SESSIONS: dict[str, Any] = {"name": "s", "healthy": False, "generator": "sessions", "actions": 3, "groups": 4}
@@ -77,6 +77,15 @@ def test_a_calibration_counts_what_is_reliable_and_what_misses(tmp_path: Path) -
     assert {row["estimator"] for row in table if row["scenario"] == "s"} >= {"pdis", "seq_dr", "wdr"}
     assert report.metrics["r/reliable"].value == 1
     assert report.metrics["reliable/least_of_healthy"].value == 1
+
+
+def test_a_change_is_held_against_what_policies_earn_apart_and_an_estimate_against_the_truth() -> None:
+    asked = config(ROWS, workers=1, intervals={"method": "t"})
+    (scenario,) = asked.kinds()
+    told = {outcome.estimator: outcome for outcome in outcomes_of(0, scenario, asked)}
+    assert not told["ips"].missed
+    assert not told["ips, change"].missed
+    assert abs(scenario.problem().change) < scenario.problem().truth / 2  # so that one's interval is not the other's
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,19 @@ def test_the_recommended_estimator_comes_first_is_shaded_and_is_that_of_segments
     assert "(ips, 30 segments)" in text  # of policies without a recommendation
 
 
+def test_what_is_to_be_read_stands_above_the_fold_alone(report: Report, tmp_path: Path) -> None:
+    page_of(report, tmp_path)
+    text = (tmp_path / "page.html").read_text()
+    rows = report.tables["recommendations"]
+    (read,) = (row["estimator"] for row in rows if (row["signal"], row["policy"]) == (SIGNALS[0], "uniform"))
+    for section in ("estimates", "differences"):
+        begins = text.index(f'id="{section}"')
+        fold = text.index("<details", begins)
+        assert f">{read}<" in text[begins:fold]
+        assert ">subgaussian_dr<" not in text[begins:fold]
+        assert ">subgaussian_dr<" in text[fold:]
+
+
 def test_the_page_is_the_same_from_memory_from_its_file_and_from_the_command(
     folder: Path, report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from marl.output.report import Metric
+from recsys.report.results import apart_from_estimates
 from recsys.report.terminal import print_judgments
 
 READ = {"estimator": "sndr", "sentence": "Read sndr: doubly robust."}
@@ -118,3 +120,44 @@ def test_four_policies_and_two_signals_fit_the_screen() -> None:
     lines = told(tables)
     assert len(lines) < 24
     assert max(map(len, lines[: 2 * 10])) <= 80
+
+
+def segment(name: str, rows: int, verdict: str, adjusted: float | None) -> dict[str, Any]:
+    row = {"segment": name, "signal": "click", "policy": "new", "estimator": "sndr", "rows": rows, "value": 0.12}
+    row |= {"low": 0.1, "high": 0.14, "low_all": 0.08, "high_all": 0.16, "difference": 0.02, "adjusted": adjusted}
+    return {**row, "verdict": verdict}
+
+
+def test_of_segments_those_that_may_be_read_are_told_and_the_others_are_counted() -> None:
+    tables = {
+        "recommendations": [recommended("new", 0.12)],
+        "segments": [
+            segment("tab=1", 900, "RELIABLE", 0.03),
+            segment("tab=2", 300, "CAUTION", None),
+            segment("tab=3", 20, "UNRELIABLE", None),
+        ],
+    }
+    said = told(tables)
+    assert any(line.startswith("tab=1") and "0.03" in line for line in said)
+    assert any(line.startswith("tab=2") and "not tested" in line for line in said)
+    assert not any("tab=3" in line for line in said)
+    assert said[-1] == "segments: click, new (sndr): 1 not to be read; all are in report.html"
+
+
+def test_between_policies_that_are_read_by_two_estimators_the_less_certain_difference_is_told() -> None:
+    tables = {
+        "recommendations": [recommended("one", 0.1), {**recommended("two", 0.2), "estimator": "ips"}],
+        "differences": [
+            change("two", "one", 0.1, 0.02),
+            change("two", "one", 0.12, 0.05, "ips"),
+            change("two", "one", 0.3, 0.9, "dr"),
+        ],
+    }
+    (line,) = (line for line in told(tables) if line.startswith("two - one"))
+    assert line.split()[3:7] == ["+0.120", "[+0.070,", "+0.170]", "ips"]
+
+
+def test_facts_of_the_log_are_told_apart_from_estimates_and_weights() -> None:
+    names = ("rows", "click/logged", "click/new/ips", "click/new/ess", "click/events", "ess", "max_weight")
+    apart = apart_from_estimates({name: Metric.exact(1.0) for name in names})
+    assert list(apart) == ["rows", "click/events"]

@@ -1,0 +1,1 @@
+"""Two-stage constrained actor-critic: a main goal raised, and the others held."""
