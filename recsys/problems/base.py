@@ -24,13 +24,8 @@ from marl.output.tables import print_table
 PROBLEMS = Path(__file__).resolve().parents[1] / "data" / "oracles"
 ROUNDED = 1e-6  # probabilities in a file may be off by this much, and known answers by this share
 EXACT = 1e-12  # below this share of the truth, estimates that do not vary count as the truth
-MAPPINGS = (
-    "value",
-    "expectation",
-    "sd",
-    "fixed_point",
-    "stage_one",
-)  # what a file tells by name; everything else is one table
+# What a file tells by name; everything else is one table.
+MAPPINGS = ("value", "expectation", "sd", "fixed_point", "stage_one")
 
 
 class ProblemConfig(Section):

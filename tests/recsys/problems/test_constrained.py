@@ -15,6 +15,7 @@ from small_constrained import random_problem
 from envs.core import InputError
 from recsys.problems.base import PROBLEMS
 from recsys.problems.constrained import ConstrainedProblem
+from recsys.problems.counts import Counts
 from recsys.problems.decision_process import DecisionProcess, soft_max
 
 SHIPPED = PROBLEMS / "cmdp.json"
@@ -105,6 +106,35 @@ def test_logs_are_of_the_process() -> None:
     policy = torch.from_numpy(np.random.default_rng(1).dirichlet(np.ones(4), size=5)).expand(20, -1, -1)
     z = (logs.process.returns(policy) - problem.process.returns(policy)) / logs.standard_error(policy)
     assert 0.7 < float(z.square().mean().sqrt()) < 1.3
+
+
+def test_logged_states_are_those_that_the_logger_visits() -> None:
+    problem = random_problem(3)
+    visits = problem.process.visits(problem.uniform())
+    share = problem.draw(1_000_000, 1, np.random.default_rng(0)).tried[0].sum(-1) / 1_000_000
+    assert torch.allclose(share, visits / visits.sum(), atol=3e-3)
+    assert float((visits / visits.sum() - 0.2).abs().max()) > 0.03
+
+
+def test_standard_errors_by_hand() -> None:
+    source = toy()
+    following = torch.zeros(1, 2, 1, 2, dtype=torch.float64)
+    following[0, 0, 0] = 50.0  # half of a hundred stay in state 0, half go to state 1 for ever
+    following[0, 1, 0, 1] = 400.0
+    earned = torch.tensor([[[[25.0, 0.0]], [[0.0, 400.0]]]], dtype=torch.float64)
+    logs = Counts(following, earned, source)
+    # d(0) = 4/3. Signal 0: a chance of 1/4 in state 0, worth 1/3 there, so (4/3)² (3/16 + (1/4) (1/4) (1/3)²) / 100.
+    # Signal 1: V = 2/3 and 2, so (4/3)² (1/4) (1/4) (4/3)² / 100; state 1 never varies.
+    variance = [(4 / 3) ** 2 * (3 / 16 + 1 / 144) / 100, (4 / 3) ** 2 / 16 * (4 / 3) ** 2 / 100]
+    only = torch.ones(1, 2, 1, dtype=torch.float64)
+    assert logs.standard_error(only)[0].tolist() == pytest.approx([math.sqrt(x) for x in variance])
+
+
+def test_shortfalls_are_shares_of_thresholds_or_of_the_range_where_one_is_0() -> None:
+    problem = ConstrainedProblem(toy(), torch.tensor([2.0], dtype=torch.float64))
+    assert float(problem.missed(torch.tensor([1.0, 1.5], dtype=torch.float64))) == pytest.approx(0.25)
+    at_zero = ConstrainedProblem(toy(), torch.tensor([0.0], dtype=torch.float64))  # signal 1 earns 0 to 1 from state 0
+    assert float(at_zero.missed(torch.tensor([1.0, -0.5], dtype=torch.float64))) == pytest.approx(0.5)
 
 
 def test_a_policy_that_does_what_was_never_tried_has_no_standard_error() -> None:
