@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -49,9 +50,12 @@ class TargetConfig(Section):
         if len(set(self.target)) < len(self.target):
             raise ValueError("target names each policy once")
         if (self.table is not None) != ("table" in self.target):
-            raise ValueError("table and target=table belong together")
+            raise ValueError("target=table needs policy.table, the CSV of its probabilities, and nothing else does")
         if (self.scores is not None) != any(name in SCORED for name in self.target):
-            raise ValueError("scores and target=softmax or epsilon_greedy belong together")
+            raise ValueError(
+                "target=softmax and epsilon_greedy need policy.scores, such as scores=score for the columns score0, "
+                "score1, …; nothing else does"
+            )
         if self.observation and not any(name.startswith(TRAINED) for name in self.target):
             raise ValueError("observation is for target=run:DIR")
         return self
@@ -100,7 +104,9 @@ class RewardModelConfig(Section):
 class BoundsConfig(Section):
     """Bounds that no row and no user exceeds, known before the log was seen."""
 
-    reward: tuple[float, float] = Field((0.0, 1.0), description="the least and the most that a row can earn")
+    reward: tuple[float, float] = Field(
+        (0.0, 1.0), description="the least and the most that a row can earn, such as [0, 1]"
+    )
     weight: float = Field(gt=0, description="the most that a weight can be: the target's over the logger's probability")
     rows: int = Field(1, ge=1, description="the most rows of one user")
 
@@ -130,7 +136,10 @@ class IntervalsConfig(Section):
     @model_validator(mode="after")
     def _bounded(self) -> IntervalsConfig:
         if (self.method in ("hoeffding", "bernstein")) != (self.bounds is not None):
-            raise ValueError("method=hoeffding or bernstein and bounds belong together; bounds are known beforehand")
+            raise ValueError(
+                "method=hoeffding and bernstein need bounds that are known beforehand, such as "
+                "bounds: {reward: [0, 1], weight: 20, rows: 1}; no other method does"
+            )
         return self
 
 
@@ -159,6 +168,11 @@ class EvaluationSettings(Section):
     selection: SelectionConfig = SelectionConfig()
     seed: int = Field(0, ge=0, description="of bootstraps")
     workers: int = Field(2, ge=1, description="threads that scan the log")
+
+
+def section_of(kind: type[S], given: S | Mapping[str, Any] | None) -> S:
+    """The section that a caller gave, as it is or as plain settings. Raises InputError for what is out of range."""
+    return given if isinstance(given, kind) else checked(kind, **dict(given or {}))
 
 
 def checked(section: type[S], **settings: Any) -> S:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from envs.core import InputError
@@ -22,12 +23,12 @@ from marl.output.console import console
 from marl.output.report import Metric, Report, Tables
 from marl.output.tables import print_metrics
 from recsys.report import summary, write_page
-from recsys.report.results import COUNTED, Results, apart_from_estimates
+from recsys.report.results import COUNTED, Results, apart_from_estimates, by
 from recsys.report.terminal import print_judgments
-from recsys.statistics.diagnostics import effective_of_change
+from recsys.statistics.diagnostics import ROUNDING, effective_of_change
 from recsys.statistics.histograms import Histograms, weight_table
 from recsys.statistics.intervals import ClusterSums, Interval, rows_to_tell
-from recsys.statistics.methods import FITTED, LOGGED, Intervals, Pair
+from recsys.statistics.methods import BOUNDED, FITTED, LOGGED, Intervals, Pair
 from recsys.statistics.selection import Recommendation
 from recsys.statistics.verdict import FEW, Level, Verdict
 
@@ -65,7 +66,7 @@ class PolicyEstimates:
     read: Reader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Numbers by name, `<signal>/<policy>/<estimator>`, and tables by name, each a list of rows.
 
@@ -80,6 +81,14 @@ class Evaluation:
         """A row an estimate: signal, policy, estimator, value, low, high, n, verdict."""
         names = ("signal", "policy", "estimator", "value", "low", "high", "n", "verdict")
         return pl.DataFrame(self._results().rows(), schema=names, infer_schema_length=None)
+
+    def __repr__(self) -> str:
+        results = self._results()
+        counts = [f"{self.metrics[name].value:,.0f} {name}" for name in COUNTED if name in self.metrics]
+        return (
+            f"Evaluation of {', '.join(results.policies)} by {' '.join(counts)}: {len(results.estimates)} estimates of "
+            f"{', '.join(results.signals)}; show() tells them"
+        )
 
     def show(self, every: bool = False) -> None:
         """Print what each policy would change and how far to trust it, as `concord run` does; with all estimates too.
@@ -149,6 +158,7 @@ class Evaluation:
 
 def evaluation_of(log: LogSummary, policies: Sequence[PolicyEstimates], intervals: Intervals) -> Evaluation:
     """Metrics, and the tables log, recommendations, verdicts, differences, weights and notes."""
+    _require_apart(log.signals)
     metrics = logged_metrics(log, intervals)
     tables: Tables = {"log": log_rows(log, metrics), "recommendations": [], "verdicts": []}
     for estimates in policies:
@@ -156,11 +166,22 @@ def evaluation_of(log: LogSummary, policies: Sequence[PolicyEstimates], interval
         metrics |= policy_metrics(log, estimates, by_estimator)
         tables["recommendations"] += recommendations(log.signals, estimates, by_estimator)
         tables["verdicts"] += verdict_rows(log.signals, estimates)
-    tables["differences"] = differences(log, policies, intervals)
+    tables["differences"] = differences(log, policies, intervals, tables["recommendations"])
     tables["weights"] = weight_table({estimates.policy: estimates.histograms for estimates in policies})
     fitted = [name for name in FITTED if any(name in estimates.sums for estimates in policies)]
     notes = [log.independence, *_without_note(intervals), *_fitted_note(fitted)]
     return Evaluation(metrics, tables).with_more(notes=notes)
+
+
+def _require_apart(signals: Sequence[str]) -> None:
+    """Raise InputError for signals whose numbers could not be told apart by their names."""
+    for one in signals:
+        for other in signals:
+            if other.startswith(f"{one}/"):
+                raise InputError(
+                    f"The signals {one!r} and {other!r} cannot be told apart in names such as {other}/new/ips, where "
+                    f"new is a policy and ips an estimator. Rename one of the columns."
+                )
 
 
 def logged_metrics(log: LogSummary, intervals: Intervals) -> dict[str, Metric]:
@@ -220,31 +241,52 @@ def recommendations(
     return rows
 
 
-def differences(log: LogSummary, policies: Sequence[PolicyEstimates], intervals: Intervals) -> list[dict[str, Any]]:
+def differences(
+    log: LogSummary, policies: Sequence[PolicyEstimates], intervals: Intervals, read: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """Changes that a launch would bring: each policy minus the log itself, and minus the first; paired by cluster.
 
+    read: the table of recommendations; where they name two estimators for two policies, the difference of these too.
     rows_to_tell: how many rows or sessions like these it takes to tell a change of that size from none.
     """
     rows = []
     first = policies[0]
     verdicts = {(each.policy, name): told for each in policies for name, told in each.verdicts.items()}
     counted = next(log.counts[name] for name in COUNTED if name in log.counts)
+    chosen = {(row["signal"], row["policy"]): row["estimator"] for row in read}
     for place, estimates in enumerate(policies):
         pairs: dict[Pair, tuple[ClusterSums, ClusterSums]] = {}
         for name, sums in estimates.sums.items():
             pairs[estimates.policy, name, LOGGED, LOGGED] = (sums, log.logged)
             if place and name in first.sums:
                 pairs[estimates.policy, name, first.policy, name] = (sums, first.sums[name])
+        for signal in log.signals if place else ():
+            own, other = (chosen.get((signal, each.policy)) for each in (estimates, first))
+            if own is not None and other is not None:
+                pairs[estimates.policy, own, first.policy, other] = (estimates.sums[own], first.sums[other])
         for pair, interval in intervals.of_differences(pairs).items():
-            policy, name, against, _ = pair
+            policy, own, against, other = pair
+            interval = without_rounding(interval, *pairs[pair])
             enough = rows_to_tell(pairs[pair][0] - pairs[pair][1], counted, interval.level)
-            judged = [verdicts[each, name] for each in (policy, against) if (each, name) in verdicts]
+            judged = [verdicts[each] for each in ((policy, own), (against, other)) if each in verdicts]
             levels = levels_of_change(*pairs[pair], judged)
             for signal, metric, needed, told in zip(log.signals, interval.metrics(), enough, levels, strict=True):
-                row: dict[str, Any] = {"signal": signal, "policy": policy, "against": against, "estimator": name}
+                row: dict[str, Any] = {"signal": signal, "policy": policy, "against": against}
+                row["estimator"] = own if against == LOGGED else by(own, other)
                 row |= {"value": metric.value, "low": metric.low, "high": metric.high}
-                rows.append({**row, "rows_to_tell": float(needed), "verdict": told.name})
+                asymptotic = math.isfinite(metric.low) and intervals.config.method not in BOUNDED
+                row |= {"rows_to_tell": float(needed) if asymptotic else math.inf}
+                rows.append({**row, "verdict": told.name})
     return rows
+
+
+def without_rounding(interval: Interval, one: ClusterSums, other: ClusterSums) -> Interval:
+    """The interval of one minus the other; nothing at all where they differ by no more than rounding."""
+    size = np.maximum(np.abs(one.value), np.abs(other.value))
+    known = np.isfinite(interval.low) & np.isfinite(interval.high)
+    same = known & np.isnan(effective_of_change(one, other)) & (np.abs(interval.value) <= ROUNDING * size)
+    value, low, high = (np.where(same, 0.0, x) for x in (interval.value, interval.low, interval.high))
+    return replace(interval, value=value, low=low, high=high)
 
 
 def levels_of_change(one: ClusterSums, other: ClusterSums, judged: Sequence[Sequence[Verdict]]) -> list[Level]:

@@ -35,8 +35,10 @@ class LogRecipe(Recipe):
         return apart_from_estimates(metrics)
 
     def show(self, tables: Tables, console: Console) -> None:
-        """Print what each policy would change, why that is to be believed, and segments."""
-        print_judgments(tables, console)
+        """Print what each policy would change, why that is to be believed, and segments; of a sweep's point too."""
+        points = {row["point"] for row in tables.get("recommendations", []) if "point" in row}
+        page = self.files["page"]
+        print_judgments(tables, console, others=f"{points.pop()}/{page}" if points else page)
 
 
 def kept(run: Run, log: Log, evaluated: Callable[[], Evaluation]) -> Evaluation:

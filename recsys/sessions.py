@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+from rich.console import Console
 
 from envs.core import InputError
-from marl.output.console import console
-from marl.output.report import Metric, Report
+from marl.output.report import Metric, Report, Tables
 from marl.output.tables import print_table
 from marl.training.run import Run
 from recsys.build import make_policies, runs_of, with_columns
@@ -30,6 +30,7 @@ from recsys.policies.from_run import load
 from recsys.problems.base import PROBLEMS
 from recsys.problems.sequential import FiniteProblem
 from recsys.recipe import LogRecipe, kept, reported
+from recsys.report.terminal import STEPS
 from recsys.sequential.config import Config
 from recsys.sequential.evaluate import evaluate_read
 from recsys.sequential.log import Sessions, read_sessions
@@ -61,8 +62,12 @@ class SessionEvaluation(LogRecipe):
             evaluation = evaluation.with_more(
                 notes=["Only sessions of users count from whom no policy here was learned."]
             )
-        print_table("weights of the way to each step", evaluation.tables["steps"], console)
         return reported(config, run, evaluation.metrics, evaluation.tables)
+
+    def show(self, tables: Tables, console: Console) -> None:
+        """Print the weights of each step after all else, which they explain."""
+        super().show(tables, console)
+        print_table("weights of the way to each step", tables.get(STEPS, []), console)
 
 
 def judge(config: Config, sessions: Sessions, policies: Sequence[Policy], seed: int = 0) -> Evaluation:

@@ -35,7 +35,7 @@ from recsys.policies.base import Policy, policies_of
 from recsys.statistics.histograms import overlap_table
 from recsys.statistics.intervals import ClusterSums, Interval, standard_error
 from recsys.statistics.methods import LOGGED, Intervals
-from recsys.statistics.selection import Recommendation, recommend, recommend_first
+from recsys.statistics.selection import Recommendation, recommend, recommend_first, recommend_none
 from recsys.statistics.verdict import Verdict
 
 Facts = Callable[[str, str], Mapping[str, int | float]]  # of a signal and a policy
@@ -94,25 +94,26 @@ def evaluate(
     policies: Sequence[Policy] | Mapping[str, Any],
     *,
     logger: LoggerInfo | None = None,
-    estimators: EstimatorsConfig | None = None,
-    reward_model: RewardModelConfig | None = None,
-    intervals: IntervalsConfig | None = None,
-    selection: SelectionConfig | None = None,
+    estimators: EstimatorsConfig | Mapping[str, Any] | None = None,
+    reward_model: RewardModelConfig | Mapping[str, Any] | None = None,
+    intervals: IntervalsConfig | Mapping[str, Any] | None = None,
+    selection: SelectionConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
     workers: int = 2,
 ) -> Evaluation:
     """The evaluation of policies, each row of the log being one decision; `evaluate_sessions` is of whole episodes.
 
     policies: by name probabilities, a function of a `Chunk`, or a name such as "uniform" (`policies.base.policy_of`).
-    logger: what is known of who logged. The reward model takes a scan of its own and `mrdr` one for each policy; all
-    the rest takes one together. Raises InputError for a log or a policy that cannot be evaluated.
+    logger: what is known of who logged. Sections of settings may be plain, such as intervals={"method": "t"}. The
+    reward model takes a scan of its own and `mrdr` one for each policy; all the rest takes one together. Raises
+    InputError for a log or a policy that cannot be evaluated.
     """
     settings = checked(
         EvaluationSettings,
-        estimators=estimators or EstimatorsConfig(),
-        reward_model=reward_model or RewardModelConfig(),
-        intervals=intervals or IntervalsConfig(),
-        selection=selection or SelectionConfig(),
+        estimators=estimators or {},
+        reward_model=reward_model or {},
+        intervals=intervals or {},
+        selection=selection or {},
         seed=seed,
         workers=workers,
     )
@@ -232,7 +233,9 @@ def reader(
         if not sums:
             first = next(iter(verdicts))
             return Recommendation(None, verdicts[first][k].reason)
-        told = {name: verdicts[name][k] for name in sums}
+        told = {name: verdicts[name][k] for name in sums if intervals[name].tells(k)}
+        if not told:
+            return recommend_none({name: verdicts[name][k] for name in sums})
         if choice.method == "fixed":
             return recommend_first(told)
         value = {name: float(of.value[k]) for name, of in sums.items()}

@@ -28,8 +28,18 @@ ADJUSTED = {"holm": holm, "bh": benjamini_hochberg}
 
 
 def require_groups(log: Log) -> None:
-    """Raise InputError for a segment column of many values that are all rare, so that none can be judged."""
-    for column in log.columns.segments:
+    """Raise InputError for a segment column that cannot be judged.
+
+    One of what was done or came of it, or of many values that are all rare.
+    """
+    columns = log.columns
+    followed = {name for name in (columns.action, columns.propensity, *columns.rewards) if name is not None}
+    for column in columns.segments:
+        if column in followed:
+            raise InputError(
+                f"{log.name}: segments {column!r} is what was done, or what came of it, and rows that are picked by "
+                "that say nothing of a policy. Name columns that were known before, such as the country."
+            )
         size = pl.col("size")
         sizes = log.frame.group_by(column).agg(pl.len().alias("size"))
         many, most, rows = sizes.select(size.len(), size.max().alias("most"), size.sum().alias("rows")).collect().row(0)

@@ -9,6 +9,7 @@ import polars as pl
 
 from recsys.logs.tables import Fault, collect
 
+WHOLE = r"^\d{1,38}$"  # text of a whole number
 MISSING = -2  # the place in a catalog of no value at all
 BEYOND = (pl.UInt64, pl.Int128)  # kinds that hold numbers which Int64 does not
 
@@ -31,7 +32,7 @@ class Catalog:
         labels = collect(frame.select(pl.col(column).unique()), fault=fault).to_series().drop_nulls()
         if labels.dtype.is_float():
             labels = labels.drop_nans()
-        return cls(labels.sort(), what)
+        return cls(in_order(labels), what)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,3 +58,10 @@ class Catalog:
             place = value.replace_strict(labels, range(len(self)), default=-1, return_dtype=pl.Int64)
             place = pl.when(value.is_not_null()).then(place)
         return place.fill_null(MISSING)
+
+
+def in_order(labels: pl.Series) -> pl.Series:
+    """Sorted labels; text of whole numbers by number, so that 10 follows 9 whether a file keeps it as text or not."""
+    if labels.dtype != pl.String or not labels.str.contains(WHOLE).all():
+        return labels.sort()
+    return pl.DataFrame({"label": labels, "number": labels.cast(pl.Int128)}).sort("number", "label")["label"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -110,8 +110,8 @@ class DataConfig(Section):
     version: Literal["pure", "1k", "27k"] = Field("pure", description="of kuairand")
     signals: tuple[str, ...] = Field(KUAIRAND_SIGNALS, min_length=1, description="rewards of kuairand")
     columns: ColumnsConfig | None = Field(None, description="of table: which column is what")
-    actions: int | None = Field(
-        None, ge=1, description="of table: labels are 0 to actions - 1; null takes what is shown"
+    actions: Annotated[int, Field(ge=1)] | tuple[int | str, ...] | None = Field(
+        None, description="of table: labels are 0 to actions - 1, or these; null takes what is shown"
     )
     bandwidth: float | None = Field(
         None, gt=0, description="of a table of real actions: half the kernel's width; propensity is then a density"

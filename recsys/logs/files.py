@@ -19,6 +19,7 @@ from recsys.logs.tables import COUNTED, collect, schema_of, unreadable
 
 INFER_ROWS = 10_000  # of a CSV, from which the kinds of columns are told that are neither labels nor numbers
 MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")  # of a CSV, by default
+SEPARATORS = (";", "\t", "|")  # of files that are no CSV, whatever they are called
 BOOLEANS = ("true", "false", "True", "False", "TRUE", "FALSE")
 HELD = {pl.Int64: "no whole number", pl.Float64: "no number", pl.Boolean: "neither true nor false"}
 
@@ -87,7 +88,10 @@ def scan(paths: Sequence[Path], name: str, cells: Cells) -> tuple[pl.LazyFrame, 
         return _scan_parquet(list(paths), cells)
     if kinds == {"csv"}:
         return _scan_csv(list(paths), name, cells)
-    raise InputError(f"A log is {EXPECTED}, its parts alike; got {', '.join(path.name for path in paths)}.")
+    raise InputError(
+        f"A log is {EXPECTED}, its parts alike; got {', '.join(path.name for path in paths)}. "
+        "Another table becomes one by polars, such as polars.read_ndjson(file).write_parquet(…)."
+    )
 
 
 def _common(columns: Mapping[Path, Sequence[str]], cells: Cells) -> tuple[list[str], Files]:
@@ -270,6 +274,10 @@ def _header(path: Path, cells: Cells) -> list[str]:
         raise unreadable(str(path), error) from error
     if any("\0" in name for name in names):
         raise InputError(f"{path} is no text in UTF-8; save it as such.")
+    if len(names) == 1 and (sign := next((sign for sign in SEPARATORS if sign in names[0]), "")):
+        raise InputError(
+            f"{path} has one column, {names[0]!r}: a CSV's cells are separated by commas, not by {sign!r}."
+        )
     if not names:
         raise InputError(f"{path} is empty: expected a line of names of columns, then one for each row.")
     twice = [name for name in cells.named() if names.count(name) > 1]

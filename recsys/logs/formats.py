@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 from envs.core import InputError
 from recsys.logs.action_tables import by_action
-from recsys.logs.catalog import Catalog
+from recsys.logs.catalog import Catalog, in_order
 from recsys.logs.files import MISSING_WORDS, Cells, Files, scan
 from recsys.logs.labels import as_text
 from recsys.logs.log import Columns, Log
@@ -51,14 +51,29 @@ KUAIRAND_COLUMNS = (
 )
 
 
-def table(path: str, columns: Columns, actions: int | None = None, missing: Sequence[str] = MISSING_WORDS) -> Log:
+def catalog_of(actions: int | Sequence[Any]) -> Catalog:
+    """The labels 0, …, actions - 1, or those given. Raises InputError for labels that are missing or given twice."""
+    if isinstance(actions, int):
+        return Catalog.numbered(actions)
+    labels = pl.Series(list(actions))
+    if not len(labels) or labels.has_nulls() or labels.n_unique() < len(labels):
+        raise InputError(f"actions are how many, or labels, each given once; got {list(actions)[:10]}.")
+    return Catalog(in_order(labels))
+
+
+def table(
+    path: str,
+    columns: Columns,
+    actions: int | Sequence[int | str] | None = None,
+    missing: Sequence[str] = MISSING_WORDS,
+) -> Log:
     """Any table: a file, a folder of files, or a pattern such as logs/*/*.parquet; read in the order of names.
 
-    actions: the labels are 0, …, actions - 1; without it, whatever the log shows. missing: words of a CSV that stand
-    for no value.
+    actions: the labels are 0, …, actions - 1, or those given; without it, whatever the log shows. missing: words of a
+    CSV that stand for no value.
     """
     frame, files = scan(matching(path), path, columns.cells(missing))
-    return Log(frame, columns, None if actions is None else Catalog.numbered(actions), name=path, files=files)
+    return Log(frame, columns, None if actions is None else catalog_of(actions), name=path, files=files)
 
 
 def read_real(path: str, columns: Columns, missing: Sequence[str] = MISSING_WORDS) -> tuple[pl.LazyFrame, Files]:
@@ -80,14 +95,19 @@ def categories(log: Log, path: str | Path) -> Int[np.ndarray, " A"]:
     return rest[:, 0].rank("dense").to_numpy().astype(np.int64) - 1
 
 
-def dataframe(data: Any, *, actions: int | None = None, missing: Sequence[str] = (), **columns: Any) -> Log:
+def dataframe(
+    data: Any, *, actions: int | Sequence[Any] | None = None, missing: Sequence[str] = (), **columns: Any
+) -> Log:
     """A log from a DataFrame of polars or pandas, an Arrow table, or a dict of columns.
 
-    columns: as in `log.Columns`, so at least action and rewards. Without propensity,
-    `recsys.bandit.fitted_propensities.fit` fits it. missing: words that stand for no value in columns of text, beside
-    the missing values that the table itself has.
-    Raises InputError for what is no table.
+    columns: as in `log.Columns`, so at least action and rewards. actions: how many, which says that they are
+    0, 1, 2, …; or their labels, which may be more than the log shows; without it, those that it shows. Without
+    propensity, `recsys.bandit.fitted_propensities.fit` fits it. missing: words that stand for no value in columns of
+    text, beside the missing values that the table itself has.
+    Raises InputError for what is no table, and for columns of no such name.
     """
+    known = [each.name for each in fields(Columns)]
+    require_columns(list(columns), known, "arguments", "what a column may be")
     frame = data if isinstance(data, pl.DataFrame | pl.LazyFrame) else None
     if frame is None:
         try:
@@ -105,7 +125,7 @@ def dataframe(data: Any, *, actions: int | None = None, missing: Sequence[str] =
         schema = schema_of(frame.lazy(), "the log")
         text = [name for name in named.cells().named() if schema.get(name) in (pl.String, pl.Categorical)]
         frame = frame.with_columns(pl.col(name).replace(list(missing), None) for name in text)
-    return Log(frame.lazy(), named, None if actions is None else Catalog.numbered(actions))
+    return Log(frame.lazy(), named, None if actions is None else catalog_of(actions))
 
 
 def open_bandit(
@@ -269,5 +289,5 @@ def one_catalog(log: Log, slice_: Log) -> tuple[Log, Log]:
     if labels[0].dtype.is_integer():
         kind = pl.Int128 if any(x.dtype in (pl.UInt64, pl.Int128) for x in labels) else pl.Int64
         labels = [x.cast(kind) for x in labels]
-    catalog = Catalog(pl.concat(labels).unique().sort())
+    catalog = Catalog(in_order(pl.concat(labels).unique()))
     return log.over(catalog, log.position_catalog), slice_.over(catalog, log.position_catalog)

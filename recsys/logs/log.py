@@ -29,6 +29,7 @@ CHUNK_ROWS = 2**17  # fewer, and threads wait for each other; more, and columns 
 # hold for any number; so many give a variance to 1.1 % (sqrt(2 / clusters)), that of a width to half of it, beyond
 # what the rows themselves leave uncertain.
 ROW_CLUSTERS = 2**14
+ROUNDING = 1e-9  # by how much a propensity of 1 may be above it
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Columns:
     segments: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
     state: str | None = None
+
+    def require_distinct(self) -> None:
+        """Raise InputError for a column that is named twice as one kind."""
+        for kind in ("rewards", "segments", "context"):
+            names = getattr(self, kind)
+            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            if twice:
+                raise InputError(f"{kind} names each column once; got {', '.join(names)}, {twice[0]} twice.")
 
     def numbers(self) -> list[str]:
         """Those that must hold real numbers."""
@@ -192,6 +201,7 @@ class Log:
         self._steps_are_distinct = False
         self._whole: Log | None = None
         self.schema = schema_of(frame, name)
+        columns.require_distinct()
         self.files.require(columns.named())
         require_columns(columns.named(), self.schema, "columns", f"the columns of {name}")
         self._require_numbers(columns.numbers())
@@ -220,10 +230,21 @@ class Log:
     def _values(self, column: str, what: str) -> Catalog:
         return Catalog.of_column(self.frame, column, what, self.files.fault)
 
+    def __repr__(self) -> str:
+        labels = [str(label) for label in self.labels[:10]]
+        rest = ", …" if self.actions > len(labels) else ""
+        rewards = ", ".join(self.signals)
+        return f"Log({self.name}: {self.actions} actions, in the order {', '.join(labels)}{rest}; rewards {rewards})"
+
     @property
     def actions(self) -> int:
         """A, the size of the catalog."""
         return len(self.catalog)
+
+    @property
+    def labels(self) -> list[Any]:
+        """The actions in order: `Chunk.action` has their places, and distributions [A] go by them."""
+        return self.catalog.labels.to_list()
 
     @property
     def positions(self) -> int:
@@ -335,7 +356,10 @@ class Log:
                 problems.look(f"{name} missing", place == MISSING, first)
                 problems.look(f"{name} not {among}", place == -1, first)
         if columns.propensity is not None and not (p.min() > 0 and p.max() <= 1):  # NaN is neither
-            problems.look(f"{columns.propensity} not in (0, 1]", ~((p > 0) & (p <= 1)), first)
+            missing, outside = np.isnan(p), (p <= 0) | (p > 1 + ROUNDING)
+            problems.look(f"{columns.propensity} missing", missing, first)
+            seen = ", ".join(f"{value:.9g}" for value in np.unique(p[outside])[:TOLD_ROWS])
+            problems.look(f"{columns.propensity} not in (0, 1]", outside, first, seen)
         for name, signal in zip(self.signals, chunk.reward.T, strict=True):
             problems.look(f"{name} missing or not finite", ~np.isfinite(signal), first)
         if chunk.multiplicity is not None:

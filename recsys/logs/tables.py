@@ -24,13 +24,16 @@ class Problems:
         self.name = name
         self._counts: dict[str, int] = {}
         self._rows: dict[str, list[int]] = {}
+        self._seen: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self._counts)
 
-    def look(self, what: str, bad: np.ndarray, first: int) -> None:
-        """Count the rows that are bad; `first` rows came before these."""
+    def look(self, what: str, bad: np.ndarray, first: int, seen: str = "") -> None:
+        """Count the rows that are bad; `first` rows came before these. seen: values there, of which the first stay."""
         if bad.any():
+            if seen:
+                self._seen.setdefault(what, seen)
             self.add(what, int(bad.sum()), first + np.flatnonzero(bad)[:TOLD_ROWS])
 
     def add(self, what: str, count: int, rows: np.ndarray) -> None:
@@ -46,7 +49,8 @@ class Problems:
         told = []
         for what, count in self._counts.items():
             rows = ", ".join(map(str, self._rows[what])) + (", …" if count > len(self._rows[what]) else "")
-            told.append(f"{what} in {count:,} {'row' if count == 1 else 'rows'} ({rows})")
+            seen = f": {self._seen[what]}" if what in self._seen else ""
+            told.append(f"{what} in {count:,} {'row' if count == 1 else 'rows'} ({rows}){seen}")
         raise InputError(
             f"{self.name} cannot be evaluated: {'; '.join(told)}. {COUNTED} Mend or remove them; nothing is dropped "
             "silently."
@@ -109,4 +113,6 @@ def unreadable(name: str, error: Exception, fault: Fault | None = None) -> Input
     if told is not None:
         return InputError(told)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("utf-8" in line.lower() for line in lines):
+        return InputError(f"{name} is no text in UTF-8; save it as such.")
     return InputError(f"{name} cannot be read: {lines[0] if lines else type(error).__name__}.")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float, Int
 
 from envs.core import InputError, import_dotted
 from marl.output.console import in_words
 from recsys.logs.action_tables import by_action, real_numbers
+from recsys.logs.labels import as_text
 from recsys.logs.log import Chunk, Log, require_rows
 from recsys.logs.tables import require_columns
 from recsys.models.reward import RewardModel
@@ -20,6 +22,7 @@ from recsys.models.reward import RewardModel
 Distribution = Float[np.ndarray, "n A"]
 BLOCK = 2**22  # numbers at most in a block of distributions and predictions
 TOLERANCE = 1e-6  # by how much a distribution may miss 1
+ROUNDED = 1e-3  # and one that somebody wrote down
 STEADY = 1e-4  # by how much it may differ when rows are asked again: single precision depends on who sums with whom
 
 
@@ -189,16 +192,35 @@ def popularity(log: Log, name: str = "popularity") -> TablePolicy:
 def stored_table(log: Log, path: str | Path, name: str = "table") -> TablePolicy:
     """A CSV of one line an action: its label in the first column, then its probability at each position.
 
-    Columns are renormalized if they add up to 1 within 1e-3, as rounded ones do. Raises InputError for other files.
+    Columns that are headed by positions as the log writes them may come in any order; else they come in the log's.
+    They are renormalized if they add up to 1 within 1e-3, as rounded ones do. Raises InputError for other files.
     """
     values = f"one of probabilities for each of {log.positions} positions"
     lines = by_action(log, path, "table of a policy", values, log.positions)
-    table = np.ascontiguousarray(real_numbers(lines, path).to_numpy().T)
-    total = table.sum(1, keepdims=True)
-    if np.abs(total - 1).max() <= 1e-3:
-        table = table / total
+    table = np.ascontiguousarray(_by_position(real_numbers(lines, path), log, path).to_numpy().T)
+    table = _renormalized(table)
     require_distribution(f"of {path}", table, "position")
     return TablePolicy(name, table)
+
+
+def _renormalized(table: Float[np.ndarray, "positions A"]) -> Float[np.ndarray, "positions A"]:
+    """The table, adding up to 1 where rounded numbers nearly do; any other is refused."""
+    total = table.sum(1, keepdims=True)
+    return table / total if np.abs(total - 1).max() <= ROUNDED else table
+
+
+def _by_position(table: pl.DataFrame, log: Log, path: str | Path) -> pl.DataFrame:
+    """Columns in the order of the log's positions. Raises InputError where headers name some positions, not all."""
+    positions = [] if log.position_catalog is None else as_text(log.position_catalog.labels)
+    named = [name for name in table.columns if name in positions]
+    if not named:
+        return table
+    if len(named) < len(positions):
+        raise InputError(
+            f"{path} heads its columns {', '.join(table.columns)}; the positions are {', '.join(positions)}. Head them "
+            "by all of these, or by none of them and in this order."
+        )
+    return table.select(positions)
 
 
 def softmax(log: Log, scores: Sequence[str], temperature: float = 1.0, name: str = "softmax") -> ContextPolicy:
@@ -246,7 +268,8 @@ def own(log: Log, path: str, name: str | None = None) -> ContextPolicy:
 def policy_of(what: Any, log: Log, name: str) -> Policy:
     """A policy of a name ("uniform", "popularity", "module:function"), of probabilities, or of a function of a Chunk.
 
-    Probabilities are [A], or [positions, A]; a function gives [n, A]. Raises InputError for anything else.
+    Probabilities are [A], or [positions, A], or by label, such as {"shoes": 0.7, "hats": 0.3}; a function gives [n, A].
+    Those given are renormalized as a table's are. Raises InputError for anything else.
     """
     if isinstance(what, Policy):
         renamed = copy.copy(what)
@@ -260,9 +283,11 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
         return NAMED[what](log, name) if what in NAMED else own(log, what, name)
     if callable(what):
         return ContextPolicy(name, log.actions, what)
+    if isinstance(what, Mapping):
+        what = _by_label(what, log, name)
     expected = (
         f"The policy {name} is given as {log.actions} probabilities, in the order of the catalog, as such a list for "
-        f"each of {log.positions} positions, as a function of a Chunk, or by name"
+        f"each of {log.positions} positions, by label, as a function of a Chunk, or by name"
     )
     table = np.atleast_2d(_numbers(what, lambda held: f"{expected}; got {held}."))
     if table.ndim != 2 or table.shape[1] != log.actions or len(table) not in (1, log.positions):
@@ -270,7 +295,20 @@ def policy_of(what: Any, log: Log, name: str) -> Policy:
             f"The policy {name} must give each of {log.actions} actions a probability, at {log.positions} positions or "
             f"at all alike; got an array {list(table.shape)}."
         )
-    return TablePolicy(name, np.broadcast_to(table, (log.positions, log.actions)))
+    return TablePolicy(name, np.broadcast_to(_renormalized(table), (log.positions, log.actions)))
+
+
+def _by_label(given: Mapping[Any, Any], log: Log, name: str) -> list[Any]:
+    """Values in the order of the catalog, 0 for labels that are not named. Raises InputError for unknown ones."""
+    known = log.catalog.labels.to_list()
+    unknown = [label for label in given if label not in known]
+    if unknown:
+        raise InputError(
+            f"The policy {name} gives probabilities to {', '.join(map(repr, unknown[:5]))}, which the catalog of "
+            f"{log.name} does not hold: its {len(known)} labels are {', '.join(map(repr, known[:5]))}"
+            f"{', …' if len(known) > 5 else ''}."
+        )
+    return [given.get(label, 0.0) for label in known]
 
 
 def _numbers(given: Any, refused: Callable[[str], str]) -> Float[np.ndarray, "*shape"]:

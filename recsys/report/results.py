@@ -115,17 +115,20 @@ def numbers(rows: Rows) -> Rows:
 def changes_to_read(
     rows: Sequence[Mapping[str, Any]], chosen: Mapping[tuple[str, str], str | None]
 ) -> list[Mapping[str, Any]]:
-    """Each difference by the estimator to read; where that differs between two policies, by the less certain one."""
-    widest: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    """Each difference by the estimator to read, or by those two of two policies, so that it is that of what is told."""
+    read = []
     for row in rows:
         signal, policy, against = row["signal"], row["policy"], row["against"]
         own = chosen.get((signal, policy))
-        read = {own, chosen.get((signal, against), own)}
-        known = widest.get((signal, policy, against))
-        wider = known is None or width_of(row) > width_of(known)
-        if None not in read and row["estimator"] in read and wider:
-            widest[signal, policy, against] = row
-    return list(widest.values())
+        other = chosen.get((signal, against), own)
+        if own is not None and other is not None and row["estimator"] == by(own, other):
+            read.append(row)
+    return read
+
+
+def by(own: str, other: str) -> str:
+    """The estimators of a difference, once where both policies have the same."""
+    return own if own == other else f"{own} - {other}"
 
 
 def width_of(row: Mapping[str, Any]) -> float:

@@ -25,9 +25,8 @@ from recsys.report.markup import (
     tag,
 )
 from recsys.report.results import COUNTED, Results, Rows, grouped, numbers, width_of
-from recsys.statistics.diagnostics import WEIGHT_FACTS, Diagnosis
+from recsys.statistics.diagnostics import WEIGHT_FACTS
 from recsys.statistics.methods import LOGGED
-from recsys.statistics.verdict import verdict
 
 DIGITS = re.compile(r"(\d+)")
 LONGEST = 40  # segments in one table
@@ -172,7 +171,6 @@ def _segments(results: Results) -> Iterable[Element]:
     rows = results.tables.get("segments", [])
     columns = results.report.config.get("data", {}).get("segments", [])
     named = [{**row, "column": _column(row["segment"], columns)} for row in rows]
-    logged = {(r["segment"], r["signal"], r["policy"]): number(r["value"]) for r in rows if r["estimator"] == LOGGED}
     for place, ((column, signal, policy), some) in enumerate(grouped(named, "column", "signal", "policy")):
         estimator = results.read(signal, policy)
         chosen = [row for row in some if row["estimator"] == estimator]
@@ -180,13 +178,13 @@ def _segments(results: Results) -> Iterable[Element]:
             continue
         most = sorted(chosen, key=lambda row: -number(row["rows"]))[:LONGEST]
         bars = [
-            _segment_bar(row, logged.get((row["segment"], signal, policy), math.nan), column)
+            _segment_bar(row, column)
             for row in sorted(most, key=lambda row: _natural(row["segment"][len(column) + 1 :]))
         ]
         whole = results.estimates.get((signal, policy, estimator))
         line = math.nan if whole is None else whole.value
         extra = [name for name in ("p", "adjusted") if name in chosen[0]]
-        header = [column, "rows", "events", "ess", *extra]
+        header = [column, "rows", "events", "ess", "change", *extra]
         told = f"{signal}, {policy}, by {column} ({estimator}, {len(chosen)} segments)"
         left = len(chosen) - len(most)
         rest = _note(f"The {LONGEST} with the most rows; {left} more are in report.json.") if left else None
@@ -197,25 +195,18 @@ def _segments(results: Results) -> Iterable[Element]:
     if rows:
         yield _note(
             "The dashed line is the policy's estimate on the whole log, the bar in a row the log's own mean in that "
-            "segment. Verdicts come from the segment's effective sample and events alone. Other estimators are in "
-            "report.json."
+            "segment, the change what the policy earns above that. Other estimators are in report.json."
         )
 
 
-def _segment_bar(row: dict[str, Any], logged: float, column: str) -> Bar:
+def _segment_bar(row: dict[str, Any], column: str) -> Bar:
     after = [exact(number(row[name]), rounded(number(row[name]))) for name in ("rows", "events", "ess")]
+    change = number(row["difference"])
+    after.append(exact(change, signed(change, decimals_for([number(row["high"]) - number(row["low"])]))))
+    logged = number(row["value"]) - change
     after += [exact(number(row[name]), rounded(number(row[name]), 2)) for name in ("p", "adjusted") if name in row]
-    level = row.get("verdict") or _level_of(row)
-    return _bar_of(row, (row["segment"][len(column) + 1 :] or "(empty)",), level, logged, tuple(after))
-
-
-def _level_of(row: dict[str, Any]) -> str:
-    """The verdict that a segment's own numbers allow; what is not known of it raises no flag."""
-    rows, ess, largest, mean, events = (number(row[name]) for name in ("rows", *WEIGHT_FACTS, "events"))
-    share = largest / (mean * rows) if mean > 0 else 1.0
-    nan = math.nan
-    facts = Diagnosis(round(rows), round(rows), ess, largest, share, mean, nan, nan, events=events)
-    return verdict(facts).level.name
+    name = row["segment"][len(column) + 1 :] or "(empty)"
+    return _bar_of(row, (name,), row["verdict"], logged, tuple(after))
 
 
 def _calibration(results: Results) -> Iterable[Element]:

@@ -15,7 +15,7 @@ from recsys.report.results import changes_to_read, width_of
 from recsys.statistics.methods import LOGGED
 
 # Tables that say what policies would change, and whether to believe it.
-JUDGED = ("log", "recommendations", "differences", "verdicts")
+JUDGED = ("log", "recommendations", "differences", "verdicts", "notes")
 STEPS = "steps"  # the table of weights by step, which sessions alone have
 Row = Mapping[str, Any]
 FAR = 1e12  # rows that no log has
@@ -24,8 +24,8 @@ FAR = 1e12  # rows that no log has
 def print_judgments(tables: Mapping[str, Sequence[Row]], console: Console, others: str = "report.html") -> None:
     """For each signal what each policy would change by the estimator to read, then why that is to be believed.
 
-    Then how many rows would tell what these do not, and what is to be read of each segment. others: where all other
-    estimates are.
+    Then how many rows would tell what these do not, notes, and what is to be read of each segment. others: where all
+    other estimates are.
     """
     read = tables.get("recommendations", [])
     chosen = {(row["signal"], row["policy"]): row["estimator"] for row in read}
@@ -41,6 +41,8 @@ def print_judgments(tables: Mapping[str, Sequence[Row]], console: Console, other
     if len(verdicts) > len(read) > 0:
         console.print(f"{len(verdicts) - len(read)} other estimates, with a verdict on each: {others}", markup=False)
     _print_rows_to_tell(changes, "sessions" if STEPS in tables else "rows", console)
+    for row in tables.get("notes", []):
+        console.print(row["note"], markup=False)
     _print_segments(tables.get("segments", []), chosen, console)
 
 
@@ -145,4 +147,4 @@ def _print_segments(
         left = {"with fewer rows": len(readable) - len(largest), "not to be read": len(family) - len(readable)}
         also = ", ".join(f"{count:,} {what}" for what, count in left.items() if count)
         if also:
-            console.print(f"{title}: {also}; all are in report.html", markup=False)
+            console.print(f"{title}: {also}; all are in the table segments", markup=False)

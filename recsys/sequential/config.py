@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -33,8 +33,8 @@ class SessionDataConfig(Section):
         None, description="of table: file, folder or pattern; of oracle: a problem's JSON, null is the one shipped"
     )
     columns: SessionColumnsConfig | None = Field(None, description="of table: which column is what")
-    actions: int | None = Field(
-        None, ge=1, description="of table: labels are 0 to actions - 1; null takes what is shown"
+    actions: Annotated[int, Field(ge=1)] | tuple[int | str, ...] | None = Field(
+        None, description="of table: labels are 0 to actions - 1, or these; null takes what is shown"
     )
     missing: tuple[str, ...] = Field(
         MISSING_WORDS, description="of table: words of a CSV that stand for no value; an empty cell always does"

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from envs.core import InputError
-from recsys.config import EstimatorsConfig, EvaluationSettings, IntervalsConfig, checked
+from recsys.config import EstimatorsConfig, EvaluationSettings, IntervalsConfig, checked, section_of
 from recsys.evaluation import Evaluation, LogSummary, PolicyEstimates, Reader, evaluation_of
 from recsys.logs.log import Log
 from recsys.policies.base import Policy, policies_of
@@ -49,7 +49,7 @@ from recsys.statistics.diagnostics import (
 from recsys.statistics.histograms import histograms
 from recsys.statistics.intervals import ClusterSums, Interval, cluster_sums
 from recsys.statistics.methods import Intervals
-from recsys.statistics.selection import Recommendation, recommend_narrowest
+from recsys.statistics.selection import Recommendation, recommend_narrowest, recommend_none
 from recsys.statistics.verdict import Level, Verdict, verdict
 
 READ = ("pdis", "cwpdis", "seq_dr", "wdr")  # what may be recommended: consistent, and of little variance
@@ -90,8 +90,8 @@ def evaluate_sessions(
     policies: Sequence[Policy] | Mapping[str, Any],
     *,
     discount: float | Sequence[float] = 1.0,
-    estimators: SessionEstimatorsConfig | None = None,
-    intervals: IntervalsConfig | None = None,
+    estimators: SessionEstimatorsConfig | Mapping[str, Any] | None = None,
+    intervals: IntervalsConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """The evaluation of policies by what they earn in whole episodes, for a log with columns episode and step.
@@ -101,17 +101,22 @@ def evaluate_sessions(
     estimators with fitted values are computed too. Raises InputError for a log without episodes or propensities, and
     for steps that are missing or occur twice.
     """
-    intervals = intervals or IntervalsConfig()
+    intervals = section_of(IntervalsConfig, intervals)
     if intervals.bounds is not None:
         raise InputError(
             f"intervals.method={intervals.method} needs bounds of a whole session's return and weight, which a product "
             "of weights does not have: take bootstrap, bca, t or empirical_likelihood."
         )
-    settings = estimators or SessionEstimatorsConfig()
+    settings = section_of(SessionEstimatorsConfig, estimators)
     for name in settings.names:
         if name not in (*PLAIN, *WITH_STATES):
             raise InputError(f"estimators.names: expected {', '.join((*PLAIN, *WITH_STATES))}; got {name!r}.")
     chosen = policies_of(policies, log)
+    if log.columns.segments:
+        raise InputError(
+            f"Segments ({', '.join(log.columns.segments)}) are told of single decisions, by recsys.evaluate; leave "
+            "them out of the log, or evaluate the sessions of each apart."
+        )
     log = log if log.columns.state is None else log.with_context((log.columns.state,))
     gamma = _gamma(discount, len(log.signals))
     checked(EvaluationSettings, seed=seed)
@@ -270,8 +275,11 @@ def reader(sums: Mapping[str, ClusterSums], verdicts: Mapping[str, Sequence[Verd
     def read(k: int, intervals: Mapping[str, Interval]) -> Recommendation:
         if not names:
             return Recommendation(None, f"None of {', '.join(READ)} was computed, so none is recommended.")
-        width = {name: float(intervals[name].high[k] - intervals[name].low[k]) for name in names}
-        return recommend_narrowest({name: verdicts[name][k] for name in names}, width)
+        told = {name: verdicts[name][k] for name in names if intervals[name].tells(k)}
+        if not told:
+            return recommend_none({name: verdicts[name][k] for name in names})
+        width = {name: float(intervals[name].high[k] - intervals[name].low[k]) for name in told}
+        return recommend_narrowest(told, width)
 
     return read
 

@@ -156,11 +156,15 @@ def _places(log: Log) -> pl.DataFrame:
 def _require_whole(
     log: Log, step: Int[np.ndarray, " steps"], begins: Int[np.ndarray, " n"], order: Int[np.ndarray, " steps"]
 ) -> None:
-    """Raise InputError unless every session begins with the log's first step and goes on one by one."""
+    """Raise InputError unless all sessions begin with the same step, which most do, and go on one by one."""
+    values, counts = np.unique(step[begins], return_counts=True)
+    first = values[np.argmax(counts)]
     before = np.empty_like(step)
     before[1:] = step[:-1]
-    before[begins] = step.min() - 1
-    told = f"{log.columns.step} not one more than in the step before, or not {step.min()} in the first of a session"
+    before[begins] = first - 1
+    told = (
+        f"{log.columns.step} not one more than in the step before, or not {first} in the first of a session, as in most"
+    )
     _refuse(log, told, order[step != before + 1])
 
 

@@ -102,6 +102,10 @@ class Interval:
     level: float
     method: str
 
+    def tells(self, signal: int) -> bool:
+        """True where something bounds the estimate of a signal."""
+        return bool(np.isfinite(self.low[signal]) or np.isfinite(self.high[signal]))
+
     def metrics(self) -> list[Metric]:
         """One Metric for each signal; n is the number of clusters."""
         return [

@@ -21,6 +21,7 @@ WITH_MODEL = ("dr", "capped_dr", "switch_dr", "dros", "subgaussian_dr", "mrdr")
 FITTED = ("dm", "fqe", "magic")
 LOGGED = "logged"  # the log's own mean reward, beside the estimates
 RESAMPLED = ("studentized", "bootstrap", "bca")
+BOUNDED = ("hoeffding", "bernstein")  # whose widths are not those of standard errors
 NORMALIZED = ("snips", "ncis", "replay", "sn_mips", "sn_balanced_ips")
 
 
@@ -46,7 +47,7 @@ class Intervals:
     def of_differences(self, pairs: Mapping[Pair, tuple[ClusterSums, ClusterSums]]) -> dict[Pair, Interval]:
         """Of first minus second, paired cluster by cluster; by the names of two estimators, whose bounds are known."""
         both = {names: first - second for names, (first, second) in pairs.items()}
-        fitted = {names: self._endless(sums) for names, sums in both.items() if names[1] in FITTED}
+        fitted = {names: self._endless(sums) for names, sums in both.items() if {*names[1::2]} & {*FITTED}}
         others = {names: sums for names, sums in both.items() if names not in fitted}
         if self.config.method in RESAMPLED and others:
             return fitted | self._resampled(others)

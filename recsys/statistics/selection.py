@@ -223,7 +223,19 @@ def recommend_narrowest(verdicts: Mapping[str, Verdict], width: Mapping[str, flo
         return _none_of(verdicts[names[0]])
     chosen = min(names, key=lambda name: width[name])
     how = f"its interval is the narrowest of {', '.join(names)}"
-    return Recommendation(chosen, _sentence(chosen, how, verdicts[names[0]]))
+    return Recommendation(chosen, _sentence(chosen, how, verdicts[chosen]))
+
+
+def recommend_none(verdicts: Mapping[str, Verdict]) -> Recommendation:
+    """Of estimates without intervals none."""
+    best = verdicts[_of_best_verdict(verdicts)[0]]
+    if best.level is Level.UNRELIABLE:
+        return _none_of(best)
+    return Recommendation(
+        None,
+        f"Read none of these estimates: {', '.join(verdicts)} have no interval by this method; by "
+        "intervals.method: studentized they have.",
+    )
 
 
 def _of_best_verdict(verdicts: Mapping[str, Verdict]) -> list[str]:

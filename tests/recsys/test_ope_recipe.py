@@ -158,15 +158,15 @@ def test_kuairands_random_slice(tmp_path: Path) -> None:
     [
         ({"policy.target": "bst"}, "target: expected random.*got 'bst'"),
         ({"policy.target": ["bts", "bts"]}, "names each policy once"),
-        ({"policy.target": "softmax"}, "scores and target=softmax"),
-        ({"policy.table": "x.csv"}, "table and target=table"),
+        ({"policy.target": "softmax"}, "target=softmax and epsilon_greedy need policy.scores"),
+        ({"policy.table": "x.csv"}, "target=table needs policy.table"),
         ({"estimators.names": ["dr", "ipw"]}, "estimators.names: expected ips, .*got 'ipw'"),
         ({"estimators.cap": 0}, "estimators.cap"),
         ({"estimators.names": ["sn_mips"]}, "needs data.categories"),
         ({"estimators.names": ["balanced_ips"]}, "needs data.loggers"),
         ({"data.loggers": {"p": 0.5}}, "add up to 1"),
-        ({"intervals.method": "hoeffding"}, "bounds belong together"),
-        ({"intervals.bounds": {"weight": 3}}, "bounds belong together"),
+        ({"intervals.method": "hoeffding"}, "need bounds that are known beforehand"),
+        ({"intervals.bounds": {"weight": 3}}, "need bounds that are known beforehand"),
         ({"data.campain": "all"}, "Did you mean data.campaign"),
         ({"data.actions": 3}, "actions is for format=table; this is open_bandit"),
         ({"data.format": "table"}, "needs path and columns"),
@@ -206,5 +206,5 @@ def test_a_bad_log_takes_no_folder_and_is_one_paragraph(
     with pytest.raises(SystemExit, match="2"):
         main()
     told = capsys.readouterr().err
-    assert "p not in (0, 1] in 50 rows (1, 2, 3, 4, 5, …)" in told
+    assert "p not in (0, 1] in 50 rows (1, 2, 3, 4, 5, …): " in told
     assert not (tmp_path / "run").exists()

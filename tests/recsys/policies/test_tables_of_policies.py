@@ -127,7 +127,7 @@ POLICIES: dict[str, tuple[Any, str]] = {
     "ragged": ([[0.5, 0.5], [1.0]], "given as 4 probabilities"),
     "text": (["a", "b", "c", "d"], "given as 4 probabilities"),
     "numbers as text": (["0.25"] * 4, "given as 4 probabilities"),
-    "labels": ({0: 0.25, 1: 0.75}, "given as 4 probabilities"),
+    "labels": ({0: 0.25, "1": 0.75}, r"gives probabilities to '1', which the catalog of the log does not hold"),
     "none": (None, "given as 4 probabilities"),
     "complex": ([0.25j] * 4, "given as 4 probabilities"),
     "one number": (0.5, r"got an array \[1, 1\]"),

@@ -244,6 +244,13 @@ def test_the_recommended_estimator_comes_first_is_shaded_and_is_that_of_segments
     assert "(ips, 30 segments)" in text  # of policies without a recommendation
 
 
+def test_segments_are_told_with_their_change(report: Report, tmp_path: Path) -> None:
+    rows = [row for row in report.tables["segments"] if row["estimator"] == "sndr" and row["policy"] == "uniform"]
+    page = page_of(report, tmp_path)
+    assert rows
+    assert {float(row["difference"]) for row in rows} <= set(page.numbers)
+
+
 def test_what_is_to_be_read_stands_above_the_fold_alone(report: Report, tmp_path: Path) -> None:
     page_of(report, tmp_path)
     text = (tmp_path / "page.html").read_text()

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from marl.output.report import Metric
+from recsys.ope import recipe
 from recsys.report.results import apart_from_estimates
 from recsys.report.terminal import print_judgments
 
@@ -141,23 +142,37 @@ def test_of_segments_those_that_may_be_read_are_told_and_the_others_are_counted(
     assert any(line.startswith("tab=1") and "0.03" in line for line in said)
     assert any(line.startswith("tab=2") and "not tested" in line for line in said)
     assert not any("tab=3" in line for line in said)
-    assert said[-1] == "segments: click, new (sndr): 1 not to be read; all are in report.html"
+    assert said[-1] == "segments: click, new (sndr): 1 not to be read; all are in the table segments"
 
 
-def test_between_policies_that_are_read_by_two_estimators_the_less_certain_difference_is_told() -> None:
+def test_between_policies_that_are_read_by_two_estimators_the_difference_of_these_is_told() -> None:
     tables = {
         "recommendations": [recommended("one", 0.1), {**recommended("two", 0.2), "estimator": "ips"}],
         "differences": [
             change("two", "one", 0.1, 0.02),
             change("two", "one", 0.12, 0.05, "ips"),
+            change("two", "one", 0.1, 0.05, "ips - sndr"),
             change("two", "one", 0.3, 0.9, "dr"),
         ],
     }
     (line,) = (line for line in told(tables) if line.startswith("two - one"))
-    assert line.split()[3:7] == ["+0.120", "[+0.070,", "+0.170]", "ips"]
+    assert line.split()[3:7] == ["+0.100", "[+0.050,", "+0.150]", "ips"]
 
 
 def test_facts_of_the_log_are_told_apart_from_estimates_and_weights() -> None:
     names = ("rows", "click/logged", "click/new/ips", "click/new/ess", "click/events", "ess", "max_weight")
     apart = apart_from_estimates({name: Metric.exact(1.0) for name in names})
     assert list(apart) == ["rows", "click/events"]
+
+
+def test_a_sweep_names_the_page_of_each_point_and_notes_are_told() -> None:
+    printed = io.StringIO()
+    tables = {
+        "recommendations": [recommended("one", 0.1, point="data.actions=2")],
+        "verdicts": judged("one"),
+        "notes": [{"note": "Every row counts as independent.", "point": "data.actions=2"}],
+    }
+    recipe.show(tables, Console(file=printed, width=80, soft_wrap=True))
+    lines = printed.getvalue().splitlines()
+    assert "1 other estimates, with a verdict on each: data.actions=2/report.html" in lines
+    assert "Every row counts as independent." in lines
