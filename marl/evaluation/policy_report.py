@@ -17,10 +17,11 @@ from envs.world import RandomActor
 from marl.evaluation.checks import TWIN_ARGS, zero_action
 from marl.evaluation.environments import evaluation_config, make_evaluation_env
 from marl.evaluation.episodes import Episodes, film, play
+from marl.evaluation.greedy import Greedy
 from marl.evaluation.known_returns import known_metrics
 from marl.evaluation.plots import cross_play_heat_map, learning_curve, save_gif
 from marl.learning.learner import per_channel
-from marl.models.policies import Greedy, JointActor
+from marl.models.policies import JointActor
 from marl.output.console import console, in_words
 from marl.output.report import Metric, Report, Tables
 from marl.training.checkpoints import checkpoints

@@ -33,30 +33,37 @@ def transitions(
     reward: Float[Tensor, "n K"],
     following: Float[Tensor, "n D"] | None = None,
     terminated: Bool[Tensor, " n"] | None = None,
+    legal: Bool[Tensor, "n A"] | None = None,
+    legal_following: Bool[Tensor, "n A"] | None = None,
 ) -> Batch:
     """n logged transitions (s, a, r, s', terminated) of one agent as one batch, with the logger's log-probabilities.
 
-    Without `following` (s') every row is an episode of one step, as in a bandit. Raises InputError for lengths that
-    differ, one of the last two without the other, or a propensity that is not in (0, 1].
+    Without `following` (s') every row is an episode of one step, as in a bandit. An episode that was cut off is not
+    terminated: what would have followed is worth what s' is. legal: the actions that there were to choose from; those
+    of s' are the same where `legal_following` is not given. Raises InputError for lengths that differ, s' without
+    `terminated` or the other way round, a propensity that is not in (0, 1], and an action that was not legal.
     """
     if (following is None) != (terminated is None):
         raise InputError("Logged transitions have both what followed and whether the episode terminated, or neither.")
     named = {"observation": observation, "action": action, "propensity": propensity, "reward": reward}
-    if following is not None and terminated is not None:
-        named |= {"following": following, "terminated": terminated}
+    more = {"following": following, "terminated": terminated, "legal": legal, "legal_following": legal_following}
+    named |= {name: column for name, column in more.items() if column is not None}
     lengths = {name: len(column) for name, column in named.items()}
     if len(set(lengths.values())) > 1 or not len(action):
         raise InputError(f"Logged transitions have one row each in every column, and one at least; got {lengths}.")
     if not bool(((propensity > 0) & (propensity <= 1)).all()):
         raise InputError("A logged propensity is the probability of the action that was taken, in (0, 1].")
-    obs = _seen(observation)
+    if legal is not None and not bool(legal.gather(1, action.unsqueeze(1)).all()):
+        raise InputError("A logged action is one of those that were legal in its row.")
+    obs = observed(observation, legal)
+    then = legal if legal_following is None else legal_following
     ended = torch.ones_like(action, dtype=torch.bool) if terminated is None else terminated
     return Batch(
         policies=1,
         steps=1,
         segment=1,
         obs=obs,
-        final_obs=obs if following is None else _seen(following),
+        final_obs=obs if following is None else observed(following, then),
         decision=Decision(action.view(-1, 1, 1), log_prob=propensity.to(observation.dtype).log().unsqueeze(1)),
         memory=None,
         reward=reward.unsqueeze(1),
@@ -66,10 +73,10 @@ def transitions(
     )
 
 
-def _seen(features: Float[Tensor, "n D"]) -> Observation:
+def observed(features: Float[Tensor, "n D"], legal: Bool[Tensor, "n A"] | None = None) -> Observation:
     """One living agent who sees the whole."""
     alive = torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
-    return Observation(features.unsqueeze(1), features, alive)
+    return Observation(features.unsqueeze(1), features, alive, None if legal is None else legal.unsqueeze(1))
 
 
 class BatchLog:

@@ -202,6 +202,10 @@ class Network(nn.Module):
     memory_shape: tuple[int, int] | None = None
     mixes_agents: bool = False
 
+    def halves(self, x: Float[Tensor, "Q R N D"]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Hidden units [Q,R·N,H], weights [Q,H,out] and biases [Q,1,out] of an affine last layer; None without one."""
+        return None
+
 
 class Trunk(nn.Module):
     """The hidden layers, [Q,X,D] -> [Q,X,H]. They are called past their hooks; the trunk's own hooks are heard."""

@@ -35,6 +35,10 @@ class MLP(Network):
         y = trunk.forward(x.reshape(copies, rows * agents, features))
         return output.forward(y).view(copies, rows, agents, -1), None
 
+    def halves(self, x: Float[Tensor, "Q R N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the trunk, and the output layer."""
+        return self.trunk(x.flatten(1, 2)), self.output.weight, self.output.bias
+
 
 def build_network(
     config: NetworkConfig, inputs: int, outputs: int, *, gain: float, copies: int = 1, streams: Streams

@@ -114,11 +114,15 @@ class AgentNetwork(nn.Module):
 
     def forward(self, obs: Observation, memory: Tree) -> tuple[Float[Tensor, "B N out"], Tree]:
         """Outputs of each agent; with C copies, their outputs side by side."""
+        y, memory = self.body(self.inputs(obs), obs.alive, memory)
+        return join_copies(y, self.copies), memory
+
+    def inputs(self, obs: Observation) -> Float[Tensor, "Q R N D"]:
+        """Each agent's view, with its label, for each copy."""
         x = obs.agent
         if self._label.shape[1]:
             x = torch.cat([x, self._label.expand(*x.shape[:-1], -1)], -1)
-        y, memory = self.body(stack_copies(x, self.policies, self.copies), obs.alive, memory)
-        return join_copies(y, self.copies), memory
+        return stack_copies(x, self.policies, self.copies)
 
 
 def stack_copies(x: Tensor, policies: int, copies: int) -> Tensor:
@@ -189,19 +193,3 @@ class IndependentPolicy(nn.Module):
         """Draw what all agents do."""
         distribution, memory = self(obs, memory)
         return distribution.sample(streams), memory
-
-
-class Greedy:
-    """A policy that always takes its most probable decision."""
-
-    def __init__(self, policy: JointActor):
-        self.policy = policy
-
-    def initial_memory(self, num_envs: int) -> Tree:
-        """Memory at the start of an episode."""
-        return self.policy.initial_memory(num_envs)
-
-    def act(self, obs: Observation, memory: Tree, streams: Streams) -> tuple[Decision, Tree]:
-        """The most probable decision."""
-        distribution, memory = self.policy(obs, memory)
-        return distribution.mode(), memory

@@ -35,13 +35,18 @@ class ColumnsConfig(LoggedColumnsConfig):
         description="the probability at which it was shown, in (0, 1]; null where nobody kept it, see behavior"
     )
     episode: str | None = Field(None, description="with step: checked that each step occurs once")
-    step: str | None = Field(None, description="the place in the episode")
+    step: str | None = Field(None, description="the place in the episode: whole numbers that go up by one")
+    terminated: str | None = Field(
+        None, description="of sessions to learn from: true in the step after which the user left; without it all did"
+    )
     multiplicity: str | None = Field(None, description="how many rows a row stands for, where the log was thinned")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ColumnsConfig:
         if (self.episode is None) != (self.step is None):
-            raise ValueError("episode and step belong together; give both or none")
+            raise ValueError("episode and step belong together, such as episode: visit, step: n; give both or none")
+        if self.terminated is not None and self.episode is None:
+            raise ValueError("terminated says which sessions ended, so it needs episode and step")
         return self
 
 

@@ -39,7 +39,8 @@ class Columns:
     propensity: None where nobody kept it (`recsys.bandit.fitted_propensities`). user: whose rows belong together, and
     are drawn together by a bootstrap. episode, step: checked to occur once. multiplicity: how many rows a row stands
     for, where a log was thinned. segments: results are told for each of their values. context: handed to policies and
-    reward models. state: a discrete column that tells what matters of a step, for values of sessions.
+    reward models. state: a discrete column that tells what matters of a step, for values of sessions. terminated: true
+    in the step after which the user left, where other sessions were cut off by the log's end.
 
     Configs name the same columns (`recsys.logs.config`, `recsys.sequential.config`).
     """
@@ -55,6 +56,7 @@ class Columns:
     segments: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
     state: str | None = None
+    terminated: str | None = None
 
     def require_distinct(self) -> None:
         """Raise InputError for a column that is named twice as one kind."""
@@ -80,7 +82,7 @@ class Columns:
     def named(self) -> list[str]:
         """All columns that are read, each once."""
         single = [self.action, self.propensity, self.position, self.user]
-        single += [self.episode, self.step, self.multiplicity, self.state]
+        single += [self.episode, self.step, self.multiplicity, self.state, self.terminated]
         every = (*single, *self.rewards, *self.segments, *self.context)
         return list(dict.fromkeys(name for name in every if name))
 

@@ -13,7 +13,7 @@ ROW = "number of the row"  # a column that no log has
 
 @dataclass(frozen=True)
 class Split:
-    """By user where the log has users, else by row: a share `held_out` of them, which ones is a matter of the seed."""
+    """A share `held_out` of the log, by user, where it has none by session, else by row; which is the seed's matter."""
 
     held_out: float
     seed: int
@@ -27,7 +27,8 @@ class Split:
         return self._part(log, True, "the part held out")
 
     def _part(self, log: Log, held_out: bool, what: str) -> Log:
-        frame = log.frame if log.columns.user else log.frame.with_row_index(ROW)
-        chance = pl.col(log.columns.user or ROW).hash(self.seed) % 2**20
+        unit = log.columns.user or log.columns.episode
+        frame = log.frame if unit else log.frame.with_row_index(ROW)
+        chance = pl.col(unit or ROW).hash(self.seed) % 2**20
         kept = (chance < round(self.held_out * 2**20)) == held_out
         return log.of_rows(frame.filter(kept), f"{log.name}, {what}")

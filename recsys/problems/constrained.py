@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from envs.core import InputError
@@ -26,6 +26,15 @@ class Optimum(NamedTuple):
     policy: Float[Tensor, "S A"]
     returns: Float[Tensor, " K"]
     duals: Float[Tensor, " m"]
+
+
+class Sampled(NamedTuple):
+    """Transitions one by one: what was seen, done, earned of each signal, and what followed."""
+
+    state: Int[np.ndarray, " n"]
+    action: Int[np.ndarray, " n"]
+    reward: Float[np.ndarray, "n K"]
+    following: Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -114,23 +123,42 @@ class ConstrainedProblem:
         visits = torch.from_numpy(found.x[:-1])
         return visits @ self.process.reward[..., 1:].flatten(0, 1)
 
+    def sample(self, transitions: int, rng: np.random.Generator) -> Sampled:
+        """A log of n transitions one by one, as `draw` counts them."""
+        self._require_chances()
+        states, actions = self.process.reward.shape[:2]
+        pair = rng.choice(states * actions, size=transitions, p=self._visited())
+        state, action = np.divmod(pair, actions)
+        reach = self.process.transition.flatten(0, 1).cumsum(-1).numpy()[pair]
+        following = (rng.random(transitions)[:, None] * reach[:, -1:] > reach).sum(1)
+        reward = rng.random((transitions, self.signals)) < self.process.reward.flatten(0, 1).numpy()[pair]
+        return Sampled(state, action, reward.astype(np.float64), following)
+
     def draw(self, transitions: int, logs: int, rng: np.random.Generator) -> Counts:
         """So many logs of n transitions: uniform choices in the states that they visit, rewards of 0 or 1.
 
         Raises InputError for rewards that are no chances.
         """
+        self._require_chances()
+        reward = self.process.reward
+        tried = rng.multinomial(transitions, self._visited(), size=logs).reshape(logs, *reward.shape[:2])
+        following = rng.multinomial(tried, self.process.transition.numpy())
+        earned = rng.binomial(tried[..., None], reward.numpy())
+        return Counts(torch.from_numpy(following).double(), torch.from_numpy(earned).double(), self.process)
+
+    def _require_chances(self) -> None:
         reward = self.process.reward
         if bool(((reward < 0) | (reward > 1)).any()):
             raise InputError(
                 "Logs are drawn with rewards of 0 or 1, so reward must hold chances in [0, 1]; it goes from "
                 f"{float(reward.min()):.6g} to {float(reward.max()):.6g}. Set samples.logs=0 for exact answers alone."
             )
+
+    def _visited(self) -> Float[np.ndarray, " SA"]:
+        """The share of each state and action in what uniform choices visit."""
         visits = self.process.visits(self.uniform()).unsqueeze(-1) * self.uniform()
-        chance = (visits / visits.sum()).flatten().numpy()
-        tried = rng.multinomial(transitions, chance, size=logs).reshape(logs, *visits.shape)
-        following = rng.multinomial(tried, self.process.transition.numpy())
-        earned = rng.binomial(tried[..., None], reward.numpy())
-        return Counts(torch.from_numpy(following).double(), torch.from_numpy(earned).double(), self.process)
+        share: np.ndarray = (visits / visits.sum()).flatten().numpy()
+        return share
 
     def _program(self, gain: Float[Tensor, " SA"], slack: Float[Tensor, " m"]) -> Any:
         """HiGHS' answer, or None for an infeasible one; with slack, a last variable by which thresholds are lowered."""

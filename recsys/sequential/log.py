@@ -7,6 +7,7 @@ O(n T K) numbers, and O(n T A) more for a policy that reads the row where values
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -88,22 +89,14 @@ def read_sessions(log: Log) -> Sessions:
     Raises InputError for a log without episodes, steps and propensities, where a step is missing or occurs twice, where
     users change within a session, and for whatever `Log.chunks` refuses.
     """
-    _require_session_columns(log)
+    require_session_columns(log)
     state = log.columns.state
     chunks = list(log.chunks())
-    place = _places(log)
     action, cluster = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("action", "cluster"))
     reward = np.concatenate([c.reward for c in chunks])
-    episode, step = place["episode"].to_numpy(), place["step"].to_numpy()
-    order = np.lexsort((step, episode))
-    begins = np.flatnonzero(np.diff(episode[order], prepend=-1))
-    lengths = np.diff(begins, append=len(order))
-    _require_whole(log, step[order], begins, order)
+    place, order, begins, lengths = in_order(log, cluster)
     # As for rows of a log without users: sums of independent sessions are independent, and so many clusters suffice.
     own = np.arange(len(lengths)) % ROW_CLUSTERS if log.columns.user is None else cluster[order][begins]
-    if log.columns.user is not None:
-        strayed = cluster[order] != np.repeat(own, lengths)
-        _refuse(log, f"{log.columns.user} other than in the first step of the session", order[strayed])
     require_room(len(lengths) * int(lengths.max()) * reward.shape[1], "a reward for each step and signal")
     rewards, mask = pad(reward[order], lengths)
     numbers = labels = None
@@ -114,7 +107,78 @@ def read_sessions(log: Log) -> Sessions:
     return Sessions(log, order, lengths, own, pad(action[order], lengths)[0], rewards, mask, numbers, labels)
 
 
-def _require_session_columns(log: Log) -> None:
+class InOrder(NamedTuple):
+    """Sessions as a log has them: their columns, and the log's rows session by session and step by step.
+
+    begins [n]: where each session begins among these; lengths [n].
+    """
+
+    place: pl.DataFrame
+    order: Int[np.ndarray, " steps"]
+    begins: Int[np.ndarray, " n"]
+    lengths: Int[np.ndarray, " n"]
+
+
+def in_order(log: Log, cluster: Int[np.ndarray, " steps"]) -> InOrder:
+    """The rows of each session in turn; cluster: a number for the user of each row.
+
+    Raises InputError where a step is missing or occurs twice, and where users change within a session.
+    """
+    place = _places(log)
+    episode, step = place["episode"].to_numpy(), place["step"].to_numpy()
+    order = np.lexsort((step, episode))
+    begins = np.flatnonzero(np.diff(episode[order], prepend=-1))
+    lengths = np.diff(begins, append=len(order))
+    _require_whole(log, step[order], begins, order)
+    if log.columns.user is not None:
+        strayed = cluster[order] != np.repeat(cluster[order][begins], lengths)
+        _refuse(log, f"{log.columns.user} other than in the first step of the session", order[strayed])
+    return InOrder(place, order, begins, lengths)
+
+
+class Successors(NamedTuple):
+    """For each row of a log the row that follows in its session.
+
+    following [n]: itself where none does. ended [n]: the session ended there. cut [n]: the log did, so that nobody
+    knows what followed.
+    """
+
+    following: Int[np.ndarray, " n"]
+    ended: Bool[np.ndarray, " n"]
+    cut: Bool[np.ndarray, " n"]
+
+
+def successors(log: Log, cluster: Int[np.ndarray, " n"]) -> Successors:
+    """What follows what; sessions end with their last row, unless `columns.terminated` says that these were cut off.
+
+    Raises InputError as `in_order` does, for a log without sessions, and for steps after which the user is said to
+    have left although the session goes on.
+    """
+    require_session_columns(log)
+    _, order, begins, lengths = in_order(log, cluster)
+    following = np.arange(len(order))
+    last = np.zeros(len(order), dtype=bool)
+    last[order[begins + lengths - 1]] = True
+    following[order[:-1]] = np.where(last[order[:-1]], order[:-1], order[1:])
+    ended = last if log.columns.terminated is None else _terminated(log)
+    _refuse(log, f"{log.columns.terminated} before the last step of the session", np.flatnonzero(ended & ~last))
+    return Successors(following, ended, last & ~ended)
+
+
+def _terminated(log: Log) -> Bool[np.ndarray, " n"]:
+    """The column that says where users left."""
+    column, kind = str(log.columns.terminated), log.schema[str(log.columns.terminated)]
+    wanted = log.frame.select(pl.col(column).cast(pl.Int64, strict=False).alias("ended"))
+    ended = pl.concat(exact_batches(wanted, CHUNK_ROWS, log.name, log.files.fault))["ended"].fill_null(-1).to_numpy()
+    if not (kind == pl.Boolean or kind.is_integer()) or not np.isin(ended, (0, 1)).all():
+        raise InputError(
+            f"Column {column!r} of {log.name} must hold true and false, or 1 and 0, for each step: whether the user "
+            f"left after it. It holds {log.held(column, pl.Int64)}, or is missing in places."
+        )
+    return ended == 1
+
+
+def require_session_columns(log: Log) -> None:
     """Raise InputError for a log that does not say which rows are a session, or how likely its actions were."""
     columns = log.columns
     lacking = [name for name in ("episode", "step", "propensity") if getattr(columns, name) is None]

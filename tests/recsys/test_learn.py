@@ -17,9 +17,7 @@ from marl.commands.run import run_training
 from marl.config.catalog import find_config
 from marl.config.load import read_yaml, resolve
 from marl.output.report import Report
-from marl.training.checkpoints import checkpoints, load_checkpoint
-from marl.training.run import Run
-from recsys.learn import Config, columns_of, fit, learn
+from recsys.learn import columns_of, learn
 from recsys.logs.splits import Split
 from recsys.policies.from_run import View
 from recsys.problems.bandit import synthetic_bandit
@@ -95,24 +93,6 @@ def test_users_are_on_one_side_each_and_every_row_is_on_one() -> None:
             assert not set(learning["user"]) & set(held_out["user"])
         assert Split(0.3, 5).evaluation(log).frame.collect().equals(held_out)
         assert not Split(0.3, 6).evaluation(log).frame.collect().equals(held_out)
-
-
-def final(folder: Path) -> dict[str, bytes]:
-    state = load_checkpoint(checkpoints(folder / "checkpoints" / "train")[-1])["learner"]
-    names = ("policy", "critic", "target_critic", "policy_optimizer", "critic_optimizer")
-    return {f"{part}/{name}": x.numpy().tobytes() for part in names for name, x in state[part].items()}
-
-
-def test_training_that_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    log, _ = synthetic_bandit(rows=2_000)
-    view = View.of(log)
-    base = {"recipe": "recsys.learn", "learner": {"rows": 64, "discount": 0.5}}
-    whole, half = (Config.model_validate({**base, "train": {"env_steps": 64 * n}}) for n in (40, 17))
-    fit(whole, Run(tmp_path / "whole", whole), log, view)
-    fit(half, Run(tmp_path / "parts", half), log, view)
-    assert final(tmp_path / "parts") != final(tmp_path / "whole")
-    fit(whole, Run(tmp_path / "parts", whole), log, view)
-    assert final(tmp_path / "parts") == final(tmp_path / "whole")
 
 
 def test_real_logs_with_positions_are_learned_from(tmp_path: Path) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_offline import TableCritic, TablePolicy
 from small_runs import assert_close
-from torch import Tensor, nn
+from torch import Tensor
 
-from envs.core import Decision, Discrete, InputError, Observation, Streams
+from envs.core import Decision, InputError, Streams
 from marl.learning.batch import Batch
 from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig, channel_weights
 from marl.learning.offline_batch import Logged, chooser_spec, transitions
 from marl.models.action_critic import ActionCritic
-from marl.models.distributions import IndependentCategorical
 from marl.models.layers import NetworkConfig
 from marl.models.policies import IndependentPolicy, PolicyConfig
 
@@ -25,39 +25,6 @@ CONTEXTS, ACTIONS = 2, 3
 LOGITS = [[0.5, -1.0, 0.2], [1.5, 0.3, -0.7]]
 LOGGING = np.array([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
 MEAN = np.array([[0.9, 0.1, 0.5], [0.2, 0.6, 0.4]])
-
-
-class TablePolicy(nn.Module):
-    """A logit for each context (seen as one-hot) and action."""
-
-    space, members = Discrete((ACTIONS,)), None
-
-    def __init__(self, logits: Sequence[Sequence[float]] = LOGITS):
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(logits, dtype=torch.float64))
-
-    def initial_memory(self, num_envs: int) -> None:
-        return None
-
-    def forward(self, obs: Observation, memory: None) -> tuple[IndependentCategorical, None]:
-        return IndependentCategorical(obs.agent.double() @ self.logits, (ACTIONS,)), None
-
-    def act(self, obs: Observation, memory: None, streams: Streams) -> tuple[Decision, None]:
-        return self(obs, memory)[0].sample(streams), None
-
-
-class TableCritic(nn.Module):
-    """A value for each context, action and channel."""
-
-    actions = ACTIONS
-
-    def __init__(self, values: np.ndarray):
-        super().__init__()
-        self.channels = values.shape[-1]
-        self.values = nn.Parameter(torch.tensor(np.moveaxis(values, -1, 0)))
-
-    def forward(self, obs: Observation) -> Tensor:
-        return torch.einsum("bns,ksa->bnak", obs.agent.double(), self.values)
 
 
 def logged(rows: int, seed: int, channels: int = 1) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray]:
@@ -87,7 +54,7 @@ def gradient_of(learner: LoggedActorCritic, batch: Batch) -> np.ndarray:
 
 def table_learner(q: np.ndarray, **settings: Any) -> LoggedActorCritic:
     config = LoggedLearnerConfig(**settings)
-    return LoggedActorCritic(TablePolicy(), TableCritic(q), config)
+    return LoggedActorCritic(TablePolicy(LOGITS), TableCritic(q), config)
 
 
 def differences(objective: Any) -> np.ndarray:

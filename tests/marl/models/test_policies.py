@@ -15,7 +15,8 @@ from envs.core import Decision, Observation, Streams, Tree, tree_map
 from envs.games import climbing
 from envs.speaker_listener import SpeakerListener
 from envs.world import TensorEnv, World
-from marl.models.policies import Greedy, IndependentPolicy, PolicyConfig
+from marl.evaluation.greedy import Greedy
+from marl.models.policies import IndependentPolicy, PolicyConfig
 
 SMALL = {"network": {"hidden": (8,)}}
 KINDS: list[dict[str, Any]] = [SMALL, GRU, {**ATTENTION, "share": "all"}, {**MESSAGES, "share": "all"}]

@@ -19,12 +19,12 @@ from marl.algorithms.bnpg.graphs import Graph, GraphDistribution, edge_list, lev
 from marl.algorithms.bnpg.policy import BayesianPolicy, BayesianPolicyConfig, WithoutEdges
 from marl.algorithms.bnpg.relaxed import assign, sinkhorn
 from marl.algorithms.bnpg.sampling_order import SamplingOrder
+from marl.evaluation.greedy import Greedy
 from marl.learning.actor_critic import ActorCritic, LearnerConfig
 from marl.learning.losses import clipped_surrogate
 from marl.learning.rollout import OnPolicy
 from marl.learning.scalarization import Team
 from marl.models.critics import CriticConfig, build_critic
-from marl.models.policies import Greedy
 
 SMALL = {"network": {"hidden": (8,)}}
 LEARNED = {"kind": "learned", "network": {"kind": "attention", "hidden": (8,), "heads": 2}}

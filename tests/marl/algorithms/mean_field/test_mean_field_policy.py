@@ -16,9 +16,9 @@ from torch import Tensor
 from envs.core import Decision, InputError, Observation, Streams
 from envs.world import TensorEnv
 from marl.algorithms.mean_field.policy import FollowingAgents, MeanRule, SwarmPolicy, SwarmPolicyConfig
+from marl.evaluation.greedy import Greedy
 from marl.learning.losses import clipped_surrogate
 from marl.models.critics import CriticConfig, build_critic
-from marl.models.policies import Greedy
 from marl.training.policy_rows import take_policy
 
 MODES = [{"explore": explore, "sees": sees} for explore in ("rule", "agent") for sees in ("swarm", "time", "nothing")]
