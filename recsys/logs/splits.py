@@ -1,4 +1,4 @@
-"""The split of a log into rows to learn from and rows held out for the evaluation."""
+"""The split of a log into parts that share no user: to learn from, to choose by, to evaluate on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import polars as pl
 from recsys.logs.log import Log
 
 ROW = "number of the row"  # a column that no log has
+FINENESS = 2**20
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,39 @@ class Split:
 
     def learning(self, log: Log) -> Log:
         """The rows to learn from."""
-        return self._part(log, False, "the part to learn from")
+        return part_of(log, self.seed, self.held_out, 1.0, "the part to learn from")
 
     def evaluation(self, log: Log) -> Log:
         """The others."""
-        return self._part(log, True, "the part held out")
+        return part_of(log, self.seed, 0.0, self.held_out, "the part held out")
 
-    def _part(self, log: Log, held_out: bool, what: str) -> Log:
-        unit = log.columns.user or log.columns.episode
-        frame = log.frame if unit else log.frame.with_row_index(ROW)
-        chance = pl.col(unit or ROW).hash(self.seed) % 2**20
-        kept = (chance < round(self.held_out * 2**20)) == held_out
-        return log.of_rows(frame.filter(kept), f"{log.name}, {what}")
+
+@dataclass(frozen=True)
+class Parts:
+    """Three parts likewise: certify and validate are shares of the log, and the rest is learned from."""
+
+    validate: float
+    certify: float
+    seed: int
+
+    def learning(self, log: Log) -> Log:
+        """The rows to learn from."""
+        return part_of(log, self.seed, self.certify + self.validate, 1.0, "the part to learn from")
+
+    def validation(self, log: Log) -> Log:
+        """The rows to choose by."""
+        return part_of(log, self.seed, self.certify, self.certify + self.validate, "the part to choose by")
+
+    @property
+    def last(self) -> Split:
+        """The rows that nothing was chosen by, against all others."""
+        return Split(self.certify, self.seed)
+
+
+def part_of(log: Log, seed: int, low: float, high: float, what: str) -> Log:
+    """The users, or else sessions, or else rows, whose number in [0, 1) is in [low, high)."""
+    unit = log.columns.user or log.columns.episode
+    frame = log.frame if unit else log.frame.with_row_index(ROW)
+    number = pl.col(unit or ROW).hash(seed) % FINENESS
+    kept = (number >= round(low * FINENESS)) & (number < round(high * FINENESS))
+    return log.of_rows(frame.filter(kept), f"{log.name}, {what}")

@@ -54,6 +54,26 @@ def headline(results: Results) -> Iterable[Element]:
     yield table(header, cells, "headline")
 
 
+def _certificate(results: Results) -> Iterable[Element]:
+    """The standing of each response that was to be held, and what it rests on."""
+    rows = results.tables.get("certificate", [])
+    if not rows:
+        return
+    yield tag("p", "; ".join(f"{row['response']}: {row['standing']}" for row in rows))
+    header = ["response", "must be", "in the log", "would be", "above the threshold by", "events", "needed", "standing"]
+    cells: list[list[Child]] = []
+    for row in rows:
+        between = f"[{percent(number(row['low']))}, {percent(number(row['high']))}]"
+        told = [exact(number(row[name]), rounded(number(row[name]))) for name in ("logged", "learned")]
+        counted = [exact(number(row[name]), rounded(number(row[name]))) for name in ("events", "needed")]
+        cells.append([row["response"], row["must"], *told, between, *counted, row["standing"]])
+    yield table(header, cells)
+    yield _note(
+        "By users that nothing was learned from or chosen by; one-sided bounds that hold for all responses at once, in "
+        "units of the threshold. Needed are events that tell a change as large as the margin, at weights of 1."
+    )
+
+
 def _change_in_words(row: dict[str, Any] | None, decimals: int) -> tuple[Child, Child]:
     """A change with its sign, and its interval; nothing for none."""
     if row is None:
@@ -311,6 +331,7 @@ class Section:
 
 
 SECTIONS = (
+    Section("certificate", "What is held", _certificate),
     Section("headline", "What to read", headline),
     Section("differences", "What policies would change", _differences),
     Section("estimates", "Estimates", _estimates),

@@ -191,10 +191,11 @@ def student_t(sums: ClusterSums, level: float = 0.95, side: Side = "both") -> In
     from scipy import special
 
     error, value = standard_error(sums), sums.value
-    low, high = [
-        error * (special.stdtrit(max(sums.clusters - 1, 1), 1 - tail) if tail else math.inf)
-        for tail in tails(level, side)
-    ]
+    with np.errstate(invalid="ignore"):
+        low, high = [
+            error * (special.stdtrit(max(sums.clusters - 1, 1), 1 - tail) if tail else math.inf)
+            for tail in tails(level, side)
+        ]
     # 0 · ∞ is a bound that was not asked for, on a signal that never varied
     return Interval(value, value - _endless(low), value + _endless(high), sums.clusters, level, "t")
 

@@ -27,7 +27,7 @@ from recsys.problems.base import ProblemConfig
 from recsys.problems.constrained import ConstrainedProblem
 from recsys.tscac.closed_form import product
 from recsys.tscac.projection import Product, Projected, Uniform
-from recsys.tscac.stages import Fitted, StageConfig, equal_shares, fit_stage
+from recsys.tscac.stages import Fitted, Goals, StageConfig, equal_shares, fit_stage
 from recsys.tscac.tables import fixed_point
 
 __all__ = ["Config", "recipe"]
@@ -60,24 +60,14 @@ class NeuralTscac(Recipe):
         log, spec = drawn(problem, config.transitions, run)
         policies = problem.signals - 1
         discount = torch.full((problem.signals,), problem.process.discount)
-        alone = Projected(Uniform(only_choice(spec.action)), torch.full((policies,), config.stage_one_temperature))
-        first = fit_stage(
-            run,
-            STAGE_ONE,
-            log,
-            spec,
-            config.stage_one,
-            alone,
-            owned=[[1 + k] for k in range(policies)],
-            discount=discount,
-            temperature=config.stage_one_temperature,
-        )
+        free = Projected(Uniform(only_choice(spec.action)), torch.full((policies,), config.stage_one_temperature))
+        owned = [[1 + k] for k in range(policies)]
+        alone = Goals(free, owned, discount, config.stage_one_temperature)
+        first = fit_stage(run, STAGE_ONE, log, spec, config.stage_one, alone)
         anchor = Product(first.policy, equal_shares(policies))
         closeness = torch.tensor(config.closeness)
         tie = Projected(anchor, closeness * policies)
-        second = fit_stage(
-            run, STAGE_TWO, log, spec, config.stage_two, tie, owned=[[0]] * len(closeness), discount=discount
-        )
+        second = fit_stage(run, STAGE_TWO, log, spec, config.stage_two, Goals(tie, [[0]] * len(closeness), discount))
         rows = judged(problem, config, first, second, tie)
         metrics = {
             f"{row['policy']}/{name}": Metric.exact(x) for row in rows for name, x in row.items() if name != "policy"

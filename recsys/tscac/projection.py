@@ -65,6 +65,11 @@ class Product:
         return Observation(repeated(obs.agent), repeated(obs.state), repeated(obs.alive), legal)
 
 
+def imitate(batch: Batch, rows: Estimated) -> Float[Tensor, "B N"]:
+    """The objective of a policy that shall choose as the log does: log π of the logged action."""
+    return rows.log_probs.gather(-1, batch.decision.action).squeeze(-1)
+
+
 class Projected:
     """The objective of a policy that shall be the closed-form optimum π* ∝ exp(anchor + q/Λ) of its own critic.
 

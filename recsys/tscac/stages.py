@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,15 +13,14 @@ from torch import Tensor
 from envs.core import EnvSpec
 from marl.config.schema import Section
 from marl.learning.batch import Batch
-from marl.learning.learner import Chain
-from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig
+from marl.learning.learner import Chain, Learner
+from marl.learning.offline_actor_critic import LoggedActorCritic, LoggedLearnerConfig, Objective
 from marl.learning.offline_batch import Logged
 from marl.learning.owned_channels import OwnedChannels
 from marl.models.action_critic import ActionCritic
 from marl.models.layers import NetworkConfig
 from marl.models.policies import IndependentPolicy, PolicyConfig
 from marl.training.run import Run, env_steps_to_updates
-from recsys.tscac.projection import Projected
 
 LEARNER = LoggedLearnerConfig()
 
@@ -54,6 +53,28 @@ class StageConfig(Section):
         )
 
 
+Beside = Callable[[LoggedActorCritic], Mapping[str, Learner]]
+
+
+def _alone(learner: LoggedActorCritic) -> Mapping[str, Learner]:
+    """Nobody."""
+    return {}
+
+
+class Goals(NamedTuple):
+    """What M policies of a stage want.
+
+    owned: for each the channels that its critics are of, one a policy where values are soft. discount: γ of each
+    channel of the log. temperature: τ of soft values. weights: what each makes of its own channels, 1 where not given.
+    """
+
+    objective: Objective
+    owned: Sequence[Sequence[int]]
+    discount: Float[Tensor, " K"]
+    temperature: float = 0.0
+    weights: Float[Tensor, "M own"] | None = None
+
+
 class Fitted(NamedTuple):
     """Policies of a stage and their critics, seed-major."""
 
@@ -67,19 +88,15 @@ def fit_stage(
     log: Batch,
     spec: EnvSpec,
     config: StageConfig,
-    objective: Projected,
-    *,
-    owned: Sequence[Sequence[int]],
-    discount: Float[Tensor, " K"],
-    temperature: float = 0.0,
+    goals: Goals,
+    beside: Beside = _alone,
 ) -> Fitted:
-    """Train a stage's policies on all rows of a log, as many for each seed as `owned` has lists.
+    """Train a stage's policies on all rows of a log, as many for each seed as there are goals.
 
-    owned: for each policy the channels that its critics are of, one a policy where values are soft; temperature: τ of
-    these. discount: γ of each channel of the log.
+    beside: learners that come first in each update, made from the stage's own.
     """
-    members = len(owned)
-    channels = OwnedChannels([list(own) for own in owned] * len(run.seeds), run.device)
+    members, weights = len(goals.owned), goals.weights
+    channels = OwnedChannels([list(own) for own in goals.owned] * len(run.seeds), run.device)
     narrow = channels.spec(spec)
     policy = IndependentPolicy(narrow, PolicyConfig(network=config.policy), run.streams(f"{name} policy", members))
     critic = ActionCritic(narrow, config.critic, run.streams(f"{name} critic", members))
@@ -87,14 +104,15 @@ def fit_stage(
     learner = LoggedActorCritic(
         policy,
         critic,
-        config.learner(temperature),
+        config.learner(goals.temperature),
         len(channels.owned),
-        discount=discount.to(run.device)[channels.owned],
-        objective=objective,
+        weights=None if weights is None else weights.repeat(len(run.seeds), 1),
+        discount=goals.discount.to(run.device)[channels.owned],
+        objective=goals.objective,
         updates=updates,
     )
     source = Logged(log, rows=config.rows, streams=run.streams(f"{name} rows", members))
-    chain = Chain({"channels": channels, "learner": learner})
+    chain = Chain({"channels": channels, **beside(learner), "learner": learner})
     run.fit(name, chain, source, updates, cpu_seconds=run.config.train.cpu_seconds, members=members)
     return Fitted(policy, critic)
 

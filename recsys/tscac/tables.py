@@ -74,12 +74,12 @@ def dual_ascent(
         advantage, returns = process.advantage(policy)
         over = torch.where(span[1:] > TINY, (returns[..., 1:] - thresholds) / span[1:].clamp(min=TINY), 0.0)
         best = _better_of(best, _Iterate(policy, multipliers, returns[..., 0] / span[0].clamp(min=TINY), over))
-        rate = _adapted(rate, over * last_over, MOST)
+        rate = adapted(rate, over * last_over, MOST)
         free = (multipliers - rate * exchange * over).clamp(min=0.0)
         worth = torch.cat([torch.ones_like(free[..., :1]), free], -1)
         latest = tied(base, torch.einsum("psak,pk->psa", advantage, worth), temperature).log_probs.exp()
         move = latest - policy
-        share = _adapted(share, (move * last_move).sum((1, 2), keepdim=True), DAMPING)
+        share = adapted(share, (move * last_move).sum((1, 2), keepdim=True), DAMPING)
         idle = (free == 0) & (multipliers == 0)
         unmet = torch.where(idle, (-over).clamp(min=0.0), over.abs())
         policy, multipliers, last_over, last_move = policy + share * move, free, over, move
@@ -111,6 +111,6 @@ def _better_of(best: _Iterate | None, latest: _Iterate) -> _Iterate:
     return _Iterate(*chosen)
 
 
-def _adapted(step: Tensor, agreement: Tensor, most: float) -> Tensor:
+def adapted(step: Tensor, agreement: Tensor, most: float) -> Tensor:
     """Steps a little longer where the last two went one way, half as long where they turned back."""
     return torch.where(agreement < 0, step * SHORTER, step * LONGER).clamp(LEAST, most)
